@@ -1,0 +1,126 @@
+"""The schema of an experiment: every key, its default and its meaning. Other configs edit it.
+
+Everything that can change a reported number is here; wiring of the host (reader threads, loggers) is gin's
+(`configs/gin/`). Override any key on the command line, e.g. `--config.encoder.width=64`.
+"""
+
+from ml_collections import ConfigDict
+
+
+def training(**values) -> ConfigDict:
+    """Keys of one stage of training."""
+    stage = ConfigDict(
+        dict(
+            steps=1000,
+            batch_size=128,  # examples a step, over all devices
+            accumulate=1,  # microbatches a step is computed in, one after the other (saves memory)
+            learning_rate=1e-3,  # peak; linear warm-up, then cosine decay to 0 (paper appendix C)
+            warmup_fraction=0.1,  # share of the steps
+            weight_decay=1e-3,  # AdamW; never on norms, biases and gates
+            clip_norm=1.0,  # global gradient norm; 0 = no clipping
+            log_every=10,  # steps between rows of metrics.jsonl and TensorBoard
+            eval_every=200,  # steps between evaluations on the validation windows; 0 = never
+            checkpoint_every=200,  # steps between checkpoints (one more is written at the end)
+            keep_last=2,  # newest checkpoints kept
+            keep_best="",  # validation metric whose best checkpoint is kept and used: recall@10, ndcg@10 or loss; "" = last
+        )
+    )
+    with stage.unlocked():
+        stage.update(values)
+    return stage
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.name = "base"
+    config.seed = 0
+    config.task = "next_item"
+    config.stages = ("llm", "encoder", "user_llm")  # those that apply run, in this order
+
+    config.data = ConfigDict(
+        dict(
+            dataset="movielens/20m",  # a TFDS name: builder/config
+            raw_path="",  # zip or folder with the official files; "" = download
+            data_dir="",  # where built datasets live; "" = TFDS's default (~/tensorflow_datasets)
+            max_malformed=0.0,  # share of malformed rows above which the build stops
+            history_length=50,  # N: events the user encoder sees
+            min_history=0,  # shortest history of a window, padded and masked; 0 = history_length (paper)
+            text_history=0,  # latest events written into the prompt
+            validation=True,  # position n-2 leaves training and steers keep_best
+            simulated=ConfigDict(dict(num_users=2000, num_items=600, mean_events=45, seed=0)),
+        )
+    )
+    config.prompt = ConfigDict(
+        dict(
+            max_inputs=32,  # tokens of the prompt, text history included
+            max_targets=24,  # tokens of the answer; longer titles are cut, and counted
+        )
+    )
+    config.encoder = ConfigDict(
+        dict(
+            kind="autoregressive",
+            init="pretrained",  # pretrained | random (the paper's PT | RD)
+            features=("item", "category", "rating"),
+            num_layers=6,
+            width=128,
+            num_heads=8,
+            hidden=512,
+            dropout=0.0,
+            chunk_rows=512,  # rows of logits held at once by the softmax over the catalogue
+        )
+    )
+    config.llm = ConfigDict(
+        dict(
+            checkpoint="",  # Hugging Face folder; its dims replace those below, and stage `llm` is skipped
+            vocabulary="",  # SentencePiece model; "" = the checkpoint's, or one trained on the catalogue
+            vocabulary_size=2048,  # pieces, when one is trained
+            num_layers=4,
+            width=128,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=32,
+            hidden=384,
+            max_length=512,
+            rope_theta=10000.0,
+            tie_embeddings=True,
+        )
+    )
+    config.integration = ConfigDict(
+        dict(
+            kind="cross_attention",
+            every=1,  # a cross-attention block before every k-th LLM layer
+            num_heads=4,
+            head_dim=32,
+            hidden=256,  # of the block's gated MLP
+        )
+    )
+    config.strategy = "full"  # full | enc | proj (paper 3.2.3)
+
+    config.compute = ConfigDict(
+        dict(
+            dtype="float32",  # activations: float32 | bfloat16
+            param_dtype="float32",  # trainable parameters
+            frozen_dtype="float32",  # parameters the strategy freezes
+            scan_layers=False,  # compile one layer instead of all: on for accelerators, off on CPU (slower there)
+            remat=False,  # recompute activations in the backward pass (saves memory; needs scan_layers)
+            mesh=ConfigDict(dict(data=-1, fsdp=1, tensor=1)),  # devices an axis; -1 = the rest
+        )
+    )
+    config.training = ConfigDict(
+        dict(
+            llm=training(weight_decay=1e-2),
+            encoder=training(weight_decay=1e-1, keep_best="recall@10"),
+            user_llm=training(keep_best="loss"),
+        )
+    )
+    config.evaluation = ConfigDict(
+        dict(
+            batch_size=64,  # users at once
+            num_beams=10,
+            constrained=True,  # beams stay inside the catalogue; False = the paper's free beams
+            exclude_history=True,  # a seen item is no answer, for every row of the table; False = paper
+            max_users=0,  # 0 = all test users
+            bootstrap_samples=1000,
+        )
+    )
+    return config.lock()
