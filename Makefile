@@ -1,0 +1,48 @@
+# Every target does its own set-up: it creates .venv when missing and installs what it needs, once per setup.py.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+demo: $(VENV)/.installed-core  ## simulated data to the recall table: a few minutes on two CPU cores
+	$(BIN)/python -m user_llm.main --config=configs/simulated.py --workdir=runs/demo
+
+# glibc maps every large buffer afresh at each step by default; keeping the pages saves 10-50 % of a CPU step.
+demo: export MALLOC_MMAP_MAX_ = 0
+demo: export MALLOC_TRIM_THRESHOLD_ = 100000000000
+demo: export MALLOC_ARENA_MAX = 1
+demo: export MALLOC_TOP_PAD_ = 67108864
+
+test: $(VENV)/.installed-test  ## run the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-test  ## check the code with ruff
+	$(BIN)/ruff check .
+
+bench: $(VENV)/.installed-test  ## measure data pipeline and encoder step, side by side with their peers
+	$(BIN)/python -m benchmarks
+
+clean:  ## remove caches and build leftovers; .venv and runs/ stay
+	rm -rf build dist *.egg-info .cache .pytest_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "user-llm needs Python 3.11 or later, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." >&2; \
+	  echo "Name another interpreter: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=26'  # older ones backtrack for minutes
+	@touch $@
+
+$(VENV)/.installed-core: setup.py $(VENV)/.created
+	$(BIN)/python -m pip install --quiet -e .
+	@touch $@
+
+$(VENV)/.installed-test: setup.py $(VENV)/.created
+	$(BIN)/python -m pip install --quiet -e '.[test]'
+	@touch $@ $(VENV)/.installed-core

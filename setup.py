@@ -1,0 +1,63 @@
+"""Packaging of `user_llm` and `tfds_builders`. Configs, tests and benchmarks are run from the clone.
+
+Lower bounds are the versions the test suite is run with on Python 3.11 and 3.12 (jax and flax publish newer
+releases for 3.12; the bound is what both can have). An upper bound appears only where a break is known.
+"""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+INSTALL_REQUIRES = [
+    "absl-py>=2.5",
+    "duckdb>=2.0",
+    "flax>=0.12.8",
+    "grain>=0.2.18",
+    "jax>=0.10.2",
+    "ml_collections>=1.1",
+    "numpy>=2.4",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8",
+    "rich>=15.0",
+    "safetensors>=0.8",
+    "sentencepiece>=0.2.2",
+    "seqio>=0.0.20",
+    "tensorflow>=2.21",
+    "tensorflow-datasets>=4.9.10",
+    # Needed by what stands above, which does not declare them:
+    "importlib_resources>=7.0",  # tensorflow-datasets imports it on every Python
+    "tensorboard>=2.21",  # tensorflow 2.21 no longer depends on it; clu's and seqio's loggers import it
+]
+
+TEST_REQUIRES = [
+    "dill>=0.4",  # tensorflow_datasets.testing imports it without declaring it
+    "hypothesis>=6.170",
+    "pytest>=9.0",
+    "pytest-timeout>=2.4",
+    "ruff>=0.17",
+    "transformers>=5.23",
+    # Parity tests compare with PyTorch. They run on 3.11 only, and say so where they skip: on 3.12 plain pip
+    # takes a CUDA build of several GB. The exact version is the one whose tolerances were measured.
+    'torch==2.13.0; python_version < "3.12"',
+]
+
+# Reserved for `launch/`. xmanager needs protobuf < 7, with which sentencepiece 0.2.3 fails to import.
+LAUNCH_REQUIRES = [
+    "sentencepiece<=0.2.2",
+    "xmanager>=0.8.5",
+]
+
+setup(
+    name="user-llm",
+    version="0.1.0",
+    description="User-LLM: efficient contextualisation of language models with user embeddings, in JAX",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["user_llm", "user_llm.*", "tfds_builders", "tfds_builders.*"]),
+    package_data={"": ["*.md", "*.bib", "*.tsv", "*.txt", "dummy_data/*", "dummy_data/**/*"]},
+    install_requires=INSTALL_REQUIRES,
+    extras_require={"test": TEST_REQUIRES, "launch": LAUNCH_REQUIRES},
+)

@@ -1,0 +1,31 @@
+"""What all tests share: a quiet CPU backend with 8 devices, a compilation cache, the folder of real data."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# Set before JAX and TensorFlow are first imported, and in the environment rather than in `jax.config`, so that
+# the processes which end-to-end tests start inherit it. The caller's own values win.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Gives this process 8 devices, for the mesh tests. Processes that tests start are left with one."""
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder with real data and a real checkpoint, neither of them in the repository; skips without it."""
+    folder = Path(os.environ.get("USER_LLM_SHARED", REPOSITORY.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data in {folder}: set USER_LLM_SHARED to a folder that holds data/ and llm/")
+    return folder
