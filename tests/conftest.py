@@ -7,7 +7,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-# Set before JAX and TensorFlow are first imported, and in the environment rather than in `jax.config`, so that
+# Set before JAX and TensorFlow are first imported, and in the environment, not in `jax.config`, so that
 # the processes which end-to-end tests start inherit it. The caller's own values win.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -24,7 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
-    """The folder with real data and a real checkpoint, neither of them in the repository; skips without it."""
+    """The folder with real data and a real checkpoint, neither committed here; skips when absent."""
     folder = Path(os.environ.get("USER_LLM_SHARED", REPOSITORY.parent / "shared"))
     if not folder.is_dir():
         pytest.skip(f"no real data in {folder}: set USER_LLM_SHARED to a folder that holds data/ and llm/")
