@@ -1,0 +1,67 @@
+"""Checkpoints of one stage: written in the background, the newest and the best kept, restored to any mesh."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+_METRIC = "keep_best"  # the name the kept metric has beside a checkpoint; higher is better
+
+
+class StageCheckpoints:
+    """The checkpoints under `<folder>/checkpoints/`, one per saved step.
+
+    A step holds the arrays of the training state and a JSON note (iterator position, clock). A step that
+    was being written when the process died is no step: Orbax commits by renaming.
+    """
+
+    def __init__(self, folder: Path, *, keep_last: int = 1, keep_best: bool = False, read_only: bool = False):
+        keep: list[Any] = [policies.LatestN(keep_last)]
+        if keep_best:
+            keep.append(
+                policies.BestN(get_metric_fn=lambda metrics: metrics[_METRIC], n=1, keep_checkpoints_without_metrics=False)
+            )
+        self._keep_best = keep_best
+        self._manager = ocp.CheckpointManager(
+            (folder / "checkpoints").resolve(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policies.AnyPreservationPolicy(keep),
+                best_fn=(lambda metrics: metrics[_METRIC]) if keep_best else None,
+                read_only=read_only,
+                create=not read_only,
+            ),
+            item_names=("state", "note"),
+        )
+
+    def latest_step(self) -> int | None:
+        """The newest complete step, or None."""
+        return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """The step later stages use: the best by the kept metric, or the newest where none is kept."""
+        best = self._manager.best_step() if self._keep_best else None
+        return self.latest_step() if best is None else best
+
+    def save(self, step: int, state: Any, note: Mapping[str, Any], metric: float | None = None) -> None:
+        """Copies `state` off the devices and returns; writing goes on in the background."""
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(state=ocp.args.StandardSave(state), note=ocp.args.JsonSave(dict(note))),
+            metrics=None if metric is None else {_METRIC: metric},
+        )
+
+    def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        """Restores (state, note) of `step` to the shapes, dtypes and shardings of `like` (arrays or abstract)."""
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), note=ocp.args.JsonRestore())
+        )
+        return restored["state"], restored["note"]
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._manager.wait_until_finished()
+        self._manager.close()

@@ -1,0 +1,55 @@
+"""Initial parameters of a stage: some pretrained (an earlier stage, a downloaded LLM), the rest random."""
+
+from collections.abc import Mapping
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from user_llm.models import parameters
+from user_llm.models.parameters import Builder, Parameters
+from user_llm.parallel import rules
+
+
+def with_prefix(prefix: str, pretrained: Parameters) -> Parameters:
+    """The parameters of a component, under its name in the whole model: `stack/…` → `encoder/stack/…`."""
+    return {f"{prefix}/{path}": value for path, value in pretrained.items()}
+
+
+def initialise(
+    build: Builder, seed: int, mesh: Mesh, pretrained: Mapping[str, jax.Array] | None = None
+) -> tuple[nnx.GraphDef, Parameters, Parameters]:
+    """Builds a model straight onto the mesh: `pretrained` values where given, random ones elsewhere.
+
+    Random tensors a pretrained one replaces are never computed, and no device holds more than its slice.
+
+    Returns:
+      (structure, parameters, buffers), as `parameters.split` does.
+
+    Raises:
+      ValueError: a pretrained tensor has no place in the model, or another shape.
+    """
+    pretrained = pretrained or {}
+    model = parameters.abstract(build)
+    graphdef, abstract, abstract_buffers = parameters.split(model)
+    for path, value in pretrained.items():
+        if path not in abstract:
+            raise ValueError(f"The pretrained tensor {path} {value.shape} has no place in this model.")
+        if abstract[path].shape != value.shape:
+            raise ValueError(
+                f"The pretrained tensor {path} has shape {value.shape}, the model expects {abstract[path].shape}: "
+                "the config describes another model than the one that was trained."
+            )
+    shardings = rules.parameter_shardings(abstract, parameters.logical_axes(model), mesh)
+    random = {path: sharding for path, sharding in shardings.items() if path not in pretrained}
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def draw() -> tuple[Parameters, Parameters]:
+        _, drawn, buffers = parameters.split(build(nnx.Rngs(seed)))
+        return {path: drawn[path] for path in random}, buffers
+
+    drawn, buffers = jax.jit(draw, out_shardings=(random, {path: whole for path in abstract_buffers}))()
+    placed = {
+        path: jax.device_put(value.astype(abstract[path].dtype), shardings[path], may_alias=False) for path, value in pretrained.items()
+    }
+    return graphdef, {path: placed[path] if path in placed else drawn[path] for path in abstract}, buffers

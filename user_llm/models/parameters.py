@@ -1,0 +1,47 @@
+"""A module's parameters as a flat `{path: array}` dict, the form training, sharding and checkpoints share.
+
+Paths join attribute names and list indices with "/", as in `encoder/stack/layers/0/attention/q_DNH`, so
+that one regular expression can name a strategy's tensors, a sharding or a checkpoint's keys. Plain dicts
+also cost `jax.jit` far less Python time per step than NNX states do.
+"""
+
+from collections.abc import Callable
+
+import jax
+from flax import nnx, traverse_util
+
+Parameters = dict[str, jax.Array]
+Builder = Callable[[nnx.Rngs], nnx.Module]
+
+
+def _flatten(state: nnx.State) -> Parameters:
+    flat = traverse_util.flatten_dict(nnx.to_pure_dict(state))
+    return {"/".join(map(str, path)): value for path, value in flat.items()}
+
+
+def _unflatten(flat: Parameters) -> dict:
+    return traverse_util.unflatten_dict(
+        {tuple(int(part) if part.isdigit() else part for part in path.split("/")): v for path, v in flat.items()}
+    )
+
+
+def split(model: nnx.Module) -> tuple[nnx.GraphDef, Parameters, Parameters]:
+    """Returns (structure, parameters, buffers) of `model`; `merge` puts them together again."""
+    graphdef, parameters, buffers = nnx.split(model, nnx.Param, ...)
+    return graphdef, _flatten(parameters), _flatten(buffers)
+
+
+def merge(graphdef: nnx.GraphDef, parameters: Parameters, buffers: Parameters) -> nnx.Module:
+    """The inverse of `split`; cheap and traceable, so jitted functions call it at their top."""
+    return nnx.merge(graphdef, _unflatten({**parameters, **buffers}))
+
+
+def abstract(build: Builder) -> nnx.Module:
+    """The module `build` would make, with shapes in place of arrays: no memory, no computation."""
+    return nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+
+
+def logical_axes(model: nnx.Module) -> dict[str, tuple[str | None, ...]]:
+    """Path → the logical axis names of the parameter's dimensions (`parallel/rules.py` maps them to a mesh)."""
+    state = nnx.state(model, nnx.Param)
+    return {"/".join(map(str, path)): variable.get_metadata()["logical_axes"] for path, variable in nnx.to_flat_state(state)}

@@ -1,0 +1,40 @@
+"""The device mesh: axes `data` (batch), `fsdp` (batch, and parameters in slices), `tensor` (inside a layer)."""
+
+import math
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = PartitionSpec(("data", "fsdp"))  # the leading axis of every batch array
+
+
+def make_mesh(sizes: Mapping[str, int]) -> Mesh:
+    """The mesh over all devices with `sizes` devices along each of `AXES`; one size may be -1 (the rest).
+
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices.
+    """
+    shape = [sizes[axis] for axis in AXES]
+    devices = jax.device_count()
+    if shape.count(-1) == 1:
+        shape[shape.index(-1)] = devices // max(1, math.prod(size for size in shape if size != -1))
+    if math.prod(shape) != devices or min(shape) < 1:
+        raise ValueError(
+            f"config.compute.mesh = {dict(sizes)} does not cover the {devices} devices of this run: the sizes must "
+            f"multiply to {devices}, and at most one may be -1 (take what is left)."
+        )
+    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Number of slices a batch is cut into."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Puts this host's rows of a batch on its devices, as slices of the global batch. Does not wait for the copy."""
+    sharding = NamedSharding(mesh, BATCH)
+    return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}

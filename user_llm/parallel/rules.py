@@ -1,0 +1,59 @@
+"""Logical axis → mesh axis: how each parameter is cut over the mesh.
+
+Parameters name their dimensions (`layers.py`); this table alone decides what that means on devices, so a
+new sharding is a changed row here and no change in a model (the idea of T5X's logical axis rules).
+"""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+from absl import logging
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+RULES: dict[str, str | None] = {
+    "vocab": "tensor",
+    "items": "tensor",
+    "embed": "fsdp",
+    "user": "fsdp",
+    "mlp": "tensor",
+    "user_mlp": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head_dim": None,
+    "feature": None,
+    "positions": None,
+    "norm": None,
+    "layers": None,
+}
+
+
+def partition_spec(path: str, shape: Sequence[int], axes: Sequence[str | None], mesh: Mesh) -> PartitionSpec:
+    """The cut of one parameter. A dimension its mesh axis does not divide (an odd vocabulary, say) stays whole.
+
+    Raises:
+      ValueError: an axis name without a rule, or a number of names unlike the number of dimensions.
+    """
+    if len(shape) != len(axes):
+        raise ValueError(f"Parameter {path} has shape {tuple(shape)} but {len(axes)} logical axes {tuple(axes)}.")
+    spec: list[str | None] = []
+    for size, axis in zip(shape, axes, strict=True):
+        if axis is not None and axis not in RULES:
+            raise ValueError(f"Parameter {path}: logical axis {axis!r} has no rule; add one to parallel/rules.py.")
+        mesh_axis = RULES[axis] if axis is not None else None
+        if mesh_axis in spec:
+            mesh_axis = None  # one mesh axis cuts a parameter once
+        if mesh_axis is not None and size % mesh.shape[mesh_axis]:
+            logging.info("%s: axis %r (%d) stays whole: %r has %d devices", path, axis, size, mesh_axis, mesh.shape[mesh_axis])
+            mesh_axis = None
+        spec.append(mesh_axis)
+    return PartitionSpec(*spec)
+
+
+def parameter_shardings(
+    parameters: Mapping[str, jax.ShapeDtypeStruct], axes: Mapping[str, Sequence[str | None]], mesh: Mesh
+) -> dict[str, NamedSharding]:
+    """Path → sharding, for (abstract) parameters and their logical axes."""
+    return {
+        path: NamedSharding(mesh, partition_spec(path, value.shape, axes[path], mesh))
+        for path, value in parameters.items()
+    }

@@ -1,0 +1,260 @@
+"""The training loop of every stage. Read it top to bottom: it stands in the order things happen.
+
+The loop knows no model by name: a `Stage` brings parameters, an objective, batches and an evaluation.
+The host never waits for the newest step: it dispatches a few ahead, and fetches metrics when it writes them.
+"""
+
+import collections
+import dataclasses
+import functools
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import logging
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from user_llm.checkpoints.manager import StageCheckpoints
+from user_llm.models import parameters
+from user_llm.models.parameters import Parameters
+from user_llm.parallel.mesh import put_batch
+from user_llm.training.metric_writer import MetricWriter
+from user_llm.training.objectives import Objective
+from user_llm.training.optimizer import learning_rate_schedule, make_optimizer
+from user_llm.training.progress import Progress
+from user_llm.training.trainable import Rules, trainable
+
+_DISPATCH_AHEAD = 8  # steps; bounds memory, and CPU meshes deadlock when collectives pile up
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss or the gradient stopped being a number."""
+
+
+class Preempted(Exception):
+    """SIGTERM arrived; everything is saved, and the same command goes on from here."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One training run: what is trained on what.
+
+    Attributes:
+      name: folder under the workdir, and the name in logs.
+      config: `config.training.<name>`.
+      graphdef, parameters, buffers, axes: the model as `models/parameters.py` splits it, on the mesh.
+      rules: which parameters train.
+      objective: see `training/objectives.py`.
+      batches: has `batch(step)` and `iterator(start_step)`; a pure function of the step.
+      evaluate: parameters → metrics on the validation windows, or None.
+    """
+
+    name: str
+    config: ConfigDict
+    graphdef: nnx.GraphDef
+    parameters: Parameters
+    buffers: Parameters
+    axes: Mapping[str, tuple[str | None, ...]]
+    rules: Rules
+    objective: Objective
+    batches: Any
+    evaluate: Callable[[Parameters], dict[str, float]] | None = None
+
+
+def train(stage: Stage, folder: Path, mesh: Mesh, *, seed: int, tensorboard: bool = True) -> Parameters:
+    """Trains `stage`, or what is left of it, and returns all parameters: the best kept ones, or the last.
+
+    Args:
+      folder: `<workdir>/<stage>`: checkpoints, metrics and events go there. A finished stage is only restored.
+      seed: of dropout; the data's order has its own in `stage.batches`.
+
+    Raises:
+      TrainingDiverged: with the step and the batch; the last good checkpoint stays the newest.
+      Preempted: after SIGTERM, once the state is saved.
+    """
+    config = stage.config
+    trains = trainable(stage.parameters, stage.rules)
+    tuned = {path: value for path, value in stage.parameters.items() if trains[path]}
+    frozen = {path: value for path, value in stage.parameters.items() if not trains[path]}
+    optimizer = make_optimizer(config, {path: stage.axes[path] for path in tuned})
+    state = _replicate_scalars({"parameters": tuned, **_fresh(optimizer, tuned)}, mesh)
+    checkpoints = StageCheckpoints(folder, keep_last=config.keep_last, keep_best=bool(config.keep_best))
+    step, seconds = 0, 0.0
+    if (latest := checkpoints.latest_step()) is not None:
+        state, note = checkpoints.restore(latest, state)
+        step, seconds = note["step"], note["seconds"]
+        logging.info("%s: restored step %d of %d", stage.name, step, config.steps)
+
+    if step < config.steps:
+        train_step = make_train_step(stage, optimizer, seed)
+        writer = MetricWriter(folder, restored_step=step, tensorboard=tensorboard)
+        learning_rate = learning_rate_schedule(config)
+        batches = _on_device(stage.batches.iterator(step), mesh)
+        pending: collections.deque = collections.deque()  # metrics of steps not yet written
+        clock = time.perf_counter() - seconds
+        with _Interrupt() as interrupt, Progress(stage.name, step, config.steps, config.batch_size) as progress:
+            while True:
+                done, at = step == config.steps, functools.partial(_multiple, step)
+                save = done or interrupt.received or at(config.checkpoint_every)
+                if pending and (save or at(config.log_every) or at(config.eval_every)):
+                    values = _fetch(pending)
+                    if values["first_bad_step"] >= 0:
+                        raise _diverged(stage, folder, int(values["first_bad_step"]), checkpoints)
+                    progress.show(step, values["loss"])
+                    writer.write(step, "train", {**values, "learning_rate": float(learning_rate(step - 1))})
+                metric = None
+                evaluates = stage.evaluate and config.eval_every and (done or at(config.eval_every))
+                if evaluates and not writer.restored(step):
+                    measured = stage.evaluate({**state["parameters"], **frozen})
+                    writer.write(step, "validation", measured)
+                    progress.show(step, validation=measured)
+                    metric = _to_maximise(config.keep_best, measured)
+                if save and checkpoints.latest_step() != step:
+                    note = {"step": step, "seconds": time.perf_counter() - clock}
+                    checkpoints.save(step, state, note, metric)
+                if done:
+                    break
+                if interrupt.received:
+                    checkpoints.close()
+                    writer.close()
+                    raise Preempted(f"Stage {stage.name} is saved at step {step}; the same command resumes there.")
+                state, metrics = train_step(state, frozen, stage.buffers, next(batches))
+                step += 1
+                pending.append(metrics)
+                if len(pending) > _DISPATCH_AHEAD:
+                    jax.block_until_ready(pending[-_DISPATCH_AHEAD])
+                progress.advance(step)
+        writer.close()
+
+    best = checkpoints.best_step()
+    if best != step:
+        state, _ = checkpoints.restore(best, state)
+        logging.info("%s: uses step %d, the best by %s", stage.name, best, config.keep_best)
+    checkpoints.close()
+    return {path: state["parameters"].get(path, frozen.get(path)) for path in stage.parameters}
+
+
+def make_train_step(stage: Stage, optimizer: optax.GradientTransformation, seed: int):
+    """Compiles `(state, frozen, buffers, batch) -> (state, metrics)`; the state's buffers are reused."""
+    accumulate = stage.config.accumulate
+
+    def loss(tuned: Parameters, frozen: Parameters, buffers: Parameters, batch, key):
+        model = parameters.merge(stage.graphdef, {**tuned, **frozen}, buffers)
+        total, weight, metrics = stage.objective(model, batch, key)
+        return total, (weight, metrics)
+
+    gradients = jax.value_and_grad(loss, has_aux=True)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def train_step(state, frozen, buffers, batch):
+        tuned = state["parameters"]
+        key = jax.random.fold_in(jax.random.key(seed), state["step"])
+
+        def microbatch(rows, index):
+            (_, (weight, metrics)), grads = gradients(tuned, frozen, buffers, rows, jax.random.fold_in(key, index))
+            return grads, weight, metrics
+
+        if accumulate == 1:
+            grads, weight, metrics = microbatch(batch, 0)
+        else:
+            # Microbatch i takes rows i, i + accumulate, …: every device keeps its share of each.
+            rows = jax.tree.map(lambda x: jnp.stack(jnp.split(x, x.shape[0] // accumulate), 1), batch)
+            zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(microbatch, jax.tree.map(lambda x: x[0], rows), 0))
+            add = lambda total, item: (jax.tree.map(jnp.add, total, microbatch(*item)), None)  # noqa: E731
+            (grads, weight, metrics), _ = jax.lax.scan(add, zeros, (rows, jnp.arange(accumulate)))
+
+        grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1e-9).astype(g.dtype), grads)
+        norm = optax.global_norm(grads)
+        updates, optimizer_state = optimizer.update(grads, state["optimizer"], tuned)
+        bad = ~(jnp.isfinite(norm) & jnp.isfinite(metrics["loss"][0]))
+        first_bad = jnp.where((state["first_bad_step"] < 0) & bad, state["step"], state["first_bad_step"])
+        new_state = {
+            "parameters": optax.apply_updates(tuned, updates),
+            "optimizer": optimizer_state,
+            "step": state["step"] + 1,
+            "first_bad_step": first_bad,
+        }
+        return new_state, {**metrics, "gradient_norm": (norm, jnp.ones(())), "first_bad_step": first_bad}
+
+    return train_step
+
+
+def _fresh(optimizer: optax.GradientTransformation, tuned: Parameters) -> dict[str, Any]:
+    return {
+        "optimizer": optimizer.init(tuned),
+        "step": jnp.zeros((), jnp.int32),
+        "first_bad_step": jnp.full((), -1, jnp.int32),
+    }
+
+
+def _replicate_scalars(state, mesh: Mesh):
+    """Puts what has no place on the mesh yet (step counters) on all of it; the rest follows its parameter."""
+    whole = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda x: x if isinstance(x.sharding, NamedSharding) else jax.device_put(x, whole), state)
+
+
+def _on_device(batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh, ahead: int = 2) -> Iterator[dict[str, jax.Array]]:
+    """Starts copying a batch to the devices `ahead` steps before it is used."""
+    waiting: collections.deque = collections.deque()
+    for batch in batches:
+        waiting.append(put_batch(batch, mesh))
+        if len(waiting) > ahead:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _fetch(pending: collections.deque) -> dict[str, float]:
+    """Means over the steps since the last call, which it waits for; empties `pending`."""
+    rows = jax.device_get(list(pending))
+    pending.clear()
+    means = {
+        name: float(sum(row[name][0] for row in rows) / max(sum(row[name][1] for row in rows), 1e-9))
+        for name in rows[0]
+        if name != "first_bad_step"
+    }
+    return {**means, "first_bad_step": int(rows[-1]["first_bad_step"])}
+
+
+def _multiple(step: int, every: int) -> bool:
+    return bool(every) and step > 0 and step % every == 0
+
+
+def _to_maximise(name: str, measured: Mapping[str, float]) -> float | None:
+    if not name:
+        return None
+    return -measured[name] if name.startswith("loss") else measured[name]
+
+
+def _diverged(stage: Stage, folder: Path, step: int, checkpoints: StageCheckpoints) -> TrainingDiverged:
+    checkpoints.close()
+    path = folder / f"bad_batch_{step}.npz"
+    np.savez(path, **stage.batches.batch(step))
+    return TrainingDiverged(
+        f"Stage {stage.name}: the loss or gradient of step {step} is not finite. Its batch is in {path}; the newest "
+        f"checkpoint is step {checkpoints.latest_step()}, before it. Lower config.training.{stage.name}.learning_rate "
+        "or set clip_norm, or look for odd values in the batch."
+    )
+
+
+class _Interrupt:
+    """Notes SIGTERM while in use, so that the loop ends between two steps."""
+
+    received = False
+
+    def __enter__(self):
+        self._previous = signal.signal(signal.SIGTERM, self._receive)
+        return self
+
+    def _receive(self, *_):
+        self.received = True
+
+    def __exit__(self, *_):
+        signal.signal(signal.SIGTERM, self._previous)

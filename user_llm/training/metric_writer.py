@@ -1,0 +1,61 @@
+"""Metrics of a stage: `metrics.jsonl`, one row a line, and TensorBoard events beside it."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+from clu import metric_writers
+
+
+class MetricWriter:
+    """Appends metrics; only the first host writes.
+
+    A resumed stage goes on behind its checkpoint: rows of steps that were lost are cut off, so that
+    `metrics.jsonl` reads as one uninterrupted run.
+    """
+
+    def __init__(self, folder: Path, *, restored_step: int = 0, tensorboard: bool = True):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._evaluated: set[int] = set()
+        self._file, self._events = None, None
+        path = folder / "metrics.jsonl"
+        kept = [row for row in _rows(path) if row["step"] <= restored_step]
+        self._evaluated = {row["step"] for row in kept if row["kind"] == "validation"}
+        if jax.process_index() == 0:
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            os.replace(temporary, path)
+            self._file = path.open("a")
+            if tensorboard:
+                self._events = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(folder)))
+
+    def restored(self, step: int) -> bool:
+        """Whether the validation of `step` is already written, by the run that is resumed."""
+        return step in self._evaluated
+
+    def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+        """Writes the values of `kind` ("train" or "validation") after `step` steps."""
+        if self._file is not None:
+            print(json.dumps({"step": step, "kind": kind, **values}), file=self._file, flush=True)
+        if self._events is not None:
+            self._events.write_scalars(step, {f"{kind}/{name}": value for name, value in values.items()})
+
+    def close(self) -> None:
+        """Waits for the events to be written."""
+        if self._events is not None:
+            self._events.close()
+        if self._file is not None:
+            self._file.close()
+
+
+def _rows(path: Path) -> list[dict]:
+    """The complete rows of a metrics file; a process killed while writing leaves half a line at most."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows

@@ -1,0 +1,34 @@
+"""AdamW with linear warm-up, cosine decay and clipping (paper appendix C)."""
+
+from collections.abc import Mapping, Sequence
+
+import optax
+from ml_collections import ConfigDict
+
+
+def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
+    """Linear warm-up over `warmup_fraction` of the steps, then cosine decay to 0 at the last one."""
+    warmup = round(config.warmup_fraction * config.steps)
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0 if warmup else config.learning_rate,
+        peak_value=config.learning_rate,
+        warmup_steps=warmup,
+        decay_steps=max(config.steps, warmup + 1),
+    )
+
+
+def decayed(axes: Mapping[str, Sequence[str | None]]) -> dict[str, bool]:
+    """Path → does weight decay apply: to matrices only, so never to norms, biases and gates.
+
+    The axis a scan stacks layers along does not count: a stack of norm scales is still no matrix.
+    """
+    return {path: len([name for name in names if name != "layers"]) >= 2 for path, names in axes.items()}
+
+
+def make_optimizer(config: ConfigDict, axes: Mapping[str, Sequence[str | None]]) -> optax.GradientTransformation:
+    """The optimizer of a stage, for parameters with the given logical axes."""
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    return optax.chain(
+        clip,
+        optax.adamw(learning_rate_schedule(config), b2=0.98, weight_decay=config.weight_decay, mask=decayed(axes)),
+    )
