@@ -1,0 +1,170 @@
+"""The one Transformer stack of encoder and language model: layers unrolled or scanned, remat or not."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from user_llm.models.attention import Attention, Cache, write_cache
+from user_llm.models.layers import MLP, RMSNorm, dropout, rotary_angles
+
+
+@dataclass(frozen=True)
+class StackConfig:
+    """What encoder and language model choose differently. `rope_theta` None: no rotary positions."""
+
+    num_layers: int
+    width: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    hidden: int
+    activation: str
+    gated: bool
+    norm_eps: float
+    rope_theta: float | None
+    dropout: float
+    scan_layers: bool
+    remat: bool
+    dtype: str
+    param_dtype: str
+    width_axis: str
+    hidden_axis: str
+
+    @property
+    def output_scale(self) -> float:
+        """Shrinks what each sublayer adds, so that their sum has unit variance (GPT-2's 1/√(2·layers))."""
+        return 1.0 / math.sqrt(2 * self.num_layers)
+
+
+class Layer(nnx.Module):
+    """Pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: StackConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        norm = dict(epsilon=config.norm_eps, param_dtype=config.param_dtype, rngs=rngs)
+        common = dict(
+            output_scale=config.output_scale,
+            width_axis=config.width_axis,
+            dtype=config.dtype,
+            param_dtype=config.param_dtype,
+            rngs=rngs,
+        )
+        self.attention_norm = RMSNorm(config.width, **norm)
+        self.attention = Attention(
+            config.width,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            key_width=config.width,
+            key_axis=config.width_axis,
+            **common,
+        )
+        self.mlp_norm = RMSNorm(config.width, **norm)
+        self.mlp = MLP(
+            config.width,
+            config.hidden,
+            activation=config.activation,
+            gated=config.gated,
+            hidden_axis=config.hidden_axis,
+            **common,
+        )
+
+    def __call__(self, x, index, mask, angles, *, cache: Cache | None, offset, key):
+        """[B, T, D] → [B, T, D] and the cache, in which this is layer `index`."""
+        normed = self.attention_norm(x)
+        keys, values = self.attention.keys_values(normed, angles)
+        if cache is not None:
+            cache = write_cache(cache, index, offset, keys, values)
+            keys, values = cache["key"][index], cache["value"][index]
+        attention_key, mlp_key = (None, None) if key is None else jax.random.split(key)
+        rate = self.config.dropout
+        x = x + dropout(self.attention(normed, keys, values, mask, angles), rate, attention_key)
+        x = x + dropout(self.mlp(self.mlp_norm(x)), rate, mlp_key)
+        return x, cache
+
+
+def repeat(make: Callable[[nnx.Rngs], nnx.Module], count: int, *, scan: bool, rngs: nnx.Rngs) -> nnx.Module:
+    """`count` modules: an `nnx.List`, or (scan) one module whose parameters have a leading `layers` axis."""
+    if not scan:
+        return nnx.List([make(rngs) for _ in range(count)])
+    stacked = nnx.split_rngs(splits=count)(nnx.vmap(make, in_axes=(0,), out_axes=0))(rngs)
+    for variable in jax.tree.leaves(stacked, is_leaf=lambda node: isinstance(node, nnx.Variable)):
+        variable.set_metadata(logical_axes=("layers", *variable.logical_axes))
+    return stacked
+
+
+def init_layers(config: StackConfig, *, rngs: nnx.Rngs) -> nnx.Module:
+    return repeat(
+        lambda rngs: Layer(config, rngs=rngs), config.num_layers, scan=config.scan_layers, rngs=rngs
+    )
+
+
+def apply_layers(
+    layers: nnx.Module,
+    config: StackConfig,
+    x: jax.Array,
+    positions: jax.Array,
+    mask: jax.Array,
+    *,
+    cache: Cache | None = None,
+    offset: int | jax.Array = 0,
+    cross: nnx.Module | None = None,
+    context=None,
+    key: jax.Array | None = None,
+) -> tuple[jax.Array, Cache | None]:
+    """Runs the layers of `init_layers`, block g of `cross` before layer g · every when there is a `context`.
+
+    Args:
+      x: [B, T, D] in the compute dtype; positions: int [B, T], for rotary positions.
+      mask: bool [B, T, S], the key slots each query sees; S = T without a cache, else the cache's length.
+      cache: keys and values [layers, B, S, K, H]; the T new ones go to slots offset … offset + T - 1.
+      cross: a `Connector`; context: its `Context` of the batch's users.
+      key: of dropout; None runs without.
+    Returns:
+      [B, T, D] (before any final norm) and the cache, None when none came in.
+    """
+    angles = None
+    if config.rope_theta is not None:
+        angles = rotary_angles(positions, config.head_dim, config.rope_theta)
+    keys = None if key is None else jax.random.split(key, config.num_layers)
+
+    def layer_step(carry, step):
+        layer, index, key = step
+        x, cache = carry
+        return layer(x, index, mask, angles, cache=cache, offset=offset, key=key), None
+
+    def block_step(x, step):
+        block, key, value = step
+        return block(x, key, value, context.mask)
+
+    if config.remat:
+        layer_step, block_step = jax.checkpoint(layer_step), jax.checkpoint(block_step)
+
+    carry = (x, cache)
+    every, num_blocks = (1, 0) if context is None else (cross.every, cross.num_blocks)
+    if not config.scan_layers:
+        for index, layer in enumerate(layers):
+            block, rest = divmod(index, every)
+            if rest == 0 and block < num_blocks:
+                step = (cross.blocks[block], context.key[block], context.value[block])
+                carry = (block_step(carry[0], step), carry[1])
+            carry, _ = layer_step(carry, (layer, index, None if keys is None else keys[index]))
+        return carry
+
+    def group_step(carry, step):
+        block, layers = step
+        x, cache = carry
+        return jax.lax.scan(layer_step, (block_step(x, block), cache), layers)
+
+    steps = (layers, jnp.arange(config.num_layers), keys)
+    grouped = num_blocks * every
+    if num_blocks:
+        groups = jax.tree.map(lambda leaf: leaf[:grouped].reshape(num_blocks, every, *leaf.shape[1:]), steps)
+        carry, _ = jax.lax.scan(group_step, carry, ((cross.blocks, context.key, context.value), groups))
+    if grouped < config.num_layers:
+        carry, _ = jax.lax.scan(layer_step, carry, jax.tree.map(lambda leaf: leaf[grouped:], steps))
+    return carry
