@@ -1,0 +1,221 @@
+"""The chunked loss against the dense one, written out in float64: equal at awkward sizes, and never dense."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from user_llm.training.cross_entropy import chunked_cross_entropy, soft_cross_entropy
+
+
+def make_inputs(rows_shape, classes, width, *, dtype=jnp.float32, first_class=1, seed=0):
+    rng = np.random.default_rng(seed)
+    hidden = jnp.asarray(rng.normal(size=(*rows_shape, width)), dtype)
+    table = jnp.asarray(rng.normal(size=(classes, width)), dtype)
+    targets = jnp.asarray(rng.integers(first_class, classes, rows_shape), jnp.int32)
+    weights = jnp.asarray(rng.uniform(0.5, 2.0, rows_shape) * (rng.random(rows_shape) < 0.7), jnp.float32)
+    return hidden, table, targets, weights
+
+
+def dense_reference(hidden, table, targets, weights, first_class):
+    """Loss sum and its gradients in float64: softmax minus one-hot, written out."""
+    rows = np.asarray(hidden, np.float64).reshape(-1, hidden.shape[-1])
+    table = np.asarray(table, np.float64)
+    targets, weights = np.asarray(targets).reshape(-1), np.asarray(weights, np.float64).reshape(-1)
+    logits = rows @ table.T
+    logits[:, :first_class] = -np.inf
+    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
+    probabilities = exponentials / exponentials.sum(-1, keepdims=True)
+    at = np.arange(len(rows)), targets
+    losses = logits.max(-1) + np.log(exponentials.sum(-1)) - logits[at]
+    d_logits = probabilities * weights[:, None]
+    d_logits[at] -= weights
+    return (weights * losses).sum(), (d_logits @ table).reshape(hidden.shape), d_logits.T @ rows
+
+
+@pytest.mark.parametrize(
+    ("rows_shape", "classes", "chunk_rows", "first_class"),
+    [
+        ((6, 25), 300, 64, 1),  # 150 rows, chunks of 50: divides after looking for a nearby number of chunks
+        ((4, 19), 26_744, 32, 1),  # MovieLens-20M's catalogue; 76 rows, no multiple of 32
+        ((97,), 301, 32, 0),  # a prime number of rows can only be padded
+        ((3, 2, 5), 17, 512, 3),  # fewer rows than a chunk, three excluded classes
+        ((7,), 11, 1, 1),  # chunks of one row
+    ],
+)
+def test_equals_dense_loss_and_gradients(rows_shape, classes, chunk_rows, first_class):
+    hidden, table, targets, weights = make_inputs(rows_shape, classes, 16, first_class=first_class)
+
+    def loss(hidden, table):
+        return chunked_cross_entropy(
+            hidden, table, targets, weights, chunk_rows=chunk_rows, first_class=first_class
+        )
+
+    (loss_sum, weight_sum), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(hidden, table)
+    expected, *expected_gradients = dense_reference(hidden, table, targets, weights, first_class)
+    np.testing.assert_allclose(loss_sum, expected, rtol=1e-5)
+    np.testing.assert_allclose(weight_sum, weights.sum(), rtol=1e-6)
+    np.testing.assert_allclose(loss(hidden, table)[0], expected, rtol=1e-5)  # the road without gradients
+    for got, want in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(got, want, atol=2e-5 * np.abs(want).max())
+
+
+def test_cotangent_scales_both_gradients_and_weights_have_theirs():
+    hidden, table, targets, weights = make_inputs((40,), 50, 8)
+
+    def mean(hidden, table, weights):
+        total, weight = chunked_cross_entropy(hidden, table, targets, weights, chunk_rows=16, first_class=1)
+        return total / weight
+
+    def dense(hidden, table, weights):
+        logits = (hidden @ table.T).at[:, 0].set(-jnp.inf)
+        losses = jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, targets[:, None], 1)[:, 0]
+        return jnp.sum(weights * losses) / jnp.sum(weights)
+
+    got = jax.grad(mean, argnums=(0, 1, 2))(hidden, table, weights)
+    want = jax.grad(dense, argnums=(0, 1, 2))(hidden, table, weights)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_zero_weights_and_large_logits_stay_finite():
+    hidden, table, targets, _ = make_inputs((12,), 30, 8)
+    hidden = hidden * 1e4
+    loss = lambda h, w: chunked_cross_entropy(h, table, targets, w, chunk_rows=5, first_class=1)  # noqa: E731
+    (loss_sum, weight_sum), gradient = jax.value_and_grad(loss, has_aux=True)(hidden, jnp.zeros(12))
+    assert (float(loss_sum), float(weight_sum)) == (0.0, 0.0)
+    assert not np.any(gradient)
+    expected, expected_gradient, _ = dense_reference(hidden, table, targets, np.ones(12), 1)
+    (loss_sum, _), gradient = jax.value_and_grad(loss, has_aux=True)(hidden, jnp.ones(12))
+    np.testing.assert_allclose(loss_sum, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient, expected_gradient, atol=1e-4)
+
+
+def test_bfloat16_operands_keep_float32_sums():
+    hidden, table, targets, weights = make_inputs((200,), 500, 16, dtype=jnp.bfloat16)
+    expected, expected_hidden, expected_table = dense_reference(hidden, table, targets, weights, 1)
+    for table_dtype in (jnp.bfloat16, jnp.float32):  # parameters may be kept wider than the arithmetic
+        (loss_sum, _), (d_hidden, d_table) = jax.value_and_grad(
+            lambda h, t: chunked_cross_entropy(h, t, targets, weights, chunk_rows=64, first_class=1),
+            argnums=(0, 1),
+            has_aux=True,
+        )(hidden, table.astype(table_dtype))
+        assert (loss_sum.dtype, d_hidden.dtype, d_table.dtype) == (jnp.float32, jnp.bfloat16, table_dtype)
+        np.testing.assert_allclose(loss_sum, expected, rtol=1e-4)  # bf16 sums would be off by 1e-2
+        np.testing.assert_allclose(np.float32(d_hidden), expected_hidden, atol=0.02 * expected_hidden.max())
+        np.testing.assert_allclose(np.float32(d_table), expected_table, atol=0.02 * expected_table.max())
+
+
+def sizes_in_compiled(function, *arguments):
+    """Number of elements of every array the compiled program names, loops and fusions included."""
+    text = jax.jit(function).lower(*arguments).compile().as_text()
+    return [math.prod(map(int, shape.split(","))) for shape in re.findall(r"\w\[(\d[\d,]*)\]", text)]
+
+
+def test_logits_of_all_rows_never_exist():
+    hidden, table, targets, weights = make_inputs((16, 40), 1000, 8)
+    chunked = lambda h, t: chunked_cross_entropy(h, t, targets, weights, chunk_rows=64, first_class=1)[0]  # noqa: E731
+    dense = lambda h, t: jnp.sum(weights * jax.nn.logsumexp(h @ t.T, -1))  # noqa: E731
+    for transform in (lambda f: f, partial(jax.grad, argnums=(0, 1))):
+        assert max(sizes_in_compiled(transform(chunked), hidden, table)) == 64 * 1000
+    assert max(sizes_in_compiled(jax.grad(dense), hidden, table)) == 16 * 40 * 1000  # the check sees
+
+
+def test_evaluation_computes_no_gradients():
+    hidden, table, targets, weights = make_inputs((64,), 100, 8)
+    loss = lambda h, t: chunked_cross_entropy(h, t, targets, weights, chunk_rows=16)[0]  # noqa: E731
+    assert str(jax.make_jaxpr(loss)(hidden, table)).count("dot_general") == 1
+    assert str(jax.make_jaxpr(jax.grad(loss))(hidden, table)).count("dot_general") == 3
+
+
+MESH_PROGRAM = """
+import json, sys
+import jax, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from test_cross_entropy import chunked_cross_entropy, make_inputs, sizes_in_compiled
+
+arguments = make_inputs((16, 50), 300, 8)
+loss = lambda h, t, y, w: chunked_cross_entropy(h, t, y, w, chunk_rows=200, first_class=1)[0]
+step = jax.value_and_grad(loss, argnums=(0, 1))
+results = {}
+for name, shape in {"one": (1, 1), "data": (8, 1), "both": (2, 4)}.items():
+    devices = jax.devices()[: shape[0] * shape[1]]
+    mesh = jax.make_mesh(shape, ("data", "tensor"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+    specs = P("data"), P("tensor"), P("data"), P("data")
+    placed = [jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip(arguments, specs)]
+    value, gradients = jax.jit(step)(*placed)
+    results[name] = {
+        "loss": float(value),
+        "gradients": [np.asarray(g).ravel().tolist() for g in gradients],
+        "largest": max(sizes_in_compiled(step, *placed)),
+    }
+json.dump(results, sys.stdout)
+"""
+
+
+def test_sharded_batch_and_table_give_the_same_and_keep_chunks_sharded():
+    environment = dict(
+        os.environ,
+        JAX_PLATFORMS="cpu",
+        XLA_FLAGS="--xla_force_host_platform_device_count=8",
+        PYTHONPATH=os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])]),
+    )
+    command = [sys.executable, "-c", MESH_PROGRAM]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    results = json.loads(process.stdout)
+    one = results["one"]
+    assert one["largest"] == 200 * 300
+    for name, devices in (("data", 8), ("both", 8)):
+        np.testing.assert_allclose(results[name]["loss"], one["loss"], rtol=1e-6)
+        for got, want in zip(results[name]["gradients"], one["gradients"], strict=True):
+            np.testing.assert_allclose(got, want, atol=1e-5)
+        assert results[name]["largest"] == 200 * 300 // devices
+
+
+def test_soft_cross_entropy_is_the_mean_over_the_set():
+    hidden, table, _, _ = make_inputs((2, 3), 9, 4)
+    targets = jnp.asarray([[[1, 0, 0], [2, 8, 0], [3, 4, 5]], [[0, 0, 0], [7, 0, 0], [6, 1, 0]]], jnp.int32)
+    weights = jnp.asarray([[1.0, 0.5, 1.0], [1.0, 0.0, 2.0]])
+    loss_sum, weight_sum = soft_cross_entropy(hidden, table, targets, weights)
+    expected = 0.0
+    for row in np.ndindex(2, 3):
+        classes = [c for c in np.asarray(targets[row]) if c]
+        log_probabilities = [dense_reference(hidden[row][None], table, [c], [1.0], 1)[0] for c in classes]
+        expected += float(weights[row]) * np.mean(log_probabilities) if classes else 0.0
+    np.testing.assert_allclose(loss_sum, expected, rtol=1e-6)
+    assert float(weight_sum) == 4.5  # the row without a class does not count
+    gradient = jax.grad(lambda h: soft_cross_entropy(h, table, targets, weights)[0])(hidden)
+    assert np.all(np.isfinite(gradient))
+    assert not np.any(gradient[1, 0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"table": jnp.zeros((5, 3))}, r"table must be \[V, 4\]"),
+        ({"targets": jnp.zeros((3,), jnp.int32)}, r"targets must be one a row of hidden: \(2,\)"),
+        ({"targets": jnp.zeros((2,))}, "integer class ids"),
+        ({"weights": jnp.zeros((2, 1))}, r"weights must be one a row of hidden: \(2,\)"),
+        ({"chunk_rows": 0}, "chunk_rows must be at least 1, got 0"),
+        ({"first_class": 5}, "first_class must be a class, 0 to 4, got 5"),
+    ],
+)
+def test_misfitting_arguments_are_named(change, message):
+    arguments = {
+        "hidden": jnp.zeros((2, 4)),
+        "table": jnp.zeros((5, 4)),
+        "targets": jnp.zeros((2,), jnp.int32),
+        "weights": jnp.zeros((2,)),
+    }
+    with pytest.raises(ValueError, match=message):
+        chunked_cross_entropy(**{**arguments, **change})
