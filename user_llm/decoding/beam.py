@@ -1,0 +1,206 @@
+"""Beam search over a KV cache, free or constrained to a catalogue's titles.
+
+The prompt's keys and values are kept once per row, and those of generated tokens once per (step, beam slot)
+behind them. The beams of a row are the T axis of the model's call, and a beam sees, of every earlier step,
+only the slot in which its own ancestor was written: selecting beams never moves the cache.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from user_llm.decoding.catalogue_trie import CatalogueTrie
+from user_llm.decoding.prefill import DecodingModel, Prompt, extend, prefill
+
+# The root and the titles' first words ("The") branch far wider than the rest: these levels of the trie have a
+# bound of their own on the number of children, the levels below share one.
+WIDE_LEVELS = 2
+
+
+class BeamResult(NamedTuple):
+    """Hypotheses, best first.
+
+    Attributes:
+        tokens: int32 `[B, J, steps]`, EOS included, `pad_id` behind it; unfinished when there is no EOS.
+        scores: float32 `[B, J]`, log-probability of the tokens; -inf where fewer than J hypotheses exist.
+        items: int32 `[B, J]`, the item of a finished title; 0 for none, and in free search.
+    """
+
+    tokens: jax.Array
+    scores: jax.Array
+    items: jax.Array
+
+
+class _Beams(NamedTuple):
+    step: jax.Array  # tokens chosen so far
+    scores: jax.Array  # [B, J]
+    tokens: jax.Array  # [B, J, steps]
+    slots: jax.Array  # [B, J, steps]: the slot that holds the key of this beam's token of that step
+    nodes: jax.Array  # [B, J]: where in the trie
+    finished: jax.Array  # [B, J]
+    cache: Any
+
+
+@functools.partial(jax.jit, static_argnames=("num_beams", "max_steps", "eos_id", "pad_id"))
+def beam_search(
+    model: DecodingModel,
+    prompt_tokens: jax.Array,
+    context: Any = None,
+    *,
+    num_beams: int,
+    max_steps: int,
+    eos_id: int,
+    pad_id: int = 0,
+    trie: CatalogueTrie | None = None,
+    excluded_items: jax.Array | None = None,
+) -> BeamResult:
+    """Searches the likeliest continuations of each prompt.
+
+    A score is the exact log-probability of the tokens including EOS, normalised over the whole vocabulary
+    (not over the trie) and not divided by length: the ranking is by p(title). Finished hypotheses stay among
+    the beams, their score frozen, until all J are finished or `max_steps` are done.
+
+    With a trie, every hypothesis is a title of the catalogue, and exactly min(J, titles not excluded) of them
+    come back if `max_steps` is at least the longest title with its EOS (more steps cost nothing).
+
+    Args:
+        prompt_tokens: int32 `[B, P]`, right-padded with `pad_id`, starting with BOS.
+        context: what the model attends to besides the text (`UserLLM.encode`), or None.
+        num_beams: J.
+        excluded_items: int32 `[B, E]`, 0-padded: items that must not come out for this row. An item whose
+            title has the same tokens as an excluded one is excluded with it: they are the same hypothesis.
+
+    Raises:
+        ValueError: an argument is out of range, or items are excluded without a trie.
+    """
+    for name, value in (("num_beams", num_beams), ("max_steps", max_steps)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if excluded_items is not None and trie is None:
+        raise ValueError("excluded_items needs trie=: free beams know no items")
+    steps = max_steps if trie is None else min(max_steps, len(trie.fan_out))
+    excluded_before = None if excluded_items is None else _count_excluded(trie, excluded_items)
+    prompt = prefill(model, prompt_tokens, context, free_slots=(steps - 1) * num_beams, pad_id=pad_id)
+
+    def choose(beams: _Beams, hidden: jax.Array, fan_out: int | None) -> _Beams:
+        """One more token for the beams `[B, K]` whose last states are `hidden`; leaves `[B, J]`."""
+        logits = model.logits(hidden)
+        normaliser = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+        if trie is None:
+            children = None
+            scores = logits - normaliser
+        else:
+            children = trie.first_child[beams.nodes][..., None] + jnp.arange(fan_out)  # [B, K, C]
+            children = jnp.minimum(children, len(trie.token) - 1)
+            scores = jnp.take_along_axis(logits, trie.token[children], axis=-1) - normaliser
+            scores = jnp.where(_is_open(trie, beams.nodes, children, excluded_before), scores, -jnp.inf)
+        # A finished beam goes on as itself, through its first candidate, at no cost.
+        itself = jnp.where(jnp.arange(scores.shape[-1]) == 0, 0.0, -jnp.inf)
+        scores = beams.scores[..., None] + jnp.where(beams.finished[..., None], itself, scores)
+        return _select(beams, scores, children, trie, num_beams, eos_id, pad_id)
+
+    def advance(beams: _Beams, fan_out: int | None) -> _Beams:
+        last = beams.step - 1
+        ancestry = (beams.slots[:, :, : steps - 1, None] == jnp.arange(num_beams)).reshape(
+            *beams.scores.shape, (steps - 1) * num_beams
+        )
+        hidden, cache = extend(
+            model,
+            prompt._replace(cache=beams.cache),
+            jax.lax.dynamic_index_in_dim(beams.tokens, last, axis=2, keepdims=False),
+            steps=last,
+            sees=ancestry,
+            slot=last * num_beams,
+        )
+        return choose(beams._replace(cache=cache), hidden, fan_out)
+
+    def running(beams: _Beams) -> jax.Array:
+        return (beams.step < steps) & jnp.any(~beams.finished & (beams.scores > -jnp.inf))
+
+    fan_outs = (None, None) if trie is None else _fan_outs(trie)
+    beams = choose(_start(prompt, steps, pad_id), prompt.hidden, fan_outs[0])
+    for fan_out in fan_outs[1:-1][: steps - 1]:
+        beams = advance(beams, fan_out)
+    beams = jax.lax.while_loop(running, lambda beams: advance(beams, fan_outs[-1]), beams)
+    return _result(beams, trie, pad_id)
+
+
+def _start(prompt: Prompt, steps: int, pad_id: int) -> _Beams:
+    batch = prompt.lengths.shape[0]
+    return _Beams(
+        step=jnp.int32(0),
+        scores=jnp.zeros((batch, 1), jnp.float32),
+        tokens=jnp.full((batch, 1, steps), pad_id, jnp.int32),
+        slots=jnp.full((batch, 1, steps), -1, jnp.int32),
+        nodes=jnp.zeros((batch, 1), jnp.int32),
+        finished=jnp.zeros((batch, 1), bool),
+        cache=prompt.cache,
+    )
+
+
+def _fan_outs(trie: CatalogueTrie) -> tuple[int, ...]:
+    """The bound of each wide level, and one for all levels below."""
+    return (*trie.fan_out[:WIDE_LEVELS], max(trie.fan_out[WIDE_LEVELS:], default=1))
+
+
+def _count_excluded(trie: CatalogueTrie, excluded_items: jax.Array) -> jax.Array:
+    """int32 `[B, R+1]`: of the first r titles, how many are excluded for the row."""
+    batch = excluded_items.shape[0]
+    titles = trie.title_of_item[excluded_items]
+    titles = jnp.where(titles < 0, trie.num_titles, titles)  # padding falls off the end
+    marks = jnp.zeros((batch, trie.num_titles), jnp.int32)
+    marks = marks.at[jnp.arange(batch)[:, None], titles].set(1, mode="drop")
+    return jnp.pad(jnp.cumsum(marks, axis=1), ((0, 0), (1, 0)))
+
+
+def _is_open(trie: CatalogueTrie, nodes, children, excluded_before) -> jax.Array:
+    """bool `[B, K, C]`: the candidates that are children, with a title below them that is not excluded.
+
+    A node without such a title is closed at once, and not only its leaves: no beam walks into a dead end.
+    """
+    real = jnp.arange(children.shape[-1]) < trie.num_children[nodes][..., None]
+    if excluded_before is None:
+        return real
+    first, end = trie.first_title[children], trie.end_title[children]
+    row = jnp.arange(children.shape[0])[:, None, None]
+    return real & (excluded_before[row, end] - excluded_before[row, first] < end - first)
+
+
+def _select(beams, scores, children, trie, num_beams, eos_id, pad_id) -> _Beams:
+    """The best `num_beams` of the candidates `[B, K, C]`, best first; a tie goes to the better parent."""
+    batch, _, width = scores.shape
+    pool = scores.reshape(batch, -1)
+    pool = jnp.pad(pool, ((0, 0), (0, max(0, num_beams - pool.shape[1]))), constant_values=-jnp.inf)
+    scores, chosen = jax.lax.top_k(pool, num_beams)
+    parents = jnp.minimum(chosen // width, beams.scores.shape[1] - 1)
+
+    def of_parent(values: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(values, parents.reshape(parents.shape + (1,) * (values.ndim - 2)), axis=1)
+
+    finished, nodes = of_parent(beams.finished), of_parent(beams.nodes)
+    if trie is None:
+        token = chosen % width
+    else:
+        child = jnp.take_along_axis(of_parent(children), (chosen % width)[..., None], axis=2)[..., 0]
+        nodes = jnp.where(finished, nodes, child)
+        token = trie.token[nodes]
+    token = jnp.where(finished, pad_id, token)
+    return _Beams(
+        step=beams.step + 1,
+        scores=scores,
+        tokens=of_parent(beams.tokens).at[:, :, beams.step].set(token),
+        slots=of_parent(beams.slots).at[:, :, beams.step].set(jnp.arange(num_beams)),
+        nodes=nodes,
+        finished=finished | (token == eos_id),
+        cache=beams.cache,
+    )
+
+
+def _result(beams: _Beams, trie: CatalogueTrie | None, pad_id: int) -> BeamResult:
+    alive = beams.scores > -jnp.inf
+    items = jnp.zeros_like(beams.nodes)
+    if trie is not None:
+        items = jnp.where(alive, trie.leaf_item[beams.nodes], 0)
+    return BeamResult(jnp.where(alive[..., None], beams.tokens, pad_id), beams.scores, items)

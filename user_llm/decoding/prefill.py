@@ -1,0 +1,98 @@
+"""A prompt's keys and values, computed once per row, and tokens that continue it."""
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+
+class DecodingModel(Protocol):
+    """What decoding asks of a model; `LanguageModel` and `UserLLM` both are one (and JAX pytrees)."""
+
+    def __call__(self, tokens, positions, mask, *, context, cache, offset) -> tuple[jax.Array, Any]: ...
+
+    def logits(self, hidden: jax.Array) -> jax.Array: ...
+
+    def init_cache(self, batch: int, length: int) -> Any: ...
+
+
+class Prompt(NamedTuple):
+    """Prompts that have been read, with free cache slots behind them.
+
+    Attributes:
+        hidden: `[B, 1, D]`, the state after each row's last token.
+        lengths: int32 `[B]`, tokens in each row.
+        visible: bool `[B, P]`, cache slots that hold a token rather than padding.
+        cache: the model's cache of `P + free_slots` slots.
+        context: the model's context, or None.
+    """
+
+    hidden: jax.Array
+    lengths: jax.Array
+    visible: jax.Array
+    cache: Any
+    context: Any
+
+
+def prefill(model: DecodingModel, tokens: jax.Array, context: Any, *, free_slots: int, pad_id: int) -> Prompt:
+    """Reads right-padded prompts into a fresh cache.
+
+    A row ends at its last token that is not `pad_id`. A row of padding only (a batch's filler) is read as
+    the single token `pad_id`, so that nothing becomes NaN.
+
+    Args:
+        tokens: int32 `[B, P]`.
+        free_slots: cache slots to keep behind the prompt for what follows.
+    """
+    if tokens.ndim != 2 or tokens.shape[1] == 0:
+        raise ValueError(
+            f"prompt_tokens must be [batch, length >= 1], got shape {tokens.shape}: start prompts with BOS"
+        )
+    batch, length = tokens.shape
+    slots = jnp.arange(length)
+    lengths = jnp.maximum(jnp.max(jnp.where(tokens != pad_id, slots + 1, 0), axis=1), 1).astype(jnp.int32)
+    visible = slots < lengths[:, None]
+    causal = (slots[:, None] >= slots) & visible[:, None, :]
+    hidden, cache = model(
+        tokens,
+        jnp.broadcast_to(slots, tokens.shape),
+        jnp.pad(causal, ((0, 0), (0, 0), (0, free_slots))),
+        context=context,
+        cache=model.init_cache(batch, length + free_slots),
+        offset=0,
+    )
+    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
+    return Prompt(last, lengths, visible, cache, context)
+
+
+def extend(
+    model: DecodingModel,
+    prompt: Prompt,
+    tokens: jax.Array,
+    *,
+    steps: jax.Array | int,
+    sees: jax.Array,
+    slot: jax.Array | int,
+) -> tuple[jax.Array, Any]:
+    """Runs `tokens` behind the prompt; they need not follow each other.
+
+    Args:
+        tokens: int32 `[B, T]`, put into free slots `slot … slot + T`.
+        steps: how far behind the prompt's end each token stands (0: right behind it), broadcast to `[B, T]`.
+        sees: bool `[1 or B, T, free slots]`, the free slots each token attends to, its own among them. All
+            tokens attend to the whole prompt.
+
+    Returns:
+        hidden `[B, T, D]` and the updated cache.
+    """
+    batch, length = prompt.visible.shape
+    count = tokens.shape[1]
+    mask = jnp.concatenate(
+        [
+            jnp.broadcast_to(prompt.visible[:, None, :], (batch, count, length)),
+            jnp.broadcast_to(sees, (batch, *sees.shape[1:])),
+        ],
+        axis=-1,
+    )
+    positions = jnp.broadcast_to(prompt.lengths[:, None] + steps, (batch, count))
+    return model(tokens, positions, mask, context=prompt.context, cache=prompt.cache, offset=length + slot)
