@@ -170,7 +170,7 @@ def _matmul(subscripts, a, b):
 
 
 def _split(rows, chunk_rows):
-    """[M, ...] -> [chunks, R, ...], R <= chunk_rows: chunk j holds rows j, j + chunks, …; zeros at the end."""
+    """[M, ...] -> [chunks, R, ...], R <= chunk_rows: chunk j has rows j, j + chunks, …; zeros at the end."""
     total = len(rows)
     fewest = -(-total // chunk_rows)
     # Prefer a few more chunks that divide the rows evenly to padding, which would reshard a sharded row axis.
