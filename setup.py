@@ -12,6 +12,7 @@ INSTALL_REQUIRES = [
     "absl-py>=2.5",
     "duckdb>=2.0",
     "flax>=0.12.8",
+    "gin-config>=0.5",
     "grain>=0.2.18",
     "jax>=0.10.2",
     "ml_collections>=1.1",

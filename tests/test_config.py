@@ -1,0 +1,125 @@
+"""A config that cannot run is answered with the key, what was expected and the way out."""
+
+from collections.abc import Iterator
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import base
+from user_llm import config as config_lib
+
+
+def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def changed(**values) -> ConfigDict:
+    """The base config with dotted keys (`__` for the dot) set."""
+    config = base.get_config()
+    config.update_from_flattened_dict({key.replace("__", "."): value for key, value in values.items()})
+    return config
+
+
+def message(config: ConfigDict) -> str:
+    with pytest.raises(config_lib.ConfigError) as caught:
+        config_lib.validate(config)
+    return str(caught.value)
+
+
+def test_the_default_config_is_valid():
+    config_lib.validate(base.get_config())
+
+
+def test_every_number_and_every_name_of_the_schema_has_a_rule():
+    free_text = {"name", "data.raw_path", "data.data_dir", "llm.checkpoint", "llm.vocabulary"}
+    ruled = set(config_lib.CHOICES) | free_text
+    for key in config_lib.RANGES:
+        ruled |= {key.replace("*", stage) for stage in config_lib.STAGES}
+    for key, value in leaves(base.get_config()):
+        if type(value) in (int, float, str) and not key.startswith("compute.mesh."):
+            assert key in ruled, f"config.{key} is not validated"
+
+
+def test_a_value_off_its_list_is_answered_with_the_nearest():
+    said = message(changed(strategy="porj"))
+    assert said == "config.strategy='porj': expected 'full' or 'enc' or 'proj'; did you mean 'proj'?"
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (dict(encoder__num_layers=0), "config.encoder.num_layers=0: expected at least 1"),
+        (dict(data__max_malformed=1.5), "config.data.max_malformed=1.5: expected between 0.0 and 1.0"),
+        (dict(training__llm__learning_rate=float("nan")), "config.training.llm.learning_rate=nan: expected"),
+        (dict(evaluation__num_beams=5), "config.evaluation.num_beams=5: expected at least 10"),
+        (dict(stages=("encoder", "llm")), "each once and in this order"),
+        (dict(stages=("llm", "decoder")), "each once and in this order"),
+        (dict(stages=("llm", "user_llm")), "--config.encoder.init=random"),
+        (dict(stages=("encoder", "user_llm"), strategy="enc"), "--config.llm.checkpoint=FOLDER"),
+        (dict(data__min_history=51), "config.data.min_history=51 is more than config.data.history_length=50"),
+        (dict(data__dataset="movielens/simulated", data__raw_path="."), "writes its own files"),
+        (dict(data__raw_path="/no/such.zip"), "config.data.raw_path='/no/such.zip': no such file"),
+        (dict(encoder__width=100), "config.encoder.num_heads=8, as in --config.encoder.width=104"),
+        (dict(encoder__features=("rating",)), "expected 'item'"),
+        (dict(encoder__features=("item", "item")), "expected 'item'"),
+        (dict(llm__vocabulary="/no/such.model"), "expected a SentencePiece model"),
+        (dict(llm__checkpoint="/no/such"), "expected a Hugging Face folder"),
+        (
+            dict(llm__num_kv_heads=3),
+            "config.llm.num_heads=4: expected a multiple of config.llm.num_kv_heads=3",
+        ),
+        (dict(llm__head_dim=31), "expected an even number"),
+        (dict(llm__max_length=55), "config.prompt.max_inputs=32 and config.prompt.max_targets=24 together"),
+        (
+            dict(compute__scan_layers=True, integration__every=3),
+            "need a multiple of config.integration.every=3",
+        ),
+        (dict(compute__remat=True), "add --config.compute.scan_layers=true"),
+        (dict(compute__mesh__fsdp=0), "config.compute.mesh.fsdp=0: expected a number of devices"),
+        (dict(compute__mesh__fsdp=-1), "one axis at most can be -1"),
+        (
+            dict(training__encoder__accumulate=3),
+            "expected a multiple of config.training.encoder.accumulate=3",
+        ),
+        (dict(training__encoder__eval_every=0), "needs an evaluation at every checkpoint"),
+        (dict(training__encoder__eval_every=300), "needs an evaluation at every checkpoint"),
+        (dict(data__validation=False), "needs validation windows"),
+    ],
+)
+def test_what_cannot_run_is_named_with_the_fix(values, expected):
+    assert expected in message(changed(**values))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        dict(data__min_history=50),
+        dict(compute__scan_layers=True, compute__remat=True, integration__every=2),
+        dict(stages=("user_llm",), encoder__init="random"),
+        dict(data__validation=False, training__encoder__keep_best="", training__user_llm__keep_best=""),
+        dict(llm__max_length=56),
+    ],
+)
+def test_what_can_run_passes(values):
+    config_lib.validate(changed(**values))
+
+
+def test_a_checkpoint_takes_the_place_of_the_dimensions(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    config_lib.validate(changed(llm__checkpoint=str(tmp_path), llm__num_kv_heads=3))
+
+
+def test_all_problems_are_told_at_once():
+    said = message(changed(encoder__width=100, llm__head_dim=31)).splitlines()
+    assert said[0] == "2 values cannot be used:"
+    assert len(said) == 3
+
+
+def test_the_named_datasets_are_those_that_can_be_built():
+    builder = pytest.importorskip("tfds_builders.movielens.movielens_dataset_builder").Builder
+    known = {f"movielens/{config.name}" for config in builder.BUILDER_CONFIGS}
+    assert set(config_lib.CHOICES["data.dataset"]) == known

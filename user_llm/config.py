@@ -1,0 +1,225 @@
+"""Validation of an experiment's config: a wrong value is answered with its key and the way to put it right.
+
+The keys, their defaults and their meaning are in `configs/base.py`; `command_line.py` answers for a key that
+is not there and for a value of the wrong type.
+"""
+
+import difflib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from ml_collections import ConfigDict
+from ml_collections.config_flags import config_path
+
+STAGES = ("llm", "encoder", "user_llm")
+FEATURES = ("item", "category", "rating")
+BYTE_PIECES = 256 + 4  # of a SentencePiece model with byte fallback: every byte, and pad, bos, eos, unk
+RECALL_DEPTH = 10  # the deepest cut of the reported metrics
+
+_DATASETS = tuple(f"movielens/{name}" for name in ("20m", "25m", "1m", "latest_small", "simulated"))
+_DTYPES = ("float32", "bfloat16")
+
+# Key → the values it may have.
+CHOICES = {
+    "task": ("next_item",),
+    "data.dataset": _DATASETS,
+    "encoder.kind": ("autoregressive",),
+    "encoder.init": ("pretrained", "random"),
+    "integration.kind": ("cross_attention",),
+    "strategy": ("full", "enc", "proj"),
+    "compute.dtype": _DTYPES,
+    "compute.param_dtype": _DTYPES,
+    "compute.frozen_dtype": _DTYPES,
+    "training.llm.keep_best": ("", "loss"),
+    "training.encoder.keep_best": ("", "loss", "recall@10", "ndcg@10"),
+    "training.user_llm.keep_best": ("", "loss"),
+}
+
+# Key → the smallest and the largest value it may have. `*` stands for every stage.
+_COUNT = (1, math.inf)
+_COUNT_OR_OFF = (0, math.inf)
+_SHARE = (0.0, 1.0)
+_SEED = (0, 2**32 - 1)
+RANGES = {
+    "seed": _SEED,
+    "data.max_malformed": _SHARE,
+    "data.history_length": _COUNT,
+    "data.min_history": _COUNT_OR_OFF,
+    "data.text_history": _COUNT_OR_OFF,
+    "data.simulated.num_users": _COUNT,
+    "data.simulated.num_items": _COUNT,
+    "data.simulated.mean_events": _COUNT,
+    "data.simulated.seed": _SEED,
+    "prompt.max_inputs": _COUNT,
+    "prompt.max_targets": _COUNT,
+    "encoder.num_layers": _COUNT,
+    "encoder.width": _COUNT,
+    "encoder.num_heads": _COUNT,
+    "encoder.hidden": _COUNT,
+    "encoder.dropout": (0.0, 0.99),
+    "encoder.chunk_rows": _COUNT,
+    "llm.vocabulary_size": (BYTE_PIECES, math.inf),
+    "llm.num_layers": _COUNT,
+    "llm.width": _COUNT,
+    "llm.num_heads": _COUNT,
+    "llm.num_kv_heads": _COUNT,
+    "llm.head_dim": (2, math.inf),
+    "llm.hidden": _COUNT,
+    "llm.max_length": _COUNT,
+    "llm.rope_theta": (1.0, math.inf),
+    "integration.every": _COUNT,
+    "integration.num_heads": _COUNT,
+    "integration.head_dim": _COUNT,
+    "integration.hidden": _COUNT,
+    "training.*.steps": _COUNT,
+    "training.*.batch_size": _COUNT,
+    "training.*.accumulate": _COUNT,
+    "training.*.learning_rate": (0.0, math.inf),
+    "training.*.warmup_fraction": _SHARE,
+    "training.*.weight_decay": (0.0, math.inf),
+    "training.*.clip_norm": (0.0, math.inf),
+    "training.*.log_every": _COUNT,
+    "training.*.eval_every": _COUNT_OR_OFF,
+    "training.*.checkpoint_every": _COUNT,
+    "training.*.keep_last": _COUNT,
+    "evaluation.batch_size": _COUNT,
+    "evaluation.num_beams": (RECALL_DEPTH, math.inf),
+    "evaluation.max_users": _COUNT_OR_OFF,
+    "evaluation.bootstrap_samples": _COUNT,
+}
+
+
+class ConfigError(ValueError):
+    """A wrong flag, key or value; the message says which, what was expected and what to write instead."""
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises `ConfigError`, with a line for each value that cannot be, or does not go with another."""
+    problems = [*_choices(config), *_ranges(config), *_stages(config)]
+    if not problems:  # the rest divides by these numbers
+        rules = (_data, _encoder, _language_model, _compute, _training)
+        problems = [problem for rule in rules for problem in rule(config)]
+    if problems:
+        heading = [f"{len(problems)} values cannot be used:"] if len(problems) > 1 else []
+        raise ConfigError("\n  ".join([*heading, *problems]))
+
+
+def as_flag(key: str, value: object) -> str:
+    """How `key` is given `value` on the command line."""
+    return f"--config.{key}={str(value).lower() if isinstance(value, bool) else value}"
+
+
+def _says(config: ConfigDict, key: str) -> str:
+    return f"config.{key}={config_path.get_value(key, config)!r}"
+
+
+def _choices(config: ConfigDict) -> Iterator[str]:
+    for key, choices in CHOICES.items():
+        value = config_path.get_value(key, config)
+        if value not in choices:
+            near = difflib.get_close_matches(value, choices, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            yield f"{_says(config, key)}: expected {' or '.join(map(repr, choices))}{hint}"
+
+
+def _ranges(config: ConfigDict) -> Iterator[str]:
+    for pattern, (low, high) in RANGES.items():
+        for key in [pattern.replace("*", stage) for stage in STAGES] if "*" in pattern else [pattern]:
+            if not low <= config_path.get_value(key, config) <= high:  # also what is no number (nan)
+                bounds = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+                yield f"{_says(config, key)}: expected {bounds}"
+
+
+def _stages(config: ConfigDict) -> Iterator[str]:
+    stages, says = tuple(config.stages), _says(config, "stages")
+    if not stages or stages != tuple(stage for stage in STAGES if stage in stages):
+        yield f"{says}: expected some of {STAGES}, each once and in this order"
+    if "user_llm" not in stages:
+        return
+    if config.encoder.init == "pretrained" and "encoder" not in stages:
+        yield f"{says} pretrains no encoder: add 'encoder', or set --config.encoder.init=random"
+    if config.strategy != "full" and not config.llm.checkpoint and "llm" not in stages:
+        yield (
+            f"{_says(config, 'strategy')} freezes a language model that nothing has trained: add 'llm' to "
+            "config.stages, or name a pretrained one with --config.llm.checkpoint=FOLDER"
+        )
+
+
+def _data(config: ConfigDict) -> Iterator[str]:
+    data, raw_path = config.data, _says(config, "data.raw_path")
+    if data.min_history > data.history_length:
+        yield (
+            f"{_says(config, 'data.min_history')} is more than {_says(config, 'data.history_length')}: "
+            "lower it, or set 0 for full histories only"
+        )
+    if data.raw_path and data.dataset == "movielens/simulated":
+        yield f"{raw_path}: {data.dataset} writes its own files; leave this empty, or change data.dataset"
+    elif data.raw_path and not Path(data.raw_path).exists():
+        yield f"{raw_path}: no such file or folder; expected the dataset's zip, or its folder"
+
+
+def _encoder(config: ConfigDict) -> Iterator[str]:
+    width, num_heads = config.encoder.width, config.encoder.num_heads
+    features = tuple(config.encoder.features)
+    if width % num_heads:
+        example = as_flag("encoder.width", math.ceil(width / num_heads) * num_heads)
+        heads = _says(config, "encoder.num_heads")
+        yield f"{_says(config, 'encoder.width')}: expected a multiple of {heads}, as in {example}"
+    if features != tuple(feature for feature in FEATURES if feature in features) or "item" not in features:
+        yield f"{_says(config, 'encoder.features')}: expected 'item' and others of {FEATURES}, in this order"
+
+
+def _language_model(config: ConfigDict) -> Iterator[str]:
+    llm, prompt = config.llm, config.prompt
+    if llm.vocabulary and not Path(llm.vocabulary).is_file():
+        yield f"{_says(config, 'llm.vocabulary')}: no such file; expected a SentencePiece model"
+    if llm.checkpoint:  # whose dimensions replace those of the config
+        if not (Path(llm.checkpoint) / "config.json").is_file():
+            yield (
+                f"{_says(config, 'llm.checkpoint')}: no config.json there; expected a Hugging Face folder, "
+                "with config.json, model.safetensors and tokenizer.model"
+            )
+        return
+    if llm.num_heads % llm.num_kv_heads:
+        yield f"{_says(config, 'llm.num_heads')}: expected a multiple of {_says(config, 'llm.num_kv_heads')}"
+    if llm.head_dim % 2:
+        yield f"{_says(config, 'llm.head_dim')}: expected an even number, as rotary positions turn pairs"
+    if prompt.max_inputs + prompt.max_targets > llm.max_length:
+        inputs, targets = _says(config, "prompt.max_inputs"), _says(config, "prompt.max_targets")
+        yield f"{_says(config, 'llm.max_length')}: expected at least {inputs} and {targets} together"
+    if config.compute.scan_layers and llm.num_layers % config.integration.every:
+        yield (
+            f"{_says(config, 'llm.num_layers')}: scanned layers need a multiple of "
+            f"{_says(config, 'integration.every')}; change one, or set --config.compute.scan_layers=false"
+        )
+
+
+def _compute(config: ConfigDict) -> Iterator[str]:
+    if config.compute.remat and not config.compute.scan_layers:
+        yield "config.compute.remat=True needs scanned layers: add --config.compute.scan_layers=true"
+    sizes = config.compute.mesh.to_dict()
+    for axis, size in sizes.items():
+        if size < 1 and size != -1:
+            yield f"{_says(config, f'compute.mesh.{axis}')}: expected a number of devices, or -1 for the rest"
+    if list(sizes.values()).count(-1) > 1:
+        yield f"config.compute.mesh={sizes}: one axis at most can be -1 (the rest); give the others a number"
+
+
+def _training(config: ConfigDict) -> Iterator[str]:
+    for stage in config.stages:
+        training, key = config.training[stage], f"training.{stage}"
+        if training.batch_size % training.accumulate:
+            parts = _says(config, f"{key}.accumulate")
+            yield f"{_says(config, f'{key}.batch_size')}: expected a multiple of {parts}, its number of parts"
+        if not training.keep_best:
+            continue
+        wish = _says(config, f"{key}.keep_best")
+        otherwise = f"or keep the last checkpoint, with --config.{key}.keep_best="
+        if not training.eval_every or training.checkpoint_every % training.eval_every:
+            yield (
+                f"{wish} needs an evaluation at every checkpoint: let --config.{key}.eval_every divide "
+                f"{_says(config, f'{key}.checkpoint_every')}, {otherwise}"
+            )
+        if not config.data.validation:
+            yield f"{wish} needs validation windows: set --config.data.validation=true, {otherwise}"
