@@ -1,0 +1,74 @@
+"""Counting and naming what is wrong with a source, so that nothing is dropped in silence."""
+
+from collections import Counter, defaultdict
+
+EXAMPLES_PER_REASON = 5
+
+
+class MalformedSourceError(ValueError):
+    """The source cannot be used: a file is unusable, or more rows are malformed than `max_malformed` allows."""
+
+
+class RowReport:
+    """Rows read and rejected by file and reason, with the first few lines of each reason."""
+
+    def __init__(self):
+        self.rows: dict[str, int] = {}
+        self._rejected: dict[str, Counter] = defaultdict(Counter)
+        self._examples: dict[tuple[str, str], list[str]] = defaultdict(list)
+
+    def reject(self, file: str, reason: str, found: list[tuple[int, str]], count: int | None = None) -> None:
+        """Counts malformed rows of one reason.
+
+        Args:
+          file: the file they are in.
+          reason: what was expected, short and the same for every such row.
+          found: (line, what stood there) of the earliest such rows, in file order.
+          count: how many there are, when `found` does not hold them all.
+        """
+        self._rejected[file][reason] += len(found) if count is None else count
+        examples = self._examples[file, reason]
+        examples.extend(f"line {line}: {text}" for line, text in found[: EXAMPLES_PER_REASON - len(examples)])
+
+    def rejected(self, file: str) -> int:
+        """Rows of `file` rejected so far."""
+        return self._rejected[file].total()
+
+    def check(self, max_malformed: float) -> None:
+        """Raises MalformedSourceError when the rejected fraction of any file's rows exceeds `max_malformed`."""
+        over = [file for file, rows in self.rows.items() if self.rejected(file) > max_malformed * rows]
+        if over:
+            raise MalformedSourceError(
+                f"More than max_malformed={max_malformed:g} of the rows of {' and '.join(over)} are malformed.\n"
+                f"{self.text()}\n"
+                "Repair the source, or set max_malformed to the fraction of each file's rows that may be left out "
+                "(0.001: one row in a thousand)."
+            )
+
+    def text(self) -> str:
+        """The summary: what was read, kept and rejected of every file, and where."""
+        lines = []
+        for file, rows in self.rows.items():
+            rejected = self.rejected(file)
+            lines.append(f"{file}: {rows:,} rows read, {rows - rejected:,} kept, {rejected:,} rejected")
+            for reason, count in self._rejected[file].items():
+                examples = self._examples[file, reason]
+                lines.append(f"  {reason}: {count:,}")
+                lines.extend(f"    {file} {example}" for example in examples)
+                if count > len(examples):
+                    lines.append(f"    … and {count - len(examples):,} more")
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict:
+        """The same as JSON-ready metadata: `{file: {"read", "kept", "rejected": {reason: {"rows", "first"}}}}`."""
+        return {
+            file: {
+                "read": rows,
+                "kept": rows - self.rejected(file),
+                "rejected": {
+                    reason: {"rows": count, "first": self._examples[file, reason]}
+                    for reason, count in self._rejected[file].items()
+                },
+            }
+            for file, rows in self.rows.items()
+        }

@@ -1,0 +1,102 @@
+"""Reads the movies file into the catalogue every timeline refers to."""
+
+import csv
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tfds_builders.malformed import RowReport
+from tfds_builders.movielens.format import MOVIES_COLUMNS, NO_GENRES, FileFormat, column_positions, parse_integer
+
+
+@dataclass
+class Movies:
+    """The catalogue in file order; entry 0 of every list is padding, so that an item id is its index."""
+
+    raw_ids: list[str] = field(default_factory=lambda: [""])
+    titles: list[str] = field(default_factory=lambda: [""])
+    genres: list[list[str]] = field(default_factory=lambda: [[]])
+
+    def metadata(self) -> dict:
+        """`raw_ids`, `titles`, `category_names` (sorted, ids from 1) and `item_categories` (ids in file order)."""
+        category_names = ["", *sorted({genre for genres in self.genres for genre in genres})]
+        ids = {name: i for i, name in enumerate(category_names)}
+        return {
+            "raw_ids": self.raw_ids,
+            "titles": self.titles,
+            "category_names": category_names,
+            "item_categories": [[ids[genre] for genre in genres] for genres in self.genres],
+        }
+
+
+def read_movies(path: Path, form: FileFormat, report: RowReport) -> Movies:
+    """Reads every movie, rated or not; malformed rows go to `report` and are left out.
+
+    Raises:
+      MalformedSourceError: see `column_positions`.
+    """
+    positions, num_fields = column_positions(path, form, MOVIES_COLUMNS)
+    movies = Movies()
+    line_of: dict[int, int] = {}
+    rows = 0
+    with path.open("rb") as file:
+        for line, raw in enumerate(file, start=1):
+            raw = raw.rstrip(b"\r\n")
+            if (line == 1 and form.has_header) or not raw:
+                continue
+            rows += 1
+            try:
+                movie_id, title, genres = _parse_row(raw, form, positions, num_fields)
+                if movie_id in line_of:
+                    raise _BadRowError("movieId stands on an earlier line", f"{movie_id} is on line {line_of[movie_id]}")
+            except _BadRowError as problem:
+                report.reject(path.name, problem.reason, [(line, problem.found)])
+                continue
+            line_of[movie_id] = line
+            movies.raw_ids.append(str(movie_id))
+            movies.titles.append(title)
+            movies.genres.append(genres)
+    report.rows[path.name] = rows
+    return movies
+
+
+class _BadRowError(Exception):
+    def __init__(self, reason: str, found: str):
+        super().__init__(reason, found)
+        self.reason = reason
+        self.found = found
+
+
+def _parse_row(raw: bytes, form: FileFormat, positions: list[int], num_fields: int) -> tuple[int, str, list[str]]:
+    text = _decode(raw, form.encoding)
+    if form.delimiter == ",":
+        # Line by line: a quote left open must cost its own row, not the rest of the file.
+        try:
+            fields = next(csv.reader([text], strict=True))
+        except csv.Error as error:
+            raise _BadRowError("quotes do not pair up", f"{text!r} ({error})") from error
+    else:
+        fields = text.split(form.delimiter)
+    if len(fields) != num_fields:
+        raise _BadRowError(f"not {num_fields} fields", f"{len(fields)} in {text!r}")
+    raw_id, title, genres = (fields[position].strip() for position in positions)
+    movie_id = parse_integer(raw_id)
+    if movie_id is None:
+        raise _BadRowError("movieId is not an integer", repr(raw_id))
+    if not title:
+        raise _BadRowError("title is empty", repr(text))
+    names = dict.fromkeys(name.strip() for name in genres.split("|") if name.strip())
+    return movie_id, title, list(names) or [NO_GENRES]
+
+
+def _decode(raw: bytes, encoding: str) -> str:
+    """Decodes a line; UTF-8 in a latin-1 file is caught, since it would decode into nonsense without an error."""
+    is_ascii = raw.isascii()
+    try:
+        as_utf8 = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if encoding == "utf-8":
+            raise _BadRowError("not utf-8", f"byte 0x{raw[error.start]:02x} at {error.start} of {raw!r}") from error
+        return raw.decode(encoding)
+    if encoding != "utf-8" and not is_ascii:
+        raise _BadRowError(f"utf-8 where {encoding} is expected", repr(as_utf8))
+    return as_utf8

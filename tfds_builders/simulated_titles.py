@@ -1,0 +1,100 @@
+"""Names for simulated series: each genre has its own words, so that a title tells its genre."""
+
+import numpy as np
+
+# Genre: twelve first words, twelve second words. Distinct across genres, so that a small language model can tell them apart.
+_WORDS = {
+    "Action": (
+        "Steel Rapid Burning Final Lethal Broken Savage Iron Double Hard Maximum Sudden",
+        "Strike Bullet Pursuit Impact Fury Fist Justice Force Target Vengeance Soldier Ambush",
+    ),
+    "Adventure": (
+        "Lost Hidden Forgotten Endless Daring Emerald Sunken Uncharted Distant Golden Restless Sacred",
+        "Island Treasure Voyage Expedition Canyon Jungle Compass Caravan Temple River Summit Horizon",
+    ),
+    "Animation": (
+        "Tiny Bouncing Rainbow Jolly Sleepy Wobbly Sparkling Fuzzy Pocket Giggling Patchwork Paper",
+        "Penguin Dragonfly Kitten Robot Balloon Puppy Hedgehog Snowman Turtle Lantern Toybox Squirrel",
+    ),
+    "Comedy": (
+        "Clumsy Crazy Awkward Lucky Hopeless Silly Reluctant Accidental Borrowed Noisy Perfect Backward",
+        "Wedding Vacation Neighbor Roommate Butler Dentist Reunion Divorce Babysitter Landlord Honeymoon Cousin",
+    ),
+    "Crime": (
+        "Dirty Crooked Stolen Silent Cold Velvet Guilty Counterfeit Midnight Ruthless Private Loaded",
+        "Heist Alibi Detective Syndicate Diamond Verdict Informant Ransom Witness Gangster Docket Smuggler",
+    ),
+    "Documentary": (
+        "Inside Beyond Remembering Understanding Measuring Mapping Saving Rebuilding Questioning Listening Feeding Exploring",
+        "Glaciers Whales Factories Orchestras Elections Vaccines Bees Archives Harvests Subways Deserts Volcanoes",
+    ),
+    "Drama": (
+        "Quiet Autumn Fading Gentle Unspoken Ordinary Winter Empty Fragile Patient Bitter Faithful",
+        "Daughter Garden Letter Promise Silence Mother Orchard Window Farewell Stranger Kitchen Inheritance",
+    ),
+    "Fantasy": (
+        "Enchanted Crimson Ancient Silver Cursed Moonlit Crystal Wandering Eternal Twilight Thorned Radiant",
+        "Kingdom Wizard Harbor Sorceress Throne Griffin Prophecy Forest Unicorn Amulet Oracle Scepter",
+    ),
+    "Horror": (
+        "Screaming Bloody Haunted Rotten Crawling Nameless Buried Hollow Whispering Pale Wicked Starving",
+        "Cellar Corpse Asylum Nightmare Cemetery Doll Scarecrow Possession Crypt Ghoul Attic Parasite",
+    ),
+    "Musical": (
+        "Dancing Singing Swinging Tapping Glittering Melodic Broadway Waltzing Humming Jazzy Velveteen Harmonic",
+        "Ballroom Chorus Serenade Trumpet Cabaret Rhapsody Encore Piano Melody Orchestra Spotlight Tango",
+    ),
+    "Mystery": (
+        "Missing Locked Veiled Invisible Secret Thirteenth Vanishing Masked Cryptic Unsolved Faceless Shuttered",
+        "Manuscript Corridor Portrait Riddle Passenger Heirloom Footprint Cipher Manor Lighthouse Clock Mirror",
+    ),
+    "Romance": (
+        "Tender Parisian Secretly Forever Sweet Blushing Beloved Summer Longing Devoted Starlit Dearest",
+        "Kiss Valentine Sweetheart Rendezvous Bouquet Proposal Heart Bride Embrace Lovers Rose Confession",
+    ),
+    "Sci-Fi": (
+        "Quantum Galactic Orbital Cybernetic Binary Stellar Neon Atomic Synthetic Cosmic Parallel Magnetic",
+        "Android Nebula Starship Paradox Colony Reactor Wormhole Clone Satellite Asteroid Terminal Gravity",
+    ),
+    "Thriller": (
+        "Deadly Hostile Fatal Hunted Vanished Desperate Sleepless Trapped Poisoned Suspicious Relentless Blackmailed",
+        "Obsession Conspiracy Hostage Deception Countdown Fugitive Betrayal Surveillance Impostor Threat Intruder Trap",
+    ),
+    "War": (
+        "Fallen Brave Marching Besieged Frozen Loyal Wounded Muddy Unbroken Occupied Scarlet Distinguished",
+        "Battalion Trench Regiment Bunker Brigade Submarine Armistice Bridgehead Cavalry Squadron Frontline Commander",
+    ),
+    "Western": (
+        "Dusty Lonesome Outlaw Wild Prairie Rawhide Rusty Thundering Blazing Crooning Tumbleweed Bareback",
+        "Sheriff Saloon Stagecoach Ranch Gunslinger Mustang Rodeo Homestead Spurs Deputy Canteen Marshal",
+    ),
+}
+_PLACES = (
+    "Avalon Bristol Cairo Dakota Eldorado Florence Geneva Havana Istanbul Jakarta Kyoto Lisbon Madrid Nairobi Oslo "
+    "Prague Quebec Rome Shanghai Tangier Utah Venice Warsaw Yukon Zanzibar"
+).split()
+
+GENRES = tuple(_WORDS)
+"""Genre names, sorted as MovieLens prints them; the simulator's genre ids index this tuple."""
+
+
+def series_titles(genres: np.ndarray, rng: np.random.Generator) -> list[str]:
+    """Titles "The <first> <second>", and "The <first> <second> of <place>" once a genre's pairs are used up.
+
+    Args:
+      genres: `[series]` genre id of every series.
+      rng: decides which pair is used when.
+
+    Returns:
+      A title per series, distinct while a genre has fewer than 3,744 series, and repeating after that.
+    """
+    titles = [""] * len(genres)
+    for genre, words in enumerate(_WORDS.values()):
+        first, second = (part.split() for part in words)
+        pairs = [f"The {a} {b}" for a in first for b in second]
+        order = rng.permutation(len(pairs))
+        for n, series in enumerate(np.flatnonzero(genres == genre)):
+            round_, pair = divmod(n, len(pairs))
+            place = round_ % (len(_PLACES) + 1)
+            titles[series] = pairs[order[pair]] + (f" of {_PLACES[place - 1]}" if place else "")
+    return titles
