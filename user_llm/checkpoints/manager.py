@@ -22,7 +22,9 @@ class StageCheckpoints:
         keep: list[Any] = [policies.LatestN(keep_last)]
         if keep_best:
             keep.append(
-                policies.BestN(get_metric_fn=lambda metrics: metrics[_METRIC], n=1, keep_checkpoints_without_metrics=False)
+                policies.BestN(
+                    get_metric_fn=lambda metrics: metrics[_METRIC], n=1, keep_checkpoints_without_metrics=False
+                )
             )
         self._keep_best = keep_best
         self._manager = ocp.CheckpointManager(

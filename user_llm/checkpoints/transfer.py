@@ -48,8 +48,9 @@ def initialise(
         _, drawn, buffers = parameters.split(build(nnx.Rngs(seed)))
         return {path: drawn[path] for path in random}, buffers
 
-    drawn, buffers = jax.jit(draw, out_shardings=(random, {path: whole for path in abstract_buffers}))()
+    drawn, buffers = jax.jit(draw, out_shardings=(random, dict.fromkeys(abstract_buffers, whole)))()
     placed = {
-        path: jax.device_put(value.astype(abstract[path].dtype), shardings[path], may_alias=False) for path, value in pretrained.items()
+        path: jax.device_put(value.astype(abstract[path].dtype), shardings[path], may_alias=False)
+        for path, value in pretrained.items()
     }
     return graphdef, {path: placed[path] if path in placed else drawn[path] for path in abstract}, buffers

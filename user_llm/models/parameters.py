@@ -44,4 +44,6 @@ def abstract(build: Builder) -> nnx.Module:
 def logical_axes(model: nnx.Module) -> dict[str, tuple[str | None, ...]]:
     """Path → the logical axis names of the parameter's dimensions (`parallel/rules.py` maps them to a mesh)."""
     state = nnx.state(model, nnx.Param)
-    return {"/".join(map(str, path)): variable.get_metadata()["logical_axes"] for path, variable in nnx.to_flat_state(state)}
+    return {
+        "/".join(map(str, path)): variable.get_metadata()["logical_axes"] for path, variable in nnx.to_flat_state(state)
+    }

@@ -43,7 +43,9 @@ def partition_spec(path: str, shape: Sequence[int], axes: Sequence[str | None], 
         if mesh_axis in spec:
             mesh_axis = None  # one mesh axis cuts a parameter once
         if mesh_axis is not None and size % mesh.shape[mesh_axis]:
-            logging.info("%s: axis %r (%d) stays whole: %r has %d devices", path, axis, size, mesh_axis, mesh.shape[mesh_axis])
+            logging.info(
+                "%s: axis %r (%d) stays whole: %r has %d devices", path, axis, size, mesh_axis, mesh.shape[mesh_axis]
+            )
             mesh_axis = None
         spec.append(mesh_axis)
     return PartitionSpec(*spec)

@@ -85,7 +85,7 @@ def train(stage: Stage, folder: Path, mesh: Mesh, *, seed: int, tensorboard: boo
     tuned = {path: value for path, value in stage.parameters.items() if trains[path]}
     frozen = {path: value for path, value in stage.parameters.items() if not trains[path]}
     optimizer = make_optimizer(config, {path: stage.axes[path] for path in tuned})
-    state = _replicate_scalars({"parameters": tuned, **_fresh(optimizer, tuned)}, mesh)
+    state = _replicate_scalars({"parameters": tuned, **fresh_state(optimizer, tuned)}, mesh)
     checkpoints = StageCheckpoints(folder, keep_last=config.keep_last, keep_best=bool(config.keep_best))
     step, seconds = 0, 0.0
     if (latest := checkpoints.latest_step()) is not None:
@@ -105,9 +105,9 @@ def train(stage: Stage, folder: Path, mesh: Mesh, *, seed: int, tensorboard: boo
                 done, at = step == config.steps, functools.partial(_multiple, step)
                 save = done or interrupt.received or at(config.checkpoint_every)
                 if pending and (save or at(config.log_every) or at(config.eval_every)):
-                    values = _fetch(pending)
-                    if values["first_bad_step"] >= 0:
-                        raise _diverged(stage, folder, int(values["first_bad_step"]), checkpoints)
+                    values, bad_step = _fetch(pending)
+                    if bad_step >= 0:
+                        raise _diverged(stage, folder, bad_step, checkpoints)
                     progress.show(step, values["loss"])
                     writer.write(step, "train", {**values, "learning_rate": float(learning_rate(step - 1))})
                 metric = None
@@ -166,13 +166,13 @@ def make_train_step(stage: Stage, optimizer: optax.GradientTransformation, seed:
             grads, weight, metrics = microbatch(batch, 0)
         else:
             # Microbatch i takes rows i, i + accumulate, …: every device keeps its share of each.
-            rows = jax.tree.map(lambda x: jnp.stack(jnp.split(x, x.shape[0] // accumulate), 1), batch)
+            rows = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
             zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(microbatch, jax.tree.map(lambda x: x[0], rows), 0))
             add = lambda total, item: (jax.tree.map(jnp.add, total, microbatch(*item)), None)  # noqa: E731
             (grads, weight, metrics), _ = jax.lax.scan(add, zeros, (rows, jnp.arange(accumulate)))
 
         grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1e-9).astype(g.dtype), grads)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         updates, optimizer_state = optimizer.update(grads, state["optimizer"], tuned)
         bad = ~(jnp.isfinite(norm) & jnp.isfinite(metrics["loss"][0]))
         first_bad = jnp.where((state["first_bad_step"] < 0) & bad, state["step"], state["first_bad_step"])
@@ -187,7 +187,8 @@ def make_train_step(stage: Stage, optimizer: optax.GradientTransformation, seed:
     return train_step
 
 
-def _fresh(optimizer: optax.GradientTransformation, tuned: Parameters) -> dict[str, Any]:
+def fresh_state(optimizer: optax.GradientTransformation, tuned: Parameters) -> dict[str, Any]:
+    """What a training state holds besides its parameters, before the first step."""
     return {
         "optimizer": optimizer.init(tuned),
         "step": jnp.zeros((), jnp.int32),
@@ -201,7 +202,9 @@ def _replicate_scalars(state, mesh: Mesh):
     return jax.tree.map(lambda x: x if isinstance(x.sharding, NamedSharding) else jax.device_put(x, whole), state)
 
 
-def _on_device(batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh, ahead: int = 2) -> Iterator[dict[str, jax.Array]]:
+def _on_device(
+    batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh, ahead: int = 2
+) -> Iterator[dict[str, jax.Array]]:
     """Starts copying a batch to the devices `ahead` steps before it is used."""
     waiting: collections.deque = collections.deque()
     for batch in batches:
@@ -211,16 +214,16 @@ def _on_device(batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh, ahead: i
     yield from waiting
 
 
-def _fetch(pending: collections.deque) -> dict[str, float]:
-    """Means over the steps since the last call, which it waits for; empties `pending`."""
+def _fetch(pending: collections.deque) -> tuple[dict[str, float], int]:
+    """Means over the steps since the last call, which it waits for, and the first bad step; empties `pending`."""
     rows = jax.device_get(list(pending))
     pending.clear()
+    bad_step = [int(row.pop("first_bad_step")) for row in rows][-1]
     means = {
         name: float(sum(row[name][0] for row in rows) / max(sum(row[name][1] for row in rows), 1e-9))
         for name in rows[0]
-        if name != "first_bad_step"
     }
-    return {**means, "first_bad_step": int(rows[-1]["first_bad_step"])}
+    return means, bad_step
 
 
 def _multiple(step: int, every: int) -> bool:

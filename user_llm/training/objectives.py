@@ -41,7 +41,7 @@ def autoregressive_objective(chunk_rows: int) -> Objective:
         for feature in model.config.features:
             hidden, table = model.feature_hidden(embeddings, feature), model.feature_table(feature)
             if feature == "category":
-                sets = model.categories(items)
+                sets = jnp.take(model.embedding.item_categories[...], items, axis=0)
                 metrics["loss/category"] = soft_cross_entropy(hidden, table, sets, weights)
             else:
                 targets = items if feature == "item" else next_event(batch, feature)

@@ -17,7 +17,7 @@ class Progress:
         self._bar = tqdm(
             total=steps, initial=start, desc=name, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty()
         )
-        self._first = self._line_step = start
+        self._first = start
         self._begun = self._line_time = time.perf_counter()
 
     def __enter__(self):
@@ -45,7 +45,7 @@ class Progress:
                 "%s: step %d/%d  loss %.4f  %.0f examples/s  %s left",
                 self._name, step, self._steps, loss, rate, tqdm.format_interval(left),
             )  # fmt: skip
-            self._line_step, self._line_time = step, now
+            self._line_time = now
 
     def _write(self, line: str) -> None:
         if self._bar.disable:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 Rules = Sequence[tuple[str, bool]]
 
 # The encoder's heads (its own softmaxes) are no part of the contextualised LLM: no loss reaches them.
-_HEADS: Rules = ((r"encoder/heads/.*", False),)
+_HEADS: Rules = ((r"encoder/\w+_head_UU", False),)
 
 STRATEGIES: dict[str, Rules] = {
     "full": (*_HEADS, (r"(encoder|connector|language_model)/.*", True)),
@@ -26,7 +26,9 @@ def trainable(paths: Iterable[str], rules: Rules) -> dict[str, bool]:
     for path in paths:
         row = next((trains for regex, trains in rules if re.fullmatch(regex, path)), None)
         if row is None:
-            raise ValueError(f"No row of the strategy covers the parameter {path}; rows: {[regex for regex, _ in rules]}")
+            raise ValueError(
+                f"No row of the strategy covers the parameter {path}; rows: {[regex for regex, _ in rules]}"
+            )
         result[path] = row
     if not any(result.values()):
         raise ValueError("The strategy trains no parameter of this model.")

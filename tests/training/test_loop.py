@@ -1,0 +1,197 @@
+"""The loop against independent truths: an uninterrupted run, the whole batch at once, plain numpy."""
+
+import functools
+import hashlib
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from configs.base import training
+from user_llm.checkpoints.manager import StageCheckpoints
+from user_llm.checkpoints.transfer import initialise
+from user_llm.data.pipeline import TrainBatches
+from user_llm.models import parameters
+from user_llm.models.autoregressive_encoder import AutoregressiveEncoder, EncoderConfig
+from user_llm.parallel.mesh import make_mesh
+from user_llm.training import loop
+from user_llm.training.objectives import autoregressive_objective
+from user_llm.training.trainable import EVERYTHING
+
+ITEMS, RATINGS, CATEGORIES, S = 30, 5, 4, 6
+
+
+class RandomWindows:
+    """A source of made-up windows, with some padding on the left; window `bad` holds an item that does not exist."""
+
+    def __init__(self, bad=None):
+        generator = np.random.default_rng(0)
+        self.item = generator.integers(1, ITEMS + 1, (64, S + 1)).astype(np.int32)
+        self.rating = generator.integers(1, RATINGS + 1, (64, S + 1)).astype(np.int32)
+        self.item[:8, :2] = self.rating[:8, :2] = 0
+        if bad is not None:
+            self.item[bad, 3] = 10_000  # the embedding answers NaN
+
+    def __len__(self):
+        return len(self.item)
+
+    def gather(self, ids):
+        return {
+            "history/item": self.item[ids, :-1],
+            "history/rating": self.rating[ids, :-1],
+            "label/item": self.item[ids, -1],
+            "label/rating": self.rating[ids, -1],
+        }
+
+
+def build(rngs, dropout=0.1):
+    categories = np.arange(ITEMS + 1)[:, None] % (CATEGORIES + 1)
+    config = EncoderConfig(max_length=S, num_layers=1, width=16, num_heads=2, hidden=32, dropout=dropout)
+    return AutoregressiveEncoder(
+        config, item_categories=categories, num_categories=CATEGORIES, num_ratings=RATINGS, rngs=rngs
+    )
+
+
+def make_stage(config: ConfigDict, *, rules=EVERYTHING, source=None, evaluate=None, dropout=0.1) -> loop.Stage:
+    mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
+    graphdef, values, buffers = initialise(functools.partial(build, dropout=dropout), 0, mesh)
+    return loop.Stage(
+        name="encoder",
+        config=config,
+        graphdef=graphdef,
+        parameters=values,
+        buffers=buffers,
+        axes=parameters.logical_axes(parameters.abstract(build)),
+        rules=rules,
+        objective=autoregressive_objective(chunk_rows=32),
+        batches=TrainBatches(source or RandomWindows(), config.batch_size, seed=1),
+        evaluate=evaluate,
+    )
+
+
+def run(stage, folder):
+    mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
+    return loop.train(stage, folder, mesh, seed=3, tensorboard=False)
+
+
+def digest(values):
+    return {path: hashlib.sha256(np.asarray(value).tobytes()).hexdigest() for path, value in values.items()}
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+CONFIG = training(steps=12, batch_size=8, checkpoint_every=4, eval_every=4, log_every=2, warmup_fraction=0.2)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    return digest(run(make_stage(CONFIG), folder)), rows(folder)
+
+
+def test_training_lowers_the_loss(uninterrupted):
+    losses = [row["loss"] for row in uninterrupted[1]]
+    assert losses[-1] < losses[0]
+
+
+def test_a_run_that_dies_and_resumes_ends_with_the_same_bits(uninterrupted, tmp_path, monkeypatch):
+    class Died(Exception):
+        pass
+
+    class DyingBatches(TrainBatches):
+        def iterator(self, start_step=0):
+            for step in range(start_step, 10**9):
+                if step == self.dies_at:
+                    raise Died
+                yield self.batch(step)
+
+    for dies_at in (7, 11):
+        stage = make_stage(CONFIG)
+        stage.batches.__class__ = DyingBatches
+        stage.batches.dies_at = dies_at
+        with pytest.raises(Died):
+            run(stage, tmp_path)
+    assert digest(run(make_stage(CONFIG), tmp_path)) == uninterrupted[0]
+    assert [row["step"] for row in rows(tmp_path)] == [row["step"] for row in uninterrupted[1]]
+    assert digest(run(make_stage(CONFIG), tmp_path)) == uninterrupted[0]  # finished: only restored
+
+
+def test_sigterm_saves_and_the_next_run_goes_on(uninterrupted, tmp_path):
+    class Terminating(TrainBatches):
+        def iterator(self, start_step=0):
+            for step in range(start_step, 10**9):
+                if step == 5:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                yield self.batch(step)
+
+    stage = make_stage(CONFIG)
+    stage.batches.__class__ = Terminating
+    with pytest.raises(loop.Preempted, match="saved at step"):
+        run(stage, tmp_path)
+    saved = StageCheckpoints(tmp_path, read_only=True).latest_step()
+    assert 0 < saved < CONFIG.steps
+    assert digest(run(make_stage(CONFIG), tmp_path)) == uninterrupted[0]
+
+
+def test_accumulation_gives_the_gradient_of_the_whole_batch():
+    def gradient_step(accumulate):
+        config = training(batch_size=16, accumulate=accumulate)
+        stage = make_stage(config, dropout=0.0)
+        optimizer = optax.sgd(1.0)  # of rate 1: the change of the parameters is the gradient
+        before = jax.tree.map(np.asarray, stage.parameters)
+        state = {"parameters": stage.parameters, **loop.fresh_state(optimizer, stage.parameters)}
+        after, metrics = loop.make_train_step(stage, optimizer, seed=0)(
+            state, {}, stage.buffers, stage.batches.batch(0)
+        )
+        change = {path: before[path] - np.asarray(value) for path, value in after["parameters"].items()}
+        return change, float(metrics["loss"][0] / metrics["loss"][1])
+
+    (whole, loss), (parts, loss_of_parts) = gradient_step(1), gradient_step(4)
+    np.testing.assert_allclose(loss_of_parts, loss, rtol=1e-5)
+    for path in whole:
+        np.testing.assert_allclose(parts[path], whole[path], rtol=1e-3, atol=1e-5, err_msg=path)
+
+
+def test_frozen_parameters_keep_their_bits_and_trained_ones_move(tmp_path):
+    rules = ((r"layers/.*", True), (r".*", False))
+    stage = make_stage(training(steps=3, batch_size=8), rules=rules)
+    before = digest(stage.parameters)
+    after = digest(run(stage, tmp_path))
+    for path in before:
+        assert (before[path] != after[path]) == path.startswith("layers/"), path
+
+
+def test_a_loss_that_is_no_number_stops_before_the_next_checkpoint(tmp_path):
+    bad_window = 17
+    config = training(steps=16, batch_size=8, checkpoint_every=4, eval_every=0, log_every=4)
+    stage = make_stage(config, source=RandomWindows(bad=bad_window))
+    bad_step = next(step for step in range(16) if bad_window in stage.batches.ids(step))
+    with pytest.raises(loop.TrainingDiverged, match=f"step {bad_step} is not finite"):
+        run(stage, tmp_path)
+    kept = StageCheckpoints(tmp_path, read_only=True).latest_step()
+    assert (kept or 0) <= bad_step
+    batch = np.load(tmp_path / f"bad_batch_{bad_step}.npz")
+    np.testing.assert_array_equal(batch["label/item"], stage.batches.batch(bad_step)["label/item"])
+
+
+def test_the_best_checkpoint_is_the_one_returned(tmp_path):
+    scores = {4: 0.1, 8: 0.9, 12: 0.3}
+    seen = {}
+
+    def evaluate(values):
+        step = 4 * (len(seen) + 1)
+        seen[step] = digest(values)
+        return {"recall@10": scores[step]}
+
+    config = training(steps=12, batch_size=8, checkpoint_every=4, eval_every=4, keep_best="recall@10", keep_last=1)
+    final = digest(run(make_stage(config, evaluate=evaluate), tmp_path))
+    assert final == seen[8] != seen[12]
+    assert digest(run(make_stage(config, evaluate=evaluate), tmp_path)) == seen[8]
+    assert [row["recall@10"] for row in rows(tmp_path) if row["kind"] == "validation"] == [0.1, 0.9, 0.3]
