@@ -19,6 +19,7 @@ INSTALL_REQUIRES = [
     "numpy>=2.4",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
+    "pyarrow>=26.0",
     "rich>=15.0",
     "safetensors>=0.8",
     "sentencepiece>=0.2.2",

@@ -1,0 +1,192 @@
+"""Imports run only against the flow of the data, never in a circle, and only to libraries that setup.py declares."""
+
+import ast
+import graphlib
+import importlib.metadata
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("tfds_builders", "user_llm")
+
+# Room → the rooms it may import besides itself. A room lists only rooms above it, so the table has no circle;
+# `ALL_ABOVE` is for those that put everything together. A new module belongs to a row, or gets one.
+ALL_ABOVE = "all above"
+MAY_IMPORT = {
+    "tfds_builders": (),
+    "user_llm.config": (),
+    "user_llm.command_line": ("user_llm.config",),
+    "user_llm.host": (),
+    "user_llm.data": ("tfds_builders",),
+    "user_llm.models": (),
+    "user_llm.parallel": ("user_llm.models",),
+    "user_llm.checkpoints": ("user_llm.models", "user_llm.parallel"),
+    "user_llm.assembly": ("user_llm.models", "user_llm.checkpoints"),
+    "user_llm.training": ("user_llm.models", "user_llm.parallel", "user_llm.checkpoints"),
+    "user_llm.decoding": ("user_llm.models",),
+    "user_llm.evaluation": ("user_llm.data", "user_llm.models", "user_llm.parallel", "user_llm.decoding"),
+    "user_llm.experiment": ALL_ABOVE,
+    "user_llm.api": ALL_ABOVE,
+    "user_llm.main": ALL_ABOVE,
+    "user_llm": ALL_ABOVE,  # the package itself: its public face
+}
+
+# Read them, don't build on them (DESIGN 6); and what belongs to tests and launchers only.
+NEVER = {"apache_beam", "gemma", "kauldron", "recml", "t5x", "torch", "transformers", "tunix", "xmanager"}
+
+
+def module_name(path: Path, root: Path) -> str:
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def sources(root: Path) -> dict[str, Path]:
+    """Module name → file, of all modules below `root` in our packages."""
+    files = (path for package in PACKAGES for path in sorted((root / package).rglob("*.py")))
+    return {module_name(path, root): path for path in files}
+
+
+def imported_names(module: str, path: Path) -> Iterator[str]:
+    """Dotted names that `module` imports, anywhere in the file; `from a import b` gives `a.b`."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), filename=str(path))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+            prefix = base[: len(base) - node.level + 1] if node.level else []
+            yield from (".".join([*prefix, *filter(None, [node.module]), alias.name]) for alias in node.names)
+
+
+def import_graph(root: Path) -> dict[str, set[str]]:
+    """Module → our modules it imports. A package that Python imports on the way to its module is not counted."""
+    files = sources(root)
+    graph = {}
+    for module, path in files.items():
+        names = list(imported_names(module, path))
+        targets = {name if name in files else name.rpartition(".")[0] for name in names}
+        graph[module] = {target for target in targets if target in files and target != module}
+    return graph
+
+
+def room(module: str) -> str | None:
+    """The row of the table a module belongs to."""
+    if module in MAY_IMPORT:
+        return module
+    rows = [row for row in MAY_IMPORT if module.startswith(f"{row}.") and row != "user_llm"]
+    return rows[0] if rows else None
+
+
+def allowed(importer: str, imported: str) -> bool:
+    rows = list(MAY_IMPORT)
+    above = rows[: rows.index(importer)] if MAY_IMPORT[importer] == ALL_ABOVE else MAY_IMPORT[importer]
+    return importer == imported or imported in above
+
+
+def violations(graph: dict[str, set[str]]) -> list[str]:
+    """One line for each module without a room, import against the arrow, and circle."""
+    found = [f"{module} has no row in MAY_IMPORT" for module in graph if room(module) is None]
+    for module, targets in graph.items():
+        for target in sorted(targets):
+            if room(module) and room(target) and not allowed(room(module), room(target)):
+                found.append(f"{module} imports {target}: {room(module)} may not import {room(target)}")
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        found.append(f"circle: {' ◄ '.join(error.args[1])}")
+    return found
+
+
+def test_imports_run_against_the_arrow_and_never_in_a_circle():
+    graph = import_graph(ROOT)
+    assert len(graph) > 20, "found hardly any module: the walk is broken"
+    assert not violations(graph), "\n".join(violations(graph))
+
+
+def test_the_table_itself_has_no_circle():
+    rows = list(MAY_IMPORT)
+    for index, (row, targets) in enumerate(MAY_IMPORT.items()):
+        assert targets == ALL_ABOVE or set(targets) <= set(rows[:index]), f"{row} names a room below it"
+
+
+def third_party(root: Path) -> dict[str, set[str]]:
+    """Top-level name of each imported library → the modules that import it."""
+    users: dict[str, set[str]] = {}
+    for module, path in sources(root).items():
+        for name in imported_names(module, path):
+            top = name.split(".")[0]
+            if top not in sys.stdlib_module_names and top not in PACKAGES:
+                users.setdefault(top, set()).add(module)
+    return users
+
+
+def test_every_library_is_declared_and_none_is_unwanted():
+    setup = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
+    lists = {node.targets[0].id: node.value for node in setup.body if isinstance(node, ast.Assign)}
+    normalise = lambda name: re.sub(r"[-_.]+", "-", name).lower()  # noqa: E731
+    declared = {
+        normalise(re.match(r"[\w.-]+", requirement)[0]) for requirement in ast.literal_eval(lists["INSTALL_REQUIRES"])
+    }
+    distributions = importlib.metadata.packages_distributions()
+    for library, modules in third_party(ROOT).items():
+        assert library not in NEVER, f"{sorted(modules)} import {library}"
+        providers = {normalise(name) for name in distributions.get(library, [library])}
+        assert providers & declared, f"{library}, which {sorted(modules)} import, is not declared in setup.py"
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Writes a small source tree from module name → source, and returns what is wrong with it."""
+
+    def check(**files: str) -> list[str]:
+        for name, source in files.items():
+            path = tmp_path / (name.replace("__", "/") + ".py")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(source)
+        return violations(import_graph(tmp_path))
+
+    return check
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import user_llm.training.loop",
+        "from user_llm.training import loop",
+        "from user_llm.training.loop import train",
+        "from ..training.loop import train",
+        "def late():\n    from user_llm.training.loop import train",
+    ],
+)
+def test_a_backward_import_is_found_in_every_form(tree, statement):
+    wrong = tree(user_llm__models__stack=statement, user_llm__training__loop="def train(): ...")
+    assert wrong == [
+        "user_llm.models.stack imports user_llm.training.loop: user_llm.models may not import user_llm.training"
+    ]
+
+
+def test_rooms_side_by_side_stay_apart(tree):
+    wrong = tree(user_llm__models__stack="import user_llm.data.windows", user_llm__data__windows="")
+    assert len(wrong) == 1
+
+
+def test_a_circle_inside_a_room_is_found(tree):
+    wrong = tree(user_llm__models__a="from user_llm.models import b", user_llm__models__b="import user_llm.models.a")
+    assert len(wrong) == 1
+    assert wrong[0].startswith("circle: ")
+
+
+def test_a_module_without_a_place_is_found(tree):
+    assert tree(user_llm__helpers="") == ["user_llm.helpers has no row in MAY_IMPORT"]
+
+
+def test_imports_along_the_arrow_pass(tree):
+    wrong = tree(
+        user_llm__training__loop="from user_llm.models.stack import run\nimport numpy",
+        user_llm__models__stack="def run(): ...",
+        user_llm__main="import user_llm.training.loop",
+    )
+    assert wrong == []
