@@ -43,7 +43,7 @@ class _Beams(NamedTuple):
     cache: Any
 
 
-@functools.partial(jax.jit, static_argnames=("num_beams", "max_steps", "eos_id", "pad_id"))
+@functools.partial(jax.jit, static_argnames=("num_beams", "max_steps"))
 def beam_search(
     model: DecodingModel,
     prompt_tokens: jax.Array,

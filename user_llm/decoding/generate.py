@@ -61,7 +61,7 @@ def generate(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("max_new_tokens", "eos_id", "pad_id"))
+@functools.partial(jax.jit, static_argnames=("max_new_tokens",))
 def _generate(model, prompt_tokens, context, temperature, key, *, max_new_tokens, eos_id, pad_id):
     prompt = prefill(model, prompt_tokens, context, free_slots=max_new_tokens, pad_id=pad_id)
 

@@ -15,7 +15,7 @@ from user_llm.decoding.catalogue_trie import CatalogueTrie, TitleTree
 from user_llm.decoding.prefill import DecodingModel, extend, prefill
 
 
-@functools.partial(jax.jit, static_argnames=("eos_id", "pad_id", "nodes_per_chunk"))
+@functools.partial(jax.jit, static_argnames=("nodes_per_chunk",))
 def rank_catalogue(
     model: DecodingModel,
     prompt_tokens: jax.Array,
@@ -44,9 +44,7 @@ def rank_catalogue(
     """
     if nodes_per_chunk < 1:
         raise ValueError(f"nodes_per_chunk must be at least 1, got {nodes_per_chunk}")
-    prompt = prefill(
-        model, prompt_tokens, context, free_slots=trie.tree.max_depth - 1 + nodes_per_chunk, pad_id=pad_id
-    )
+    prompt = prefill(model, prompt_tokens, context, free_slots=trie.tree.max_depth - 1 + nodes_per_chunk, pad_id=pad_id)
     batch = prompt_tokens.shape[0]
 
     def score_chunk(cache: Any, nodes: jax.Array) -> tuple[Any, jax.Array]:

@@ -1,0 +1,147 @@
+"""Beams against enumeration, and against a beam search in plain Python, over full forward passes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from user_llm.decoding.beam import beam_search
+from user_llm.decoding.catalogue_trie import CatalogueTrie
+
+
+@pytest.fixture(scope="module")
+def trie(catalogue):
+    return CatalogueTrie.build(*catalogue.tables, 2)
+
+
+def plain_beam_search(truth, row, num_beams, max_steps, allowed=None):
+    """[(score, tokens)]: every step keeps the best `num_beams` of all one-token continuations."""
+    beams = [(0.0, ())]
+    for _ in range(max_steps):
+        candidates = [beam for beam in beams if beam[1][-1:] == (truth.eos_id,)]
+        for score, prefix in beams:
+            if prefix[-1:] != (truth.eos_id,):
+                for token, log_prob in enumerate(truth.next_log_probs[row][prefix]):
+                    if allowed is None or (*prefix, token) in allowed:
+                        candidates.append((score + log_prob, (*prefix, token)))
+        beams = sorted(candidates, reverse=True)[:num_beams]
+    return beams
+
+
+def prefixes(titles, eos_id):
+    closed = [(*title, eos_id) for title in titles]
+    return {title[: n + 1] for title in closed for n in range(len(title))}
+
+
+def search(truth, **kwargs):
+    return jax.tree.map(
+        np.asarray,
+        beam_search(truth.model, truth.prompts, truth.context, eos_id=truth.eos_id, **kwargs),
+    )
+
+
+def assert_same(result, row, expected):
+    """`expected`: [(score, tokens)] in order; slots behind them must be empty."""
+    found = len(expected)
+    np.testing.assert_allclose(result.scores[row, :found], [score for score, _ in expected], atol=2e-5)
+    for tokens, (_, wanted) in zip(result.tokens[row], expected, strict=False):
+        assert tuple(tokens[: len(wanted)]) == wanted
+        assert not tokens[len(wanted) :].any()
+    assert (result.scores[row, found:] == -np.inf).all()
+    assert not result.tokens[row, found:].any()
+    assert not result.items[row, found:].any()
+
+
+def test_free_beams_wide_enough_enumerate_all_continuations(truth):
+    result = search(truth, num_beams=300, max_steps=3)
+    for row in truth.rows:
+        expected = plain_beam_search(truth, row, 10**6, 3)
+        assert len(expected) == 6**3 + 6**2 + 6 + 1
+        assert_same(result, row, expected)
+        assert not result.items.any()
+        np.testing.assert_allclose(np.exp(result.scores[row]).sum(), 1, atol=1e-4)
+
+
+def test_free_beams_are_those_of_a_plain_beam_search(truth):
+    result = search(truth, num_beams=4, max_steps=4)
+    for row in truth.rows:
+        assert_same(result, row, plain_beam_search(truth, row, 4, 4))
+
+
+def test_wide_constrained_beams_rank_the_whole_catalogue(truth, catalogue, trie):
+    result = search(truth, num_beams=50, max_steps=9, trie=trie)
+    assert result.tokens.shape == (3, 50, 4)  # never more steps than the longest title and its EOS
+    lowest = {title: item for item, title in reversed(catalogue.titles.items())}
+    for row in truth.rows:
+        closed = [(*title, truth.eos_id) for title in lowest]
+        ranking = sorted(((truth.log_prob(row, title), title) for title in closed), reverse=True)
+        assert_same(result, row, ranking)
+        assert result.items[row, : len(ranking)].tolist() == [lowest[title[:-1]] for _, title in ranking]
+
+
+def test_narrow_constrained_beams_are_those_of_a_plain_beam_search(truth, catalogue, trie):
+    result = search(truth, num_beams=4, max_steps=4, trie=trie)
+    allowed = prefixes(catalogue.titles.values(), truth.eos_id)
+    for row in truth.rows:
+        assert_same(result, row, plain_beam_search(truth, row, 4, 4, allowed))
+        spelled = [catalogue.titles[item] + (truth.eos_id,) for item in result.items[row]]
+        assert [tuple(tokens[: len(s)]) for tokens, s in zip(result.tokens[row], spelled, strict=True)] == spelled
+
+
+def test_excluded_items_never_come_out_and_cost_no_beams(truth, catalogue, trie):
+    unconstrained = search(truth, num_beams=4, max_steps=4, trie=trie)
+    excluded = np.zeros((3, 6), np.int32)
+    excluded[0, :4] = unconstrained.items[0]  # each row its own
+    excluded[1, 1:5] = unconstrained.items[1]
+    excluded[1, 5] = excluded[1, 1]  # named twice
+    result = search(truth, num_beams=4, max_steps=4, trie=trie, excluded_items=excluded)
+    for row in truth.rows:
+        banned = {catalogue.titles[item] for item in excluded[row] if item}
+        left = [title for title in catalogue.titles.values() if title not in banned]
+        allowed = prefixes(left, truth.eos_id)
+        assert_same(result, row, plain_beam_search(truth, row, 4, 4, allowed))
+        assert len(set(result.items[row])) == 4
+        assert not set(result.items[row]) & set(excluded[row])
+        assert (result.items[row] > 0).all()
+
+
+def test_excluding_an_item_excludes_those_of_equal_title(truth, catalogue, trie):
+    titles = list(catalogue.titles.values())
+    twin = next(item for item, title in catalogue.titles.items() if title in titles[: item - 1])
+    canonical = int(trie.canonical_item[twin])
+    assert canonical < twin
+    excluded = np.full((3, 1), twin, np.int32)
+    result = search(truth, num_beams=50, max_steps=9, trie=trie, excluded_items=excluded)
+    assert not np.isin(result.items, [canonical, twin]).any()
+    assert ((result.items > 0).sum(axis=1) == trie.num_titles - 1).all()
+
+
+def test_too_few_steps_leave_beams_unfinished_and_without_item(truth, trie):
+    result = search(truth, num_beams=50, max_steps=2, trie=trie)
+    finished = (result.tokens == truth.eos_id).any(axis=-1)
+    assert finished.any()
+    assert not finished.all()
+    np.testing.assert_array_equal(result.items > 0, finished)
+
+
+def test_rows_of_padding_stay_finite_and_leave_the_others_alone(truth, trie):
+    prompts = np.concatenate([truth.prompts[:2], np.zeros((1, 5), np.int32)])
+    result = beam_search(truth.model, prompts, truth.context, num_beams=4, max_steps=4, eos_id=truth.eos_id, trie=trie)
+    expected = search(truth, num_beams=4, max_steps=4, trie=trie)
+    np.testing.assert_array_equal(result.items[:2], expected.items[:2])
+    assert np.isfinite(result.scores).all()
+
+
+def test_bad_arguments_are_named(truth):
+    def call(**changes):
+        options = {"num_beams": 2, "max_steps": 2, "eos_id": 2} | changes
+        return beam_search(truth.model, truth.prompts, truth.context, **options)
+
+    with pytest.raises(ValueError, match="num_beams must be at least 1, got 0"):
+        call(num_beams=0)
+    with pytest.raises(ValueError, match="max_steps must be at least 1, got 0"):
+        call(max_steps=0)
+    with pytest.raises(ValueError, match="excluded_items needs trie="):
+        call(excluded_items=jnp.zeros((3, 1), jnp.int32))
+    with pytest.raises(ValueError, match=r"prompt_tokens must be .* got shape \(3, 0\)"):
+        beam_search(truth.model, truth.prompts[:, :0], truth.context, num_beams=2, max_steps=2, eos_id=2)
