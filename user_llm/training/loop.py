@@ -85,7 +85,7 @@ def train(stage: Stage, folder: Path, mesh: Mesh, *, seed: int, tensorboard: boo
     tuned = {path: value for path, value in stage.parameters.items() if trains[path]}
     frozen = {path: value for path, value in stage.parameters.items() if not trains[path]}
     optimizer = make_optimizer(config, {path: stage.axes[path] for path in tuned})
-    state = _replicate_scalars({"parameters": tuned, **fresh_state(optimizer, tuned)}, mesh)
+    state = replicate_scalars({"parameters": tuned, **fresh_state(optimizer, tuned)}, mesh)
     checkpoints = StageCheckpoints(folder, keep_last=config.keep_last, keep_best=bool(config.keep_best))
     step, seconds = 0, 0.0
     if (latest := checkpoints.latest_step()) is not None:
@@ -196,7 +196,7 @@ def fresh_state(optimizer: optax.GradientTransformation, tuned: Parameters) -> d
     }
 
 
-def _replicate_scalars(state, mesh: Mesh):
+def replicate_scalars(state, mesh: Mesh):
     """Puts what has no place on the mesh yet (step counters) on all of it; the rest follows its parameter."""
     whole = NamedSharding(mesh, PartitionSpec())
     return jax.tree.map(lambda x: x if isinstance(x.sharding, NamedSharding) else jax.device_put(x, whole), state)
