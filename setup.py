@@ -10,6 +10,7 @@ from setuptools import find_packages, setup
 
 INSTALL_REQUIRES = [
     "absl-py>=2.5",
+    "clu>=0.0.12",
     "duckdb>=2.0",
     "flax>=0.12.8",
     "gin-config>=0.5",
@@ -26,6 +27,7 @@ INSTALL_REQUIRES = [
     "seqio>=0.0.20",
     "tensorflow>=2.21",
     "tensorflow-datasets>=4.9.10",
+    "tqdm>=4.70",
     # Needed by what stands above, which does not declare them:
     "importlib_resources>=7.0",  # tensorflow-datasets imports it on every Python
     "tensorboard>=2.21",  # tensorflow 2.21 no longer depends on it; clu's and seqio's loggers import it

@@ -1,0 +1,169 @@
+"""Vectorised metrics against loops that follow the definitions, and intervals against statistics."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from user_llm.evaluation import metrics
+
+
+def naive_rank(scores, label, excluded=()):
+    """Sorts the rankable items, the label behind its ties, and counts to it."""
+    items = [item for item in range(1, len(scores)) if item == label or item not in excluded]
+    items.sort(key=lambda item: (-scores[item], item == label))
+    return items.index(label) + 1
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.lists(st.sampled_from([-math.inf, -1.0, 0.0, 0.5, 2.0]), min_size=6, max_size=6),
+            st.integers(1, 6),
+            st.lists(st.integers(0, 6), min_size=4, max_size=4),
+        ),
+        min_size=1,
+        max_size=5,
+    ),
+    padding=st.sampled_from([-math.inf, 0.0, math.inf]),
+)
+def test_ranks_from_scores_equal_a_sort_with_the_label_behind_its_ties(rows, padding):
+    scores = np.array([[padding, *row] for row, _, _ in rows], np.float32)
+    labels = np.array([label for _, label, _ in rows])
+    excluded = np.array([items for _, _, items in rows], np.int32)
+    plain = [naive_rank(row, label) for row, label in zip(scores, labels, strict=True)]
+    np.testing.assert_array_equal(metrics.ranks_from_scores(scores, labels), plain)
+    unseen = [naive_rank(*row) for row in zip(scores, labels, excluded.tolist(), strict=True)]
+    np.testing.assert_array_equal(metrics.ranks_from_scores(scores, labels, excluded), unseen)
+
+
+def test_a_constant_score_earns_the_last_rank():
+    np.testing.assert_array_equal(metrics.ranks_from_scores(np.zeros((2, 8)), np.array([1, 7])), [7, 7])
+
+
+def test_the_label_is_rankable_though_it_is_in_the_history():
+    scores = np.array([[0.0, 3.0, 2.0, 1.0]])
+    assert metrics.ranks_from_scores(scores, np.array([3]), np.array([[1, 3, 3, 0]])) == 2
+
+
+def test_ranking_leaves_the_scores_as_they_are():
+    scores = np.arange(8.0).reshape(1, 8)
+    metrics.ranks_from_scores(scores, np.array([2]), np.array([[4, 5]]))
+    np.testing.assert_array_equal(scores, np.arange(8.0).reshape(1, 8))
+
+
+def test_a_score_that_is_no_number_is_refused_with_its_row():
+    scores = np.zeros((3, 4))
+    scores[1, 2] = np.nan
+    with pytest.raises(ValueError, match="1 of 3 rows of scores hold NaN, the first in row 1"):
+        metrics.ranks_from_scores(scores, np.array([1, 1, 1]))
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [1, 4], [1]])
+def test_a_label_outside_of_the_catalogue_is_refused(labels):
+    with pytest.raises(ValueError, match="one item id from 1 to 3 for each of the 2 rows"):
+        metrics.ranks_from_scores(np.zeros((2, 4)), np.array(labels))
+
+
+def test_ranks_from_items_are_places_in_the_list():
+    items = np.array([[4, 2, 9], [4, 2, 0], [0, 0, 0], [7, 7, 1]])
+    labels = np.array([2, 9, 1, 7])
+    np.testing.assert_array_equal(metrics.ranks_from_items(items, labels), [2, np.inf, np.inf, 1])
+    grouped = metrics.ranks_from_items(items, labels, np.array([3, 1, 1, 2]))
+    np.testing.assert_array_equal(grouped, [4, np.inf, np.inf, 2])
+
+
+def test_lists_and_scores_agree_where_nothing_ties():
+    generator = np.random.default_rng(0)
+    scores = generator.permuted(np.tile(np.arange(1.0, 21.0), (50, 1)), axis=1)
+    scores = np.concatenate([np.full((50, 1), -np.inf), scores], axis=1)
+    labels = generator.integers(1, 21, size=50)
+    listed = metrics.ranks_from_items(np.argsort(-scores, axis=1)[:, :20], labels)
+    np.testing.assert_array_equal(listed, metrics.ranks_from_scores(scores, labels))
+
+
+@pytest.mark.parametrize("k", [1, 5, 10])
+def test_recall_and_ndcg_equal_their_definitions(k):
+    ranks = np.array([1, 2, 3, 5, 6, 10, 11, np.inf])
+    gains = []
+    for rank in ranks:
+        relevant = [1.0 if place == rank else 0.0 for place in range(1, k + 1)]
+        gains.append(sum(gain / math.log2(1 + place) for place, gain in enumerate(relevant, start=1)))
+    np.testing.assert_allclose(metrics.ndcg_at_k(ranks, k), gains, rtol=1e-12)
+    np.testing.assert_array_equal(metrics.recall_at_k(ranks, k), [float(gain > 0) for gain in gains])
+
+
+def naive_bootstrap(values, samples, seed):
+    generator = np.random.default_rng(seed)
+    means = [generator.choice(values, size=len(values)).mean() for _ in range(samples)]
+    return np.quantile(means, (0.025, 0.975))
+
+
+@pytest.mark.parametrize("name", ["recall", "gains", "continuous"])
+def test_the_interval_is_that_of_resampled_users(name):
+    generator = np.random.default_rng(1)
+    values = {
+        "recall": (generator.random(200) < 0.3).astype(float),
+        "gains": metrics.ndcg_at_k(generator.integers(1, 40, 200), 10),
+        "continuous": generator.normal(size=200),
+    }[name]
+    interval = metrics.bootstrap_interval(values, samples=4000, seed=2)
+    assert interval["value"] == pytest.approx(values.mean())
+    # Two independent estimates of the same quantiles: they differ by some hundredths of the spread.
+    spread = values.std() / math.sqrt(len(values))
+    low, high = naive_bootstrap(values, samples=4000, seed=3)
+    assert interval["low"] == pytest.approx(low, abs=0.15 * spread)
+    assert interval["high"] == pytest.approx(high, abs=0.15 * spread)
+
+
+def test_the_interval_does_not_depend_on_how_many_samples_are_drawn_at_once(monkeypatch):
+    values = np.random.default_rng(4).normal(size=50)
+    whole = metrics.bootstrap_interval(values, samples=100, seed=5)
+    monkeypatch.setattr(metrics, "_DRAWS_AT_ONCE", 350)
+    assert metrics.bootstrap_interval(values, samples=100, seed=5) == whole
+
+
+def test_a_seed_decides_the_interval():
+    values = np.random.default_rng(6).normal(size=50)
+    assert metrics.bootstrap_interval(values, seed=1) == metrics.bootstrap_interval(values, seed=1)
+    assert metrics.bootstrap_interval(values, seed=1) != metrics.bootstrap_interval(values, seed=2)
+
+
+def test_what_everybody_has_is_certain():
+    assert metrics.bootstrap_interval(np.ones(7)) == {"value": 1.0, "low": 1.0, "high": 1.0}
+
+
+@pytest.mark.parametrize("values", [[], [1.0, np.nan]])
+def test_no_interval_over_nobody_or_nan(values):
+    with pytest.raises(ValueError, match="need at least one user"):
+        metrics.bootstrap_interval(np.array(values))
+
+
+def test_a_paired_difference_is_surer_than_its_parts():
+    """The users' own hardness cancels: b hits where a hits, and on a few users more."""
+    a = (np.random.default_rng(7).random(500) < 0.5).astype(float)
+    b = a.copy()
+    b[np.flatnonzero(a == 0)[:15]] = 1.0
+    difference = metrics.paired_bootstrap(b, a)
+    assert difference["value"] == pytest.approx(15 / 500)
+    assert difference["low"] > 0
+    alone = metrics.bootstrap_interval(b)
+    assert difference["high"] - difference["low"] < (alone["high"] - alone["low"]) / 2
+
+
+def test_pairs_are_of_the_same_users():
+    with pytest.raises(ValueError, match="got 2 and 3"):
+        metrics.paired_bootstrap(np.zeros(2), np.zeros(3))
+
+
+def test_summary_and_comparison_hold_every_metric():
+    ranks = np.array([1.0, 3.0, 8.0, np.inf])
+    summary = metrics.summarise(ranks, samples=50)
+    assert {name: row["value"] for name, row in summary.items()} == pytest.approx(
+        {"recall@1": 0.25, "recall@5": 0.5, "recall@10": 0.75, "ndcg@10": (1 + 1 / 2 + 1 / math.log2(9)) / 4}
+    )
+    worse = metrics.compare(ranks, np.full(4, np.inf), samples=50)
+    assert worse == summary

@@ -1,0 +1,93 @@
+"""The report says what was measured, the same bytes for the same run, and leaves no half file."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from user_llm.evaluation import report
+from user_llm.evaluation.metrics import METRICS, compare, summarise
+
+RANKS = {"popularity": np.array([3.0, np.inf, 40.0]), "User-LLM": np.array([1.0, 2.0, np.inf])}
+ROWS = {name: summarise(ranks, samples=20) for name, ranks in RANKS.items()}
+COMPARISONS = {"User-LLM - popularity": compare(RANKS["User-LLM"], RANKS["popularity"], samples=20)}
+
+
+def printed(width: int = 120) -> str:
+    stream = io.StringIO()
+    report.print_table(ROWS, title="Three users", console=Console(file=stream, width=width))
+    return stream.getvalue()
+
+
+def test_the_table_holds_every_row_metric_and_value():
+    text = printed()
+    for expected in [*ROWS, *METRICS, "Three users"]:
+        assert expected in text
+    for row in ROWS.values():
+        for interval in row.values():
+            half = (interval["high"] - interval["low"]) / 2
+            assert f"{interval['value']:.3f} ±{half:.3f}" in text
+
+
+def test_numbers_are_whole_on_a_narrow_terminal():
+    assert "…" not in printed(width=80)
+
+
+def test_results_can_be_read_back(tmp_path):
+    path = report.write_results(
+        tmp_path, users=3, rows=ROWS, comparisons=COMPARISONS, provenance=report.provenance("abc")
+    )
+    results = json.loads(path.read_text())
+    assert path == tmp_path / "results.json"
+    assert results["users"] == 3
+    assert results["rows"] == ROWS
+    assert results["comparisons"] == COMPARISONS
+    assert results["provenance"]["dataset"] == "abc"
+    assert results["provenance"]["device"]["platform"] == "cpu"
+    assert results["provenance"]["versions"]["jax"]
+
+
+def test_the_same_run_writes_the_same_bytes(tmp_path):
+    def written():
+        path = report.write_results(
+            tmp_path, users=3, rows=ROWS, comparisons=COMPARISONS, provenance=report.provenance("abc")
+        )
+        return path.read_bytes()
+
+    assert written() == written()
+
+
+def predict(folder, **changes):
+    arguments = dict(
+        user_ids=["7", "ä", "9"],
+        labels=np.array([2, 1, 3]),
+        ranks=RANKS,
+        items=np.array([[2, 1, 0], [3, 1, 2], [0, 0, 0]], np.int32),
+        titles=["", "Amélie", "Brazil", "Cube"],
+    )
+    return report.write_predictions(folder, **{**arguments, **changes})
+
+
+def test_predictions_hold_one_line_a_user(tmp_path):
+    lines = [json.loads(line) for line in predict(tmp_path).read_text(encoding="utf-8").splitlines()]
+    assert lines == [
+        {"user_id": "7", "label": "Brazil", "ranks": {"popularity": 3, "User-LLM": 1}, "top": ["Brazil", "Amélie"]},
+        {"user_id": "ä", "label": "Amélie", "ranks": {"popularity": None, "User-LLM": 2},
+         "top": ["Cube", "Amélie", "Brazil"]},
+        {"user_id": "9", "label": "Cube", "ranks": {"popularity": 40, "User-LLM": None}, "top": []},
+    ]  # fmt: skip
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path):
+    before = predict(tmp_path).read_bytes()
+    with pytest.raises(IndexError):
+        predict(tmp_path, items=np.array([[2, 1, 0], [3, 99, 2], [0, 0, 0]], np.int32))
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.jsonl"]
+    assert (tmp_path / "predictions.jsonl").read_bytes() == before
+
+
+def test_users_labels_and_answers_must_match(tmp_path):
+    with pytest.raises(ValueError, match="zip"):
+        predict(tmp_path, user_ids=["7"])

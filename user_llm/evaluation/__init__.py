@@ -1,0 +1,1 @@
+"""Ranks of test labels, the metrics over them with intervals, baselines, and the report."""

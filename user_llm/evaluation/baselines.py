@@ -1,0 +1,69 @@
+"""Rows of the results table that need no model: what is popular, and what is popular where the user was last.
+
+Both are `batch -> float32 [B, I+1]` over batches of `Windows.gather`, higher is better, column 0 (padding) at -inf.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
+
+import numpy as np
+
+Scores = Callable[[Mapping[str, np.ndarray]], np.ndarray]
+
+
+class HeldOut(Protocol):
+    """Windows whose labels nothing may be learnt from."""
+
+    def __len__(self) -> int: ...
+
+    def label_positions(self, ids: np.ndarray) -> np.ndarray: ...
+
+
+def item_counts(item: np.ndarray, num_items: int, held_out: Iterable[HeldOut]) -> np.ndarray:
+    """How often each item occurs among the events that a model may learn from.
+
+    Args:
+      item: int `[E]`, the flat column of a `TimelineTable`.
+      num_items: I.
+      held_out: the test windows, and the validation windows where there are any: their labels are not counted.
+
+    Returns:
+      int64 `[I+1]`; 0 for item 0.
+    """
+    learnable = np.ones(len(item), bool)
+    for windows in held_out:
+        learnable[windows.label_positions(np.arange(len(windows)))] = False
+    return np.bincount(item[learnable], minlength=num_items + 1)
+
+
+def popularity_scores(counts: np.ndarray) -> Scores:
+    """Scores every item by its count, int `[I+1]`, the same for every user."""
+    popularity = _unpadded(counts)
+    return lambda batch: np.broadcast_to(popularity, (len(batch["history/item"]), len(popularity)))
+
+
+def category_popularity_scores(counts: np.ndarray, item_categories: np.ndarray) -> Scores:
+    """Puts items that share a category with the user's newest event first; popularity orders both halves.
+
+    Args:
+      counts: int `[I+1]`.
+      item_categories: int `[I+1, C]`, category ids from 1, 0-padded.
+    """
+    popularity = _unpadded(counts)
+    belongs = np.zeros((len(item_categories), item_categories.max() + 1), np.float32)
+    np.put_along_axis(belongs, item_categories, 1.0, axis=1)
+    belongs[:, 0] = 0.0
+    above_all = counts.max() + 1
+
+    def scores(batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        shared = belongs[batch["history/item"][:, -1]] @ belongs.T
+        return popularity + above_all * (shared > 0).astype(np.float32)
+
+    return scores
+
+
+def _unpadded(counts: np.ndarray) -> np.ndarray:
+    """Counts as float32 (exact up to 16.7 million) with the padding item out of the race."""
+    popularity = counts.astype(np.float32)
+    popularity[0] = -np.inf
+    return popularity

@@ -1,0 +1,149 @@
+"""What a finished run says: a table in the terminal, `results.json` and `predictions.jsonl` in the workdir.
+
+Both files hold no clock and no path, and replace their older selves in one step: the same run writes the same
+bytes, and a killed one leaves no half file.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from user_llm.evaluation.metrics import METRICS, Interval
+
+TOP = 10  # titles of a prediction
+
+_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "seqio", "tensorflow-datasets", "sentencepiece", "user-llm")
+_PLAIN_WIDTH = 120  # columns, where the output is no terminal
+
+
+def print_table(rows: Mapping[str, Mapping[str, Interval]], *, title: str = "", console: Console | None = None) -> None:
+    """Prints row name → `metrics.summarise(...)` as a table of `value ± half the width of its interval`.
+
+    The best value of each metric is bold.
+    """
+    if console is None:
+        console = Console()
+        console = console if console.is_terminal else Console(width=_PLAIN_WIDTH)
+    table = Table(title=title or None, caption="± half of the 95 % bootstrap interval over users")
+    table.add_column("", overflow="fold")
+    for metric in METRICS:
+        table.add_column(metric, justify="right", no_wrap=True)
+    best = {metric: max((row[metric]["value"] for row in rows.values()), default=0.0) for metric in METRICS}
+    for name, row in rows.items():
+        cells = [_cell(row[metric], bold=row[metric]["value"] == best[metric]) for metric in METRICS]
+        table.add_row(Text(name), *cells)
+    console.print(table)
+
+
+def _cell(interval: Interval, bold: bool) -> Text:
+    half = (interval["high"] - interval["low"]) / 2
+    return Text(f"{interval['value']:.3f} ±{half:.3f}", style="bold" if bold else "")
+
+
+def provenance(dataset_fingerprint: str) -> dict[str, Any]:
+    """What a number depends on besides the config: commit, data, library versions and device."""
+    device = jax.devices()[0]
+    return {
+        "commit": _commit(),
+        "dataset": dataset_fingerprint,
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in _LIBRARIES},
+        "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()},
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the clone this module runs from, "-dirty" with tracked changes; None outside of a clone."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        answer = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return answer.stdout.strip()
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def write_results(
+    workdir: Path,
+    *,
+    users: int,
+    rows: Mapping[str, Mapping[str, Interval]],
+    comparisons: Mapping[str, Mapping[str, Interval]],
+    provenance: Mapping[str, Any],
+) -> Path:
+    """Writes `results.json` and returns its path.
+
+    Args:
+      users: how many test users every row is over.
+      rows: row name → `metrics.summarise(...)`.
+      comparisons: "one row - another" → `metrics.compare(...)`.
+      provenance: of `provenance`.
+    """
+    results = {"users": users, "rows": rows, "comparisons": comparisons, "provenance": provenance}
+    text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False)
+    return _write(Path(workdir) / "results.json", [text])
+
+
+def write_predictions(
+    workdir: Path,
+    *,
+    user_ids: Iterable[str],
+    labels: np.ndarray,
+    ranks: Mapping[str, np.ndarray],
+    items: np.ndarray,
+    titles: list[str],
+) -> Path:
+    """Writes `predictions.jsonl`, one line a test user, and returns its path.
+
+    A line holds `user_id`, `label` (a title), `ranks` (row name → rank, null where the label was not found) and
+    `top` (User-LLM's best titles, at most `TOP`).
+
+    Args:
+      user_ids: `[n]`, the source's ids.
+      labels: int `[n]`, item ids.
+      ranks: row name → float `[n]`.
+      items: int `[n, J]`, User-LLM's answers, best first; 0 = none.
+      titles: title by item id.
+    """
+    columns = {name: [int(rank) if np.isfinite(rank) else None for rank in row] for name, row in ranks.items()}
+    lines = (
+        {
+            "user_id": user_id,
+            "label": titles[label],
+            "ranks": {name: column[index] for name, column in columns.items()},
+            "top": [titles[item] for item in answers if item],
+        }
+        for index, (user_id, label, answers) in enumerate(
+            zip(user_ids, labels.tolist(), items[:, :TOP].tolist(), strict=True)
+        )
+    )
+    return _write(Path(workdir) / "predictions.jsonl", (json.dumps(line, ensure_ascii=False) for line in lines))
+
+
+def _write(path: Path, lines: Iterable[str]) -> Path:
+    """Puts the lines into `path`, which holds either its old content or all of the new at any moment."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
