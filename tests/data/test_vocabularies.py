@@ -1,0 +1,130 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import seqio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from user_llm.data.vocabularies import (
+    TitleTokens,
+    decode_batch,
+    encode_batch,
+    load_vocabulary,
+    pad_rows,
+    train_sentencepiece,
+)
+
+
+def test_training_twice_writes_the_same_bytes(table, tmp_path):
+    for name in ("a", "b"):
+        train_sentencepiece(iter(table.catalogue.titles), 320, tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_control_ids(vocabulary):
+    assert isinstance(vocabulary, seqio.Vocabulary)
+    tokenizer = vocabulary.tokenizer
+    assert (tokenizer.pad_id(), vocabulary.bos_id, vocabulary.eos_id, vocabulary.unk_id) == (0, 1, 2, 3)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.characters(exclude_characters="▁", exclude_categories=["Cs"]), min_size=1))
+def test_any_text_comes_back_whole(vocabulary, text):
+    (tokens,) = encode_batch(vocabulary, [text])
+    assert not set(tokens) & {0, 1, 2, 3}
+    assert decode_batch(vocabulary, np.array([[*tokens, 2, 7, 0]])) == [text]
+
+
+def test_a_small_corpus_gives_the_pieces_it_has_for_a_large_size(tmp_path):
+    train_sentencepiece(["one title"] * 3, 50_000, tmp_path / "model")
+    assert 260 < load_vocabulary(tmp_path / "model").vocab_size < 300
+
+
+@pytest.mark.parametrize(
+    ("texts", "size", "message"),
+    [
+        ([], 300, "no text"),
+        ([""], 300, "no text"),
+        (["a b c"], 10, "could not train a vocabulary of 10 pieces"),
+        (["a" * (1 << 20) + "b"], 300, "1048577 bytes"),
+    ],
+)
+def test_impossible_training_is_refused(tmp_path, texts, size, message):
+    with pytest.raises(ValueError, match=message):
+        train_sentencepiece(texts, size, tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_hugging_face_folder_is_a_vocabulary(shared_dir):
+    vocabulary = load_vocabulary(shared_dir / "llm" / "stories260K")
+    assert (vocabulary.vocab_size, vocabulary.bos_id, vocabulary.eos_id) == (512, 1, 2)
+    text = "Once upon a time, there was Amélie"
+    rows = encode_batch(vocabulary, [text, text + "!"])
+    assert rows[0] == vocabulary.encode(text)
+    tokens, _ = pad_rows(rows)  # id 0 is this model's unknown piece: as padding it must not be read out
+    assert decode_batch(vocabulary, tokens) == [text, text + "!"]
+
+
+def test_a_vocabulary_without_bos_loads(shared_dir):
+    vocabulary = load_vocabulary(shared_dir / "llm" / "t5_spiece.model")
+    assert (vocabulary.vocab_size, vocabulary.bos_id, vocabulary.eos_id) == (32_000, -1, 1)
+
+
+def test_missing_and_broken_models_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no SentencePiece model at .*tokenizer\.model"):
+        load_vocabulary(tmp_path)
+    (tmp_path / "broken.model").write_bytes(b"no model at all")
+    with pytest.raises(ValueError, match=r"broken\.model is not a SentencePiece model"):
+        load_vocabulary(tmp_path / "broken.model")
+
+
+def test_a_model_replaced_under_its_name_is_not_confused_with_the_old_one(tmp_path):
+    path = tmp_path / "model"
+    train_sentencepiece(["first corpus"] * 3, 300, path)
+    load_vocabulary(path)
+    train_sentencepiece(["second, another"] * 3, 300, path)
+    with pytest.raises(ValueError, match="changed since this process loaded it"):
+        load_vocabulary(path)
+
+
+def test_pad_rows():
+    tokens, lengths = pad_rows([[5, 6], [], [7]])
+    assert tokens.tolist() == [[5, 6], [0, 0], [7, 0]]
+    assert lengths.tolist() == [2, 0, 1]
+    assert pad_rows([])[0].shape == (0, 0)
+
+
+def test_title_tokens_decode_to_the_titles(table, vocabulary):
+    titles = TitleTokens(table.catalogue, vocabulary, max_targets=200)
+    assert titles.cut == 0
+    assert titles.tokens.shape == (table.catalogue.num_items + 1, titles.lengths.max())
+    assert decode_batch(vocabulary, titles.tokens) == table.catalogue.titles
+    assert len(np.unique(titles.tokens, axis=0)) == len(titles.tokens)
+    for item, row in enumerate(titles.targets):
+        length = titles.lengths[item]
+        assert row[:length].tolist() == vocabulary.encode(table.catalogue.titles[item])
+        assert row[length:].tolist() == ([2] + [0] * (len(row) - length - 1) if item else [0] * len(row))
+
+
+@pytest.mark.parametrize("max_targets", range(2, 9))
+def test_long_titles_are_cut_at_whole_characters_and_counted(table, vocabulary, max_targets):
+    titles = TitleTokens(table.catalogue, vocabulary, max_targets)
+    full = [vocabulary.encode(title) for title in table.catalogue.titles]
+    assert titles.targets.shape[1] <= max_targets
+    assert titles.cut == sum(len(row) > max_targets - 1 for row in full) > 0
+    for title, cut, row, length in zip(
+        table.catalogue.titles, decode_batch(vocabulary, titles.tokens), full, titles.lengths, strict=True
+    ):
+        assert title.startswith(cut)
+        assert "\ufffd" not in cut
+        assert length == len(row) or length > max_targets - 4  # at most three bytes of a torn character
+
+
+def test_titles_that_cannot_be_answers_are_refused(table, vocabulary):
+    with pytest.raises(ValueError, match="max_targets=1 leaves no room"):
+        TitleTokens(table.catalogue, vocabulary, 1)
+    nameless = dataclasses.replace(table.catalogue, titles=["", "A", "", *table.catalogue.titles[3:]])
+    with pytest.raises(ValueError, match=r"item 2 \(raw id '1'\) has an empty title"):
+        TitleTokens(nameless, vocabulary, 20)

@@ -1,0 +1,106 @@
+import gc
+import weakref
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from user_llm.data.windows import Windows
+
+
+def naive_windows(table, history_length, split, min_history, validation):
+    """Every window of a split, event by event, straight from the definition."""
+    rows = []
+    for user in range(table.num_users):
+        events = range(table.offsets[user], table.offsets[user + 1])
+        labels = [place for place in range(len(events)) if place >= min_history]
+        test = labels[-1:]
+        held_out = labels[-2:-1] if validation else []
+        chosen = {"test": test, "validation": held_out, "train": [p for p in labels if p not in test + held_out]}
+        for place in chosen[split]:
+            past = [events[p] for p in range(max(0, place - history_length), place)]
+            rows.append((user, past, events[place]))
+    return rows
+
+
+options = st.integers(1, 6).flatmap(
+    lambda length: st.fixed_dictionaries(
+        {
+            "lengths": st.lists(st.integers(0, 12), min_size=1, max_size=6),
+            "history_length": st.just(length),
+            "min_history": st.none() | st.integers(1, length),
+            "validation": st.booleans(),
+        }
+    )
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(drawn=options, random=st.randoms(use_true_random=False))
+def test_gather_equals_the_definition(make_table, drawn, random):
+    table = make_table(drawn.pop("lengths"))
+    minimum = drawn["min_history"] or drawn["history_length"]
+    for split in ("train", "test") + ("validation",) * drawn["validation"]:
+        windows = Windows(table, split=split, **drawn)
+        expected = naive_windows(table, drawn["history_length"], split, minimum, drawn["validation"])
+        assert len(windows) == len(expected) == table.window_counts(**drawn)[split]
+        order = random.sample(range(len(expected)), len(expected))
+        batch = windows.gather(np.array(order, np.int64))
+        assert windows.label_positions(np.array(order, np.int64)).tolist() == [expected[i][2] for i in order]
+        for row, number in enumerate(order):
+            user, past, label = expected[number]
+            padding = [0] * (drawn["history_length"] - len(past))
+            assert batch["user"][row] == user
+            assert batch["label/item"][row] == table.item[label]
+            assert batch["label/rating"][row] == table.rating[label]
+            assert batch["history/item"][row].tolist() == padding + table.item[past].tolist()
+            assert batch["history/rating"][row].tolist() == padding + table.rating[past].tolist()
+
+
+@pytest.mark.parametrize("validation", [False, True])
+@pytest.mark.parametrize("min_history", [None, 1])
+def test_nothing_later_than_the_label_and_no_held_out_event_is_seen(table, min_history, validation):
+    options = dict(history_length=5, min_history=min_history, validation=validation)
+    gathered = {}
+    for split in ("train", "test") + ("validation",) * validation:
+        windows = Windows(table, split=split, **options)
+        ids = np.arange(len(windows))
+        batch = gathered[split] = windows.gather(ids)
+        label, start = windows.label_positions(ids), table.offsets[batch["user"]]
+        seen = batch["history/item"].astype(np.int64) - 1  # the item of position p is p + 1
+        real = seen >= 0
+        assert np.all((seen < label[:, None]) | ~real)
+        assert np.all((seen >= start[:, None]) | ~real)
+        assert np.all(real.sum(axis=1) >= windows.min_history)
+    train = gathered["train"]
+    trained_on = np.union1d(train["history/item"], train["label/item"])
+    for split in set(gathered) - {"train"}:
+        assert not np.isin(gathered[split]["label/item"], trained_on).any()
+
+
+def test_batches_are_int32_and_leave_the_table_alone(table):
+    windows = Windows(table, history_length=5, split="train", min_history=1)
+    before = table.item.copy()
+    batch = windows.gather(np.arange(len(windows)))
+    assert {values.dtype for values in batch.values()} == {np.dtype(np.int32)}
+    for values in batch.values():
+        values[:] = -1
+    np.testing.assert_array_equal(table.item, before)
+    np.testing.assert_array_equal(windows.gather(np.array([0]))["label/item"], [table.item[1]])
+
+
+@pytest.mark.parametrize("ids", [[-1], [0, 10_000]])
+def test_numbers_out_of_range_are_refused(table, ids):
+    with pytest.raises(IndexError, match="window numbers run from 0 to 13 in split 'train'"):
+        Windows(table, history_length=5, split="train").gather(np.array(ids))
+
+
+def test_splits_share_their_columns_and_free_them_with_the_table(make_table):
+    table = make_table([8, 9])
+    windows = [Windows(table, history_length=5, split=split) for split in ("train", "test")]
+    assert windows[0]._item is windows[1]._item
+    column = weakref.ref(windows[0]._item)
+    del table, windows
+    gc.collect()
+    assert column() is None

@@ -1,0 +1,1 @@
+"""From timelines to batches: windows addressed by integer, texts tokenised once, SeqIO tasks over both."""

@@ -1,0 +1,258 @@
+"""From windows to what a model reads: in whole batches (sources), and the same on the SeqIO road (converters).
+
+The decoder's features are SeqIO's standard ones for a full sequence `[BOS] prompt title EOS`, right-padded with
+0: inputs are all but its last token, targets all but its first, and loss weights choose what is learnt.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from user_llm.data.prompts import NextItemPrompts, pack_left
+from user_llm.data.vocabularies import encode_batch, pad_rows
+from user_llm.data.windows import Windows
+
+
+def decoder_features(
+    tokens: np.ndarray, lengths: np.ndarray, learnt_from: np.ndarray | int = 1
+) -> dict[str, np.ndarray]:
+    """SeqIO's decoder features of full sequences.
+
+    Args:
+        tokens: int32 [B, T+1], right-padded with 0.
+        lengths: int [B], tokens of each sequence.
+        learnt_from: int [B] or one for all; the first token that is a target with weight 1.
+
+    Returns:
+        decoder_input_tokens, decoder_target_tokens, decoder_positions: int32 [B, T]; decoder_loss_weights:
+        float32 [B, T].
+    """
+    place = np.arange(1, tokens.shape[1])
+    learnt = (place >= np.reshape(learnt_from, (-1, 1))) & (place < lengths[:, None])
+    positions = np.arange(tokens.shape[1] - 1, dtype=np.int32)
+    return {
+        "decoder_input_tokens": np.ascontiguousarray(tokens[:, :-1]),
+        "decoder_target_tokens": np.ascontiguousarray(tokens[:, 1:]),
+        "decoder_loss_weights": learnt.astype(np.float32),
+        "decoder_positions": np.tile(positions, (len(tokens), 1)),
+    }
+
+
+class AnsweredPrompts(NamedTuple):
+    """Full sequences int32 [B, T+1] and their lengths [B]; their prompts [B, P], those lengths, dropped events."""
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+    prompt_tokens: np.ndarray
+    prompt_lengths: np.ndarray
+    dropped_events: np.ndarray
+
+
+class UserLLMSource:
+    """Windows with their prompts and titles in tokens, for the contextualised LLM.
+
+    Args:
+        windows: which windows.
+        prompts: prompts and titles in tokens.
+
+    Attributes:
+        windows, prompts: as given.
+        length: T+1, the width of the full sequences: P and the longest title with its EOS.
+
+    Raises:
+        ValueError: the prompts write out more events than a history holds.
+    """
+
+    def __init__(self, windows: Windows, prompts: NextItemPrompts):
+        if prompts.text_history > windows.history_length:
+            raise ValueError(
+                f"text_history={prompts.text_history} writes out more events than history_length="
+                f"{windows.history_length} holds: raise history_length, or lower text_history."
+            )
+        self.windows = windows
+        self.prompts = prompts
+        self.length = prompts.length + prompts.titles.targets.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def gather(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """A batch.
+
+        Args:
+            ids: int [B], window numbers.
+
+        Returns:
+            What `Windows.gather` gives; `decoder_features` [B, T] with weight 1 on the title and its EOS;
+            prompt_tokens int32 [B, P], the prompt alone; prompt_lengths and dropped_events, int32 [B] (see
+            `NextItemPrompts.build`).
+        """
+        batch = self.windows.gather(ids)
+        sequences = self.sequences(batch["history/item"], batch["label/item"])
+        return {
+            **batch,
+            **decoder_features(sequences.tokens, sequences.lengths, sequences.prompt_lengths),
+            "prompt_tokens": sequences.prompt_tokens,
+            "prompt_lengths": sequences.prompt_lengths,
+            "dropped_events": sequences.dropped_events,
+        }
+
+    def sequences(self, history: np.ndarray, label: np.ndarray) -> AnsweredPrompts:
+        """Prompts for item histories [B, S], each with the title of its label [B] directly behind it."""
+        prompts, prompt_lengths, dropped = self.prompts.build(history)
+        titles = self.prompts.titles
+        tokens = np.concatenate([prompts, titles.targets[label]], axis=1)
+        lengths = prompt_lengths + titles.lengths[label] + 1
+        if self.prompts.text_history:  # prompts differ in length: close the gap before the title
+            place = np.arange(self.length)
+            in_title = place - self.prompts.length
+            of_title = (in_title >= 0) & (in_title <= titles.lengths[label, None])
+            tokens, lengths = pack_left(tokens, (place < prompt_lengths[:, None]) | of_title, self.length)
+        return AnsweredPrompts(tokens, lengths, prompts, prompt_lengths, dropped)
+
+
+class TextSource:
+    """Text alone, for a language model trained from scratch: documents and answered prompts, half and half.
+
+    Even numbers are documents, odd ones are training windows' full sequences; the shorter of the two lists starts
+    over until the longer one is through. Everything but the first token is learnt.
+
+    Args:
+        documents: texts, as `prompts.catalogue_documents` gives them.
+        answers: training windows with prompts and titles.
+        max_length: longest sequence in tokens, BOS and EOS included.
+
+    Attributes:
+        length: T+1, tokens of the longest sequence.
+        cut: documents cut at `max_length`.
+
+    Raises:
+        ValueError: windows of another split than train, no document or no window, or a prompt with a title that
+            does not fit.
+    """
+
+    def __init__(self, documents: Sequence[str], answers: UserLLMSource, *, max_length: int):
+        if answers.windows.split != "train":
+            raise ValueError(f"a language model learns from split 'train', got {answers.windows.split!r}.")
+        if not documents or not len(answers):
+            raise ValueError(f"{len(documents)} documents and {len(answers)} training windows: both are needed.")
+        if answers.length > max_length:
+            raise ValueError(
+                f"a prompt and the longest title take {answers.length} tokens, more than max_length={max_length}: "
+                "raise it, or lower max_inputs or max_targets."
+            )
+        vocabulary = answers.prompts.titles.vocabulary
+        bos = [vocabulary.bos_id] if vocabulary.bos_id >= 0 else []
+        rows = [[*bos, *row, vocabulary.eos_id] for row in encode_batch(vocabulary, documents)]
+        self.cut = sum(len(row) > max_length for row in rows)
+        documents, self._document_lengths = pad_rows([row[:max_length] for row in rows])
+        self.length = max(answers.length, documents.shape[1])
+        self._documents = np.pad(documents, ((0, 0), (0, self.length - documents.shape[1])))
+        self._answers = answers
+
+    def __len__(self) -> int:
+        return 2 * max(len(self._documents), len(self._answers))
+
+    def gather(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """A batch: `decoder_features` [B, T] of the examples `ids` [B]."""
+        number, kind = np.divmod(np.asarray(ids), 2)
+        document = number % len(self._documents)
+        tokens, lengths = self._documents[document], self._document_lengths[document]
+        answered = np.flatnonzero(kind)
+        windows = self._answers.windows.gather(number[answered] % len(self._answers))
+        sequences = self._answers.sequences(windows["history/item"], windows["label/item"])
+        tokens[answered] = 0
+        tokens[answered, : self._answers.length] = sequences.tokens
+        lengths[answered] = sequences.lengths
+        return decoder_features(tokens, lengths)
+
+
+_HISTORY = {
+    "history/item": seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
+    "history/rating": seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
+    "label/item": seqio.FeatureConverter.FeatureSpec(dtype=tf.int32, rank=0),
+    "label/rating": seqio.FeatureConverter.FeatureSpec(dtype=tf.int32, rank=0),
+    "user": seqio.FeatureConverter.FeatureSpec(dtype=tf.int32, rank=0),
+}
+
+
+class EncoderFeatureConverter(seqio.FeatureConverter):
+    """Encoder pretraining on the SeqIO road: the features of `Windows.gather`, nothing else."""
+
+    TASK_FEATURES = _HISTORY
+    MODEL_FEATURES = _HISTORY
+    PACKING_FEATURE_DTYPES = None
+
+    def __init__(self):
+        super().__init__(pack=False)
+
+    def _convert_features(
+        self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
+    ) -> tf.data.Dataset:
+        return ds.map(lambda example: {name: example[name] for name in _HISTORY})
+
+    def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> dict[str, int]:
+        return dict(task_feature_lengths)
+
+
+class UserLLMFeatureConverter(seqio.FeatureConverter):
+    """The contextualised LLM on the SeqIO road: the features of `UserLLMSource.gather`, example by example."""
+
+    TASK_FEATURES = _HISTORY | {
+        "inputs": seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
+        "targets": seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
+        "dropped_events": seqio.FeatureConverter.FeatureSpec(dtype=tf.int32, rank=0),
+    }
+    MODEL_FEATURES = _HISTORY | {
+        "decoder_input_tokens": seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
+        "decoder_target_tokens": seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
+        "decoder_loss_weights": seqio.FeatureConverter.FeatureSpec(dtype=tf.float32),
+        "decoder_positions": seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
+        "prompt_tokens": seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
+        "prompt_lengths": seqio.FeatureConverter.FeatureSpec(dtype=tf.int32, rank=0),
+        "dropped_events": seqio.FeatureConverter.FeatureSpec(dtype=tf.int32, rank=0),
+    }
+    PACKING_FEATURE_DTYPES = None
+
+    def __init__(self):
+        super().__init__(pack=False)
+
+    def _convert_features(
+        self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
+    ) -> tf.data.Dataset:
+        lengths = self.get_model_feature_lengths(task_feature_lengths)
+
+        def convert(example):
+            prompt = tf.size(example["inputs"])
+            tokens = tf.concat([example["inputs"], example["targets"]], axis=0)
+            weights = tf.cast(tf.range(1, tf.size(tokens)) >= prompt, tf.float32)
+            decoder = {
+                "decoder_input_tokens": tokens[:-1],
+                "decoder_target_tokens": tokens[1:],
+                "decoder_loss_weights": weights,
+                "prompt_tokens": example["inputs"],
+            }
+            padded = {}
+            for name, values in decoder.items():
+                padded[name] = tf.pad(values, [[0, lengths[name] - tf.size(values)]])
+                padded[name].set_shape([lengths[name]])
+            return {
+                **{name: example[name] for name in (*_HISTORY, "dropped_events")},
+                **padded,
+                "decoder_positions": tf.range(lengths["decoder_positions"]),
+                "prompt_lengths": prompt,
+            }
+
+        return ds.map(convert, num_parallel_calls=tf.data.AUTOTUNE)
+
+    def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> dict[str, int]:
+        sequence = task_feature_lengths["inputs"] + task_feature_lengths["targets"] - 1
+        lengths = {name: task_feature_lengths[name] for name in (*_HISTORY, "dropped_events")}
+        decoder = [name for name in self.MODEL_FEATURES if name.startswith("decoder_")]
+        return lengths | dict.fromkeys(decoder, sequence) | {
+            "prompt_tokens": task_feature_lengths["inputs"],
+            "prompt_lengths": 1,
+        }

@@ -1,0 +1,123 @@
+"""Batches as a pure function of (seed, step): globally shuffled without a buffer, resumed by seeking."""
+
+import collections
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Protocol
+
+import grain
+import numpy as np
+
+
+class Source(Protocol):
+    """Examples by integer: windows, or a converter around them."""
+
+    def __len__(self) -> int: ...
+
+    def gather(self, ids: np.ndarray) -> dict[str, np.ndarray]: ...
+
+
+class TrainBatches:
+    """An endless stream of shuffled batches.
+
+    Epochs follow one another without a seam: example k of the stream is example k mod n of epoch k div n, and
+    every epoch is a fresh permutation of all n examples. A batch may therefore straddle two epochs, and no
+    example is ever left out. Host h of H holds the h-th contiguous part of every global batch, the layout in
+    which JAX assembles a global array from process-local rows.
+
+    Args:
+        source: what to read.
+        batch_size: rows of the global batch.
+        seed: a non-negative integer; with the step, it determines the batch.
+        host_index: which host this is.
+        host_count: how many hosts share the batch.
+
+    Raises:
+        ValueError: an empty source, a negative seed, or a batch that does not divide among the hosts.
+    """
+
+    def __init__(
+        self, source: Source, batch_size: int, seed: int, *, host_index: int = 0, host_count: int = 1
+    ):
+        if len(source) == 0:
+            raise ValueError(
+                "there is no training example, as no timeline is long enough: lower history_length or min_history."
+            )
+        if seed < 0:
+            raise ValueError(f"the data seed must not be negative, got {seed}.")
+        self._rows = _host_rows(batch_size, host_index, host_count)
+        self._source = source
+        self._batch_size = batch_size
+        self._seed = seed
+        self._permutations: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def ids(self, step: int) -> np.ndarray:
+        """The example numbers of this host's rows at a step: int64 [rows]."""
+        if step < 0:
+            raise ValueError(f"steps count from 0, got {step}.")
+        epoch, index = np.divmod(step * self._batch_size + self._rows, len(self._source))
+        ids = np.empty_like(index)
+        for number in np.unique(epoch):
+            here = epoch == number
+            ids[here] = self._permutation(int(number))[index[here]]
+        return ids
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """This host's rows of the global batch at a step."""
+        return self._source.gather(self.ids(step))
+
+    def iterator(self, start_step: int = 0, *, threads: int = 2, prefetch: int = 4) -> grain.DatasetIterator:
+        """Batches from `start_step` on, up to `prefetch` of them gathered ahead by `threads`.
+
+        The iterator's whole state is the step (`get_state`, `set_state`): a restored one continues exactly.
+        """
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+        iterator = iter(grain.MapDataset.range(sys.maxsize).map(self.batch).to_iter_dataset(options))
+        iterator.set_state({"next_index": start_step})
+        return iterator
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        with self._lock:
+            if epoch not in self._permutations:
+                generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, epoch])))
+                self._permutations[epoch] = generator.permutation(len(self._source))
+                # Two epochs meet in one batch, and threads read ahead; older ones are not asked for again.
+                while len(self._permutations) > 2:
+                    self._permutations.popitem(last=False)
+            self._permutations.move_to_end(epoch)
+            return self._permutations[epoch]
+
+
+def evaluation_batches(
+    source: Source, batch_size: int, *, host_index: int = 0, host_count: int = 1
+) -> Iterator[dict[str, np.ndarray]]:
+    """Every example once, in order, in batches of one shape.
+
+    Args:
+        source: what to read.
+        batch_size: rows of the global batch; each host yields its contiguous part of every batch.
+        host_index: which host this is.
+        host_count: how many hosts share the batch.
+
+    Yields:
+        The source's batch and `weight`, float32 [rows]: 1 for an example, 0 for rows that fill the last batch.
+    """
+    rows = _host_rows(batch_size, host_index, host_count)
+    for start in range(0, len(source), batch_size):
+        ids = start + rows
+        real = ids < len(source)
+        # Padding repeats example 0: a real history keeps every softmax of the model finite.
+        yield {**source.gather(np.where(real, ids, 0)), "weight": real.astype(np.float32)}
+
+
+def _host_rows(batch_size: int, host_index: int, host_count: int) -> np.ndarray:
+    if batch_size < 1 or batch_size % host_count:
+        raise ValueError(
+            f"batch_size {batch_size} must be a positive multiple of the {host_count} hosts that share it."
+        )
+    if not 0 <= host_index < host_count:
+        raise ValueError(f"host_index must lie between 0 and {host_count - 1}, got {host_index}.")
+    rows = batch_size // host_count
+    return np.arange(host_index * rows, (host_index + 1) * rows, dtype=np.int64)
