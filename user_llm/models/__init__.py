@@ -11,6 +11,6 @@ Dimension letters, used in weight names, einsums and shape comments throughout t
 
 Every parameter is an `nnx.Param` whose `logical_axes` metadata names each dimension (`layers`, `vocab`,
 `items`, `embed`, `user`, `mlp`, `user_mlp`, `heads`, `kv_heads`, `head_dim`, `feature`, `norm`, or None), and
-whose path reads like `language_model/layers/0/attention/q_DNH`. Scanned layers have no index in the path, but a
-leading `layers` axis: `language_model/layers/attention/q_DNH`.
+whose path reads like `language_model/layers/0/attention/q_DNH`. Scanned layers have no index in the path, but
+a leading `layers` axis: `language_model/layers/attention/q_DNH`.
 """

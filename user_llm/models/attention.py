@@ -6,15 +6,25 @@ from flax import nnx
 
 from user_llm.models.layers import cast, fan_in, parameter, rotate
 
+MASKED = -1e30  # finite, so that a query without any slot gives no NaN
 Cache = dict[str, jax.Array]  # {"key", "value"}: [layers, B, S, K, H]
 
 
 def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: jax.Array) -> jax.Array:
-    """Softmax attention, softmax in float32; `mask` bool [B, T or 1, S] says which slots each query sees.
+    """Softmax attention [B, T, N, H], softmax in float32; `mask` bool [B, T or 1, S]: the slots each query sees.
 
     A query that sees no slot gets their plain mean, finite in value and gradient: callers mask such rows out.
     """
-    return jax.nn.dot_product_attention(q_BTNH, k_BSKH, v_BSKH, mask=mask[:, None])
+    num_kv_heads, head_dim = k_BSKH.shape[2:]
+    grouped = q_BTNH.reshape(*q_BTNH.shape[:2], num_kv_heads, -1, head_dim) * head_dim**-0.5
+    scores = jnp.einsum("BTKGH,BSKH->BKGTS", grouped, k_BSKH, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask[:, None, None], scores, MASKED)
+    # Not `jax.nn.dot_product_attention`: with heads leading and the softmax's division left to the end, where it
+    # passes over [T, H] and not [T, S], an encoder's step on CPU (16-wide heads) takes 8 to 10 % less time.
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    mixed = jnp.einsum("BKGTS,BSKH->BKGTH", weights.astype(v_BSKH.dtype), v_BSKH)
+    mixed = mixed / weights.sum(axis=-1, keepdims=True).astype(mixed.dtype)
+    return jnp.einsum("BKGTH->BTKGH", mixed).reshape(q_BTNH.shape)
 
 
 def write_cache(

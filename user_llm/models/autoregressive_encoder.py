@@ -16,7 +16,7 @@ from user_llm.models.stack import StackConfig, apply_layers, init_layers
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The paper's encoder by default: 6 layers, width 128, 8 heads. `max_length`: longest history, in events."""
+    """The paper's encoder by default: 6 layers, width 128, 8 heads. `max_length`: longest history, events."""
 
     max_length: int
     features: tuple[str, ...] = FEATURES
@@ -84,18 +84,14 @@ class AutoregressiveEncoder(nnx.Module):
             param_dtype=param_dtype,
             rngs=rngs,
         )
-        self.position_SU = parameter(
-            rngs, normal(0.02), (config.max_length, width), (None, "user"), param_dtype
-        )
+        self.position_SU = parameter(rngs, normal(0.02), (config.max_length, width), (None, "user"), param_dtype)
         self.layers = init_layers(config.stack, rngs=rngs)
         self.final_norm = RMSNorm(width, epsilon=config.stack.norm_eps, param_dtype=param_dtype, rngs=rngs)
         for feature in config.features:
             head = parameter(rngs, fan_in(width), (width, width), ("user", "feature"), param_dtype)
             setattr(self, f"{feature}_head_UU", head)
 
-    def __call__(
-        self, history: Mapping[str, jax.Array], mask: jax.Array, *, key: jax.Array | None = None
-    ) -> jax.Array:
+    def __call__(self, history: Mapping[str, jax.Array], mask: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
         """User embeddings [B, S, U]: embedding s has seen events 0 … s; zero where there is no event.
 
         Args:
@@ -105,9 +101,7 @@ class AutoregressiveEncoder(nnx.Module):
         """
         length, config = mask.shape[-1], self.config
         if length > config.max_length:
-            raise ValueError(
-                f"History of {length} slots; this encoder was built for at most {config.max_length}."
-            )
+            raise ValueError(f"History of {length} slots; this encoder was built for at most {config.max_length}.")
         embedding_key, layers_key = (None, None) if key is None else jax.random.split(key)
         # Positions count from the newest event, so a shorter array of slots gives the same embeddings.
         x = self.embedding(history) + cast(self.position_SU, config.dtype)[config.max_length - length :]
@@ -121,7 +115,7 @@ class AutoregressiveEncoder(nnx.Module):
         return self.embedding.table(feature)[...]
 
     def feature_hidden(self, embeddings: jax.Array, feature: str) -> jax.Array:
-        """User embeddings [..., U] projected back to a feature's space: times `feature_table`ᵀ they are logits."""
+        """User embeddings [..., U] projected back to a feature's space: times its tableᵀ they are logits."""
         self.embedding.table(feature)
         return embeddings @ cast(getattr(self, f"{feature}_head_UU"), self.config.dtype)
 

@@ -1,4 +1,4 @@
-"""Gated cross-attention from the language model to user embeddings (paper 3.2.1; Alayrac et al. 2022, Flamingo)."""
+"""Gated cross-attention from language model to user embeddings (paper 3.2; Flamingo, Alayrac et al. 2022)."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -31,11 +31,9 @@ class ConnectorConfig:
 
 
 class GatedCrossAttention(nnx.Module):
-    """x + tanh(gate)·attention(norm(x), context), then x + tanh(gate)·mlp(norm(x)); both gates start at zero."""
+    """x + tanh(gate)·attention(norm(x), context), then x + tanh(gate)·mlp(norm(x)); gates start at zero."""
 
-    def __init__(
-        self, config: ConnectorConfig, language_model: StackConfig, context_width: int, *, rngs: nnx.Rngs
-    ):
+    def __init__(self, config: ConnectorConfig, language_model: StackConfig, context_width: int, *, rngs: nnx.Rngs):
         width, dtype, param_dtype = language_model.width, language_model.dtype, language_model.param_dtype
         norm = dict(epsilon=language_model.norm_eps, param_dtype=param_dtype, rngs=rngs)
         common = dict(output_scale=1.0, width_axis="embed", dtype=dtype, param_dtype=param_dtype, rngs=rngs)
@@ -64,7 +62,7 @@ class GatedCrossAttention(nnx.Module):
     def __call__(self, x: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
         """[B, T, D] attends to projected context [B, L, K, H] under bool `mask` [B, L]."""
         attended = self.attention(self.attention_norm(x), key, value, mask[:, None])
-        # A user without any event has nothing to attend to: without this they would get the mean of the padding.
+        # A user without any event has nothing to attend to, and would otherwise get the mean of the padding.
         attended = jnp.where(jnp.any(mask, axis=-1)[:, None, None], attended, 0)
         x = x + jnp.tanh(self.attention_gate[...]).astype(x.dtype) * attended
         return x + jnp.tanh(self.mlp_gate[...]).astype(x.dtype) * self.mlp(self.mlp_norm(x))
@@ -76,9 +74,7 @@ class Connector(nnx.Module):
     Layers that are scanned need blocks that are scanned, so the language model's stack decides on both.
     """
 
-    def __init__(
-        self, config: ConnectorConfig, language_model: StackConfig, context_width: int, *, rngs: nnx.Rngs
-    ):
+    def __init__(self, config: ConnectorConfig, language_model: StackConfig, context_width: int, *, rngs: nnx.Rngs):
         if not 1 <= config.every <= language_model.num_layers:
             raise ValueError(
                 f"Cross-attention every {config.every} layers does not fit a language model of "
@@ -102,5 +98,5 @@ class Connector(nnx.Module):
             key, value = jax.vmap(lambda block: block.attention.keys_values(embeddings))(self.blocks)
         else:
             projected = [block.attention.keys_values(embeddings) for block in self.blocks]
-            key, value = (jnp.stack(parts) for parts in zip(*projected))
+            key, value = (jnp.stack(parts) for parts in zip(*projected, strict=True))
         return Context(key, value, mask)

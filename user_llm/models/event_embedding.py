@@ -15,8 +15,8 @@ FEATURES = ("item", "category", "rating")
 class EventEmbedding(nnx.Module):
     """Embeds the features of events, and owns the tables that the tied softmaxes read again.
 
-    Categories are no part of the batch: an item has a set of them, looked up here by item, and its embedding is
-    the mean over the set. Id 0 of every feature is padding; the tables have a row for it.
+    Categories are no part of the batch: an item has a set of them, looked up here by item, and embedded as the
+    mean over the set. Id 0 of every feature is padding; the tables have a row for it.
     """
 
     def __init__(
@@ -38,22 +38,14 @@ class EventEmbedding(nnx.Module):
         sizes = {"item": len(item_categories), "category": num_categories + 1, "rating": num_ratings + 1}
         for feature in features:
             axes = ("items" if feature == "item" else None, "user")
-            table = parameter(
-                rngs, normal(1.0 / math.sqrt(width)), (sizes[feature], width), axes, param_dtype
-            )
+            table = parameter(rngs, normal(1.0 / math.sqrt(width)), (sizes[feature], width), axes, param_dtype)
             setattr(self, f"{feature}_VU", table)
         joined = len(features) * width
-        self.projection_EU = parameter(
-            rngs, fan_in(joined), (joined, width), ("feature", "user"), param_dtype
-        )
+        self.projection_EU = parameter(rngs, fan_in(joined), (joined, width), ("feature", "user"), param_dtype)
         if "category" in features:
             if item_categories.max(initial=0) > num_categories:
-                raise ValueError(
-                    f"item_categories holds category {item_categories.max()}; num_categories is {num_categories}."
-                )
-            self.item_categories = Buffer(
-                jnp.asarray(item_categories, jnp.int32), logical_axes=("items", None)
-            )
+                raise ValueError(f"item_categories holds {item_categories.max()}; num_categories is {num_categories}.")
+            self.item_categories = Buffer(jnp.asarray(item_categories, jnp.int32), logical_axes=("items", None))
 
     def table(self, feature: str) -> nnx.Param:
         """The embedding table [V, U] of a feature."""

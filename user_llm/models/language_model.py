@@ -70,9 +70,7 @@ class LanguageModel(nnx.Module):
         table = (normal(1.0 / math.sqrt(config.width)), (config.vocab_size, config.width), ("vocab", "embed"))
         self.embedding_VD = parameter(rngs, *table, config.param_dtype)
         self.layers = init_layers(config.stack, rngs=rngs)
-        self.final_norm = RMSNorm(
-            config.width, epsilon=config.norm_eps, param_dtype=config.param_dtype, rngs=rngs
-        )
+        self.final_norm = RMSNorm(config.width, epsilon=config.norm_eps, param_dtype=config.param_dtype, rngs=rngs)
         if not config.tie_embeddings:
             self.head_VD = parameter(rngs, *table, config.param_dtype)
 
@@ -92,10 +90,10 @@ class LanguageModel(nnx.Module):
         Args:
           tokens: int [B, T]; positions: int [B, T], counted in tokens from 0.
           mask: bool [B, T, S], the key slots each query sees; S = T without a cache, else the cache's length.
-            It alone decides who sees whom: beams may share the T axis, all at one position, each seeing its own
-            ancestors.
-          cache: from `init_cache`; the T new keys and values go to slots offset … offset + T - 1 (offset may be
-            traced) before any query looks.
+            It alone decides who sees whom: beams may share the T axis, all at one position, each seeing its
+            own ancestors.
+          cache: from `init_cache`; the T new keys and values go to slots offset … offset + T - 1 (offset may
+            be traced) before any query looks.
           cross, context: the connector's blocks and their users; None is the language model alone.
         """
         x = lookup(self.embedding_VD, tokens, self.config.dtype)

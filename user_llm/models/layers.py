@@ -75,9 +75,7 @@ class MLP(nnx.Module):
     ):
         self.activation, self.gated, self.dtype = activation, gated, dtype
         if gated:
-            self.gate_DF = parameter(
-                rngs, fan_in(width), (width, hidden), (width_axis, hidden_axis), param_dtype
-            )
+            self.gate_DF = parameter(rngs, fan_in(width), (width, hidden), (width_axis, hidden_axis), param_dtype)
         self.up_DF = parameter(rngs, fan_in(width), (width, hidden), (width_axis, hidden_axis), param_dtype)
         self.down_FD = parameter(
             rngs, fan_in(hidden, output_scale), (hidden, width), (hidden_axis, width_axis), param_dtype

@@ -98,9 +98,7 @@ def repeat(make: Callable[[nnx.Rngs], nnx.Module], count: int, *, scan: bool, rn
 
 
 def init_layers(config: StackConfig, *, rngs: nnx.Rngs) -> nnx.Module:
-    return repeat(
-        lambda rngs: Layer(config, rngs=rngs), config.num_layers, scan=config.scan_layers, rngs=rngs
-    )
+    return repeat(lambda rngs: Layer(config, rngs=rngs), config.num_layers, scan=config.scan_layers, rngs=rngs)
 
 
 def apply_layers(

@@ -21,9 +21,7 @@ class UserLLM(nnx.Module):
         self.connector = connector
         self.language_model = language_model
 
-    def encode(
-        self, history: Mapping[str, jax.Array], mask: jax.Array, *, key: jax.Array | None = None
-    ) -> Context:
+    def encode(self, history: Mapping[str, jax.Array], mask: jax.Array, *, key: jax.Array | None = None) -> Context:
         """Context of the users whose events are `history` (int [B, S] each) where bool `mask` [B, S]."""
         return self.connector.context(self.encoder(history, mask, key=key), mask)
 
