@@ -225,24 +225,22 @@ class UserLLMFeatureConverter(seqio.FeatureConverter):
     ) -> tf.data.Dataset:
         lengths = self.get_model_feature_lengths(task_feature_lengths)
 
+        def padded(values, length):
+            values = tf.pad(values, [[0, length - tf.size(values)]])
+            values.set_shape([length])
+            return values
+
         def convert(example):
-            prompt = tf.size(example["inputs"])
-            tokens = tf.concat([example["inputs"], example["targets"]], axis=0)
-            weights = tf.cast(tf.range(1, tf.size(tokens)) >= prompt, tf.float32)
-            decoder = {
-                "decoder_input_tokens": tokens[:-1],
-                "decoder_target_tokens": tokens[1:],
-                "decoder_loss_weights": weights,
-                "prompt_tokens": example["inputs"],
-            }
-            padded = {}
-            for name, values in decoder.items():
-                padded[name] = tf.pad(values, [[0, lengths[name] - tf.size(values)]])
-                padded[name].set_shape([lengths[name]])
+            prompt, whole = tf.size(example["inputs"]), tf.concat([example["inputs"], example["targets"]], axis=0)
+            place = tf.range(1, lengths["decoder_positions"] + 1)
+            tokens = padded(whole, lengths["decoder_positions"] + 1)
             return {
                 **{name: example[name] for name in (*_HISTORY, "dropped_events")},
-                **padded,
-                "decoder_positions": tf.range(lengths["decoder_positions"]),
+                "decoder_input_tokens": tokens[:-1],
+                "decoder_target_tokens": tokens[1:],
+                "decoder_loss_weights": tf.cast((place >= prompt) & (place < tf.size(whole)), tf.float32),
+                "decoder_positions": place - 1,
+                "prompt_tokens": padded(example["inputs"], lengths["prompt_tokens"]),
                 "prompt_lengths": prompt,
             }
 
