@@ -6,7 +6,7 @@ EXAMPLES_PER_REASON = 5
 
 
 class MalformedSourceError(ValueError):
-    """The source cannot be used: a file is unusable, or more rows are malformed than `max_malformed` allows."""
+    """The source cannot be used: a file is unusable, or has more malformed rows than `max_malformed` allows."""
 
 
 class RowReport:
@@ -22,8 +22,8 @@ class RowReport:
 
         Args:
           file: the file they are in.
-          reason: what was expected, short and the same for every such row.
-          found: (line, what stood there) of the earliest such rows, in file order.
+          reason: what is wrong, in words that are the same for every such row.
+          found: (line, what stands there) of the earliest such rows, in file order.
           count: how many there are, when `found` does not hold them all.
         """
         self._rejected[file][reason] += len(found) if count is None else count
@@ -31,18 +31,18 @@ class RowReport:
         examples.extend(f"line {line}: {text}" for line, text in found[: EXAMPLES_PER_REASON - len(examples)])
 
     def rejected(self, file: str) -> int:
-        """Rows of `file` rejected so far."""
+        """How many rows of `file` were rejected so far."""
         return self._rejected[file].total()
 
     def check(self, max_malformed: float) -> None:
-        """Raises MalformedSourceError when the rejected fraction of any file's rows exceeds `max_malformed`."""
+        """Raises MalformedSourceError when any file's rejected fraction of rows exceeds `max_malformed`."""
         over = [file for file, rows in self.rows.items() if self.rejected(file) > max_malformed * rows]
         if over:
             raise MalformedSourceError(
-                f"More than max_malformed={max_malformed:g} of the rows of {' and '.join(over)} are malformed.\n"
+                f"{' and '.join(over)}: more malformed rows than max_malformed={max_malformed:g} allows.\n"
                 f"{self.text()}\n"
-                "Repair the source, or set max_malformed to the fraction of each file's rows that may be left out "
-                "(0.001: one row in a thousand)."
+                "Repair the source, or raise max_malformed, the fraction of each file's rows that may be left "
+                "out (0.001: one row in a thousand)."
             )
 
     def text(self) -> str:
@@ -60,7 +60,7 @@ class RowReport:
         return "\n".join(lines)
 
     def as_dict(self) -> dict:
-        """The same as JSON-ready metadata: `{file: {"read", "kept", "rejected": {reason: {"rows", "first"}}}}`."""
+        """The same as JSON: `{file: {"read", "kept", "rejected": {reason: {"rows", "first"}}}}`."""
         return {
             file: {
                 "read": rows,

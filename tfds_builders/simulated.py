@@ -2,14 +2,14 @@
 
 What the simulation is made of, and what a model can learn from each part:
 
-- movies come in series ("The Crimson Harbor", "The Crimson Harbor 2"); who saw a part usually sees the next one soon, with
-  other movies in between: sequence beats popularity, and a longer memory beats the last event;
-- each series has a genre (often a second one), and its title is made of that genre's words: titles carry taste;
-- each user has a taste over genres that moves to another one on the way: users differ, and recent events say more than old;
-- series have a popularity tail, and ratings follow taste, quality and the user's own mildness.
+- Movies come in series ("The Crimson Harbor", "The Crimson Harbor 2"). Who saw a part usually sees the next one
+  soon, with other movies in between: sequences beat popularity, and a longer memory beats the last event.
+- A series has a genre, often a second one, and a title of the first genre's words: titles carry taste.
+- A user's taste lies on few genres, and moves to others half-way: users differ, and late events say more than early.
+- Series have a popularity tail; ratings follow taste, the movie's quality and the user's mildness.
 
-A user meets the series in the order of a race: series s is met at the first arrival of a Poisson process whose rate is the
-user's current taste for s. That draws without replacement under changing weights in one vectorised step, so no movie comes
+A user meets the series in a race: each at the first arrival of a Poisson process whose rate is the user's present
+taste for it. This draws without replacement under changing weights in one vectorised step, so that no movie comes
 twice in a timeline, and 20 million events take minutes.
 """
 
@@ -23,33 +23,38 @@ import pyarrow.csv as pa_csv
 
 from tfds_builders.simulated_titles import GENRES, series_titles
 
-_TASTE_CONCENTRATION = 0.12
-"""Dirichlet parameter over genres: most of a taste lies on one or two of them."""
-_OFF_TASTE = 0.03
-"""Share of taste spread evenly over all genres."""
-_POPULARITY_SIGMA = 0.8
-_SEQUEL_RATE = 0.7
-"""Chance that a series goes on after each part, in the catalogue."""
-_FOLLOW_RATE = 0.9
-"""Chance that a user who saw a part goes on to the next."""
-_SEQUEL_DELAY = 0.6
-"""Mean wait for the next part, in units of the user's mean wait between two new series."""
 _MAX_PARTS = 6
+_SEQUEL_CHANCE = 0.7
+"""That a series has one more part, after each part."""
+_FOLLOW_CHANCE = 0.9
+"""That a user who saw a part goes on to the next."""
+_SEQUEL_DELAY = 0.6
+"""Mean wait for the next part, in units of the user's mean wait for a new series."""
+_TASTE_CONCENTRATION = 0.12
+"""Dirichlet parameter over genres: most of a taste lies on one or two."""
+_OPEN_MINDEDNESS = 0.03
+"""Share of a taste that is spread evenly over all genres."""
+_POPULARITY_SIGMA = 0.8
 _LENGTH_SIGMA = 0.9
-_SECONDS_PER_SERIES = 86_400 * 2
-_USERS_PER_CHUNK = 1024
+_SECONDS_PER_SERIES = 2 * 86_400
+_SKIPPED = 1e6
+"""Delay of a part that the user does not go on to: it comes after all else, when there is nothing left to choose."""
+_USERS_PER_CHUNK = 256
 
 
 @dataclass(frozen=True)
 class SimulatedConfig:
-    """Size and seed of a simulation.
+    """Sizes and seed of a simulation; the same values write the same bytes.
 
     Attributes:
       num_users: timelines.
       num_items: movies in the catalogue.
-      mean_events: mean timeline length; the file has exactly `round(num_users * mean_events)` rows.
-      min_events: length of the shortest timeline; the default leaves every user a window of 20 events and a label.
-      seed: the same seed and sizes write the same bytes.
+      mean_events: mean timeline length; there are exactly `round(num_users * mean_events)` ratings.
+      min_events: shortest timeline; the default leaves every user a window of 20 events and its label.
+      seed: of all randomness.
+
+    Raises:
+      ValueError: the values do not fit each other.
     """
 
     num_users: int = 2_000
@@ -61,29 +66,28 @@ class SimulatedConfig:
     def __post_init__(self):
         if self.num_users < 1:
             raise ValueError(f"num_users must be at least 1, got {self.num_users}.")
-        if self.num_items < 20:
-            raise ValueError(f"num_items must be at least 20, got {self.num_items}.")
         if not 1 <= self.min_events <= self.mean_events <= self.max_events:
             raise ValueError(
-                "Expected 1 <= min_events <= mean_events <= num_items / 2 (a user who has seen most movies has no choice "
-                f"left), got min_events={self.min_events}, mean_events={self.mean_events}, num_items={self.num_items}."
+                "Expected 1 <= min_events <= mean_events <= num_items / 2 (who has seen most has no choice left), "
+                f"got min_events={self.min_events}, mean_events={self.mean_events}, num_items={self.num_items}."
             )
 
     @property
     def max_events(self) -> int:
+        """Longest timeline."""
         return self.num_items // 2
 
 
 @dataclass(frozen=True)
 class _Catalogue:
-    """Movies sorted by series and part; `first_item[s]` is the row of part 1 of series s."""
+    """Movies sorted by series and part."""
 
-    num_parts: np.ndarray  # [series]
-    first_item: np.ndarray  # [series]
-    genres: np.ndarray  # [series, 2], equal when there is only one
-    popularity: np.ndarray  # [series]
-    quality: np.ndarray  # [items]
-    movie_ids: np.ndarray  # [items], increasing with gaps as in MovieLens, and in no relation to the series
+    num_parts: np.ndarray  # int [series]
+    first_item: np.ndarray  # int [series]: part p of series s is movie first_item[s] + p
+    genres: np.ndarray  # int [series, 2], equal where there is only one
+    popularity: np.ndarray  # float32 [series]
+    quality: np.ndarray  # float [items], in stars
+    movie_ids: np.ndarray  # int [items]: with gaps as in MovieLens, in no relation to the series
 
 
 def write_movielens_csv(config: SimulatedConfig, folder: Path) -> None:
@@ -92,117 +96,105 @@ def write_movielens_csv(config: SimulatedConfig, folder: Path) -> None:
     catalogue = _simulate_catalogue(config, rng)
     _write_movies(catalogue, rng, folder / "movies.csv")
     lengths = _simulate_lengths(config, rng)
-    schema = pa.schema(
-        {"userId": pa.int32(), "movieId": pa.int32(), "rating": pa.string(), "timestamp": pa.int64()}
-    )
+    stars = pa.array([f"{half_stars / 2:.1f}" for half_stars in range(11)])
+    columns = {"userId": pa.int64(), "movieId": pa.int64(), "rating": pa.string(), "timestamp": pa.int64()}
     options = pa_csv.WriteOptions(quoting_header="none", quoting_style="none")
-    with pa_csv.CSVWriter(folder / "ratings.csv", schema, write_options=options) as writer:
+    with pa_csv.CSVWriter(folder / "ratings.csv", pa.schema(columns), write_options=options) as writer:
         for start in range(0, config.num_users, _USERS_PER_CHUNK):
-            chunk = lengths[start : start + _USERS_PER_CHUNK]
-            users, items, half_stars, timestamps = _simulate_events(catalogue, chunk, rng)
+            users, items, half_stars, timestamps = _simulate_events(
+                catalogue, lengths[start : start + _USERS_PER_CHUNK], rng
+            )
             movie_ids = catalogue.movie_ids[items]
             order = np.lexsort((movie_ids, users))
-            stars = pa.array([f"{n / 2:.1f}" for n in range(11)]).take(pa.array(half_stars[order]))
-            columns = [users[order] + start + 1, movie_ids[order], stars, timestamps[order]]
-            writer.write_table(pa.table(dict(zip(schema.names, columns, strict=True)), schema=schema))
+            rows = (start + 1 + users[order], movie_ids[order], stars.take(half_stars[order]), timestamps[order])
+            writer.write_table(pa.table(dict(zip(columns, rows, strict=True))))
 
 
 def _simulate_catalogue(config: SimulatedConfig, rng: np.random.Generator) -> _Catalogue:
-    parts = np.minimum(rng.geometric(1 - _SEQUEL_RATE, config.num_items), _MAX_PARTS)
+    parts = np.minimum(rng.geometric(1 - _SEQUEL_CHANCE, config.num_items), _MAX_PARTS)
     parts = parts[: np.searchsorted(np.cumsum(parts), config.num_items) + 1]
     parts[-1] -= parts.sum() - config.num_items
     num_series = len(parts)
-    first_genre = rng.integers(len(GENRES), size=num_series)
-    second_genre = np.where(rng.random(num_series) < 0.5, first_genre, rng.integers(len(GENRES), size=num_series))
-    raw_ids = 1 + np.cumsum(rng.geometric(0.5, config.num_items))
+    first, second = rng.integers(len(GENRES), size=(2, num_series))
     return _Catalogue(
         num_parts=parts,
         first_item=np.cumsum(parts) - parts,
-        genres=np.stack([first_genre, second_genre], axis=1),
-        popularity=np.exp(rng.normal(0, _POPULARITY_SIGMA, num_series)),
+        genres=np.stack([first, np.where(rng.random(num_series) < 0.5, first, second)], axis=1),
+        popularity=rng.lognormal(0, _POPULARITY_SIGMA, num_series).astype(np.float32),
         quality=rng.normal(0, 0.4, config.num_items),
-        movie_ids=rng.permutation(raw_ids),
+        movie_ids=rng.permutation(np.cumsum(rng.geometric(0.5, config.num_items))),
     )
 
 
 def _simulate_lengths(config: SimulatedConfig, rng: np.random.Generator) -> np.ndarray:
-    """Timeline lengths `[users]` with a log-normal tail, of exactly the promised total."""
-    total = round(config.num_users * config.mean_events)
-    tail = rng.lognormal(0, _LENGTH_SIGMA, config.num_users)
-    tail *= (config.mean_events - config.min_events) / np.exp(_LENGTH_SIGMA**2 / 2)
-    lengths = np.minimum(config.min_events + tail.astype(np.int64), config.max_events)
-    while missing := total - lengths.sum():
-        # Sampling, rounding and the cap leave a rest: one event each for, or from, as many users as can take it.
-        step = np.sign(missing)
-        able = np.flatnonzero(lengths < config.max_events if step > 0 else lengths > config.min_events)
-        lengths[rng.permutation(able)[: abs(missing)]] += step
+    """Timeline lengths `[users]` with a log-normal tail and exactly the promised sum."""
+    tail = rng.lognormal(-(_LENGTH_SIGMA**2) / 2, _LENGTH_SIGMA, config.num_users)
+    lengths = config.min_events + (tail * (config.mean_events - config.min_events)).astype(np.int64)
+    lengths = np.minimum(lengths, config.max_events)
+    while missing := round(config.num_users * config.mean_events) - lengths.sum():
+        # Chance, rounding and the cap leave a difference: one event for, or from, as many users as have room.
+        room = lengths < config.max_events if missing > 0 else lengths > config.min_events
+        lengths[rng.permutation(np.flatnonzero(room))[: abs(missing)]] += np.sign(missing)
     return lengths
 
 
-def _simulate_events(catalogue: _Catalogue, lengths: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-    """Simulates some users' events.
+def _simulate_events(
+    catalogue: _Catalogue, lengths: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Simulates some users' timelines.
 
     Args:
       catalogue: what they can watch.
-      lengths: `[users]` timeline lengths.
+      lengths: `[users]` events each of them has.
       rng: source of randomness.
 
     Returns:
-      user (from 0), item row, rating in half stars, and timestamp in seconds, each `[sum(lengths)]`.
+      user (from 0), movie (from 0), rating in half stars, timestamp in seconds; each `[sum(lengths)]`, unsorted.
     """
     num_users, num_series = len(lengths), len(catalogue.num_parts)
-    before, after = (_tastes(catalogue, num_users, rng) for _ in range(2))
-    # In a race with rates that sum to 1, about one series arrives per unit of time; tastes change half-way.
-    mean_parts = catalogue.num_parts.mean() * _FOLLOW_RATE
-    change = (lengths / mean_parts / 2)[:, None].astype(np.float32)
-    need = rng.standard_exponential((num_users, num_series), dtype=np.float32)
-    arrival = np.where(need < before * change, need / before, change + (need - before * change) / after)
-    # Every series gives at least one event, so as many series as events are enough.
+    early, late = (_tastes(catalogue, num_users, rng) for _ in range(2))
+    # Rates sum to 1, so about one series arrives per unit of time: tastes change after half of the events.
+    change = (lengths / catalogue.num_parts.mean() / 2)[:, None].astype(np.float32)
+    demand = rng.standard_exponential((num_users, num_series), dtype=np.float32)
+    met_by_change = early * change
+    arrival = np.where(demand < met_by_change, demand / early, change + (demand - met_by_change) / late)
+    # Each series gives at least one event, so that as many series as events are enough.
     candidates = min(int(lengths.max()), num_series)
     series = np.argpartition(arrival, candidates - 1, axis=1)[:, :candidates]
-    arrival = np.take_along_axis(arrival, series, axis=1)
 
     shape = (num_users, candidates, _MAX_PARTS)
-    delay = rng.standard_exponential(shape, dtype=np.float32) * _SEQUEL_DELAY
-    delay[..., 0] = 0
-    seen = rng.random(shape, dtype=np.float32) < _FOLLOW_RATE
-    seen[..., 0] = True
-    seen = np.logical_and.accumulate(seen, axis=2)
-    seen &= np.arange(_MAX_PARTS) < catalogue.num_parts[series][..., None]
-    # A part left out still comes, after everything else: a user who runs out of choice has a full timeline all the same.
-    late = np.where(seen, 0, 1e6).astype(np.float32)
-    exists = np.arange(_MAX_PARTS) < catalogue.num_parts[series][..., None]
-    moment = np.where(exists, arrival[..., None] + np.cumsum(delay, axis=2) + late, np.inf).reshape(num_users, -1)
+    wait = rng.standard_exponential(shape, dtype=np.float32) * np.float32(_SEQUEL_DELAY)
+    wait[rng.random(shape, dtype=np.float32) > _FOLLOW_CHANCE] += np.float32(_SKIPPED)
+    wait[..., 0] = np.take_along_axis(arrival, series, axis=1)
+    moment = np.cumsum(wait, axis=2)
+    moment[np.arange(_MAX_PARTS) >= catalogue.num_parts[series][..., None]] = np.inf
+    moment = moment.reshape(num_users, -1)
     order = np.argsort(moment, axis=1)[:, : lengths.max()]
-    position = np.arange(order.shape[1])
-    kept = position < lengths[:, None]
 
-    users = np.broadcast_to(np.arange(num_users)[:, None], kept.shape)[kept]
-    pick = order[kept]
-    chosen = series[users, pick // _MAX_PARTS]
-    items = catalogue.first_item[chosen] + pick % _MAX_PARTS
-    moments = np.take_along_axis(moment, order, axis=1)[kept]
-    is_after = moments > change[users, 0]
-    taste = np.where(is_after, after[users, chosen], before[users, chosen]) / catalogue.popularity[chosen]
-    half_stars = _rate(np.log(taste), catalogue.quality[items], rng.normal(0, 0.5, num_users)[users], rng)
-    began = rng.integers(800_000_000, 1_400_000_000, num_users)
-    timestamps = began[users] + (np.minimum(moments, 1e4) * _SECONDS_PER_SERIES).astype(np.int64)
-    return users, items, half_stars, timestamps
+    user, position = np.nonzero(np.arange(order.shape[1]) < lengths[:, None])
+    pick = order[user, position]
+    seen_series = series[user, pick // _MAX_PARTS]
+    item = catalogue.first_item[seen_series] + pick % _MAX_PARTS
+    when = moment[user, pick]
+    rate = np.where(when < change[user, 0], early[user, seen_series], late[user, seen_series])
+    liking = np.log(rate / catalogue.popularity[seen_series])
+    liking = (liking - liking.mean()) / (liking.std() + 1e-6)
+    mildness = rng.normal(0, 0.5, num_users)[user]
+    stars = 3.5 + 0.6 * liking + catalogue.quality[item] + mildness + rng.normal(0, 0.4, len(item))
+    half_stars = np.clip(np.rint(2 * stars), 1, 10).astype(np.int64)
+    start = rng.integers(800_000_000, 1_400_000_000, num_users)[user]
+    # Position breaks the ties that seconds would make, and skipped parts are brought within reach.
+    seconds = (np.minimum(when, 2 * change[user, 0]) * _SECONDS_PER_SERIES).astype(np.int64) + position
+    return user, item, half_stars, start + seconds
 
 
 def _tastes(catalogue: _Catalogue, num_users: int, rng: np.random.Generator) -> np.ndarray:
-    """Rates `[users, series]` at which users meet series, summing to 1 a user."""
-    genres = rng.dirichlet(np.full(len(GENRES), _TASTE_CONCENTRATION), num_users).astype(np.float32)
-    genres = (1 - _OFF_TASTE) * genres + _OFF_TASTE / len(GENRES)
-    rates = genres[:, catalogue.genres].mean(axis=2) * catalogue.popularity.astype(np.float32)
+    """Rates at which users meet series, `[users, series]`, of sum 1 a user."""
+    tastes = rng.dirichlet(np.full(len(GENRES), _TASTE_CONCENTRATION), num_users)
+    tastes = (1 - _OPEN_MINDEDNESS) * tastes + _OPEN_MINDEDNESS / len(GENRES)
+    share = np.eye(len(GENRES), dtype=np.float32)[catalogue.genres].mean(axis=1)
+    rates = tastes.astype(np.float32) @ (share.T * catalogue.popularity)
     return rates / rates.sum(axis=1, keepdims=True)
-
-
-def _rate(log_taste: np.ndarray, quality: np.ndarray, mildness: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Ratings in half stars from 1 to 10, of mean about 3.5 stars, `[events]`."""
-    liking = (log_taste - log_taste.mean()) / log_taste.std()
-    stars = 3.5 + 0.6 * liking + quality + mildness + rng.normal(0, 0.4, len(quality))
-    return np.clip(np.rint(2 * stars), 1, 10).astype(np.int64)
 
 
 def _write_movies(catalogue: _Catalogue, rng: np.random.Generator, path: Path) -> None:

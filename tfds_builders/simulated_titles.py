@@ -2,7 +2,7 @@
 
 import numpy as np
 
-# Genre: twelve first words, twelve second words. Distinct across genres, so that a small language model can tell them apart.
+# Genre: twelve first words, twelve second words. No word belongs to two genres, so that a title tells its genre.
 _WORDS = {
     "Action": (
         "Steel Rapid Burning Final Lethal Broken Savage Iron Double Hard Maximum Sudden",
@@ -25,7 +25,7 @@ _WORDS = {
         "Heist Alibi Detective Syndicate Diamond Verdict Informant Ransom Witness Gangster Docket Smuggler",
     ),
     "Documentary": (
-        "Inside Beyond Remembering Understanding Measuring Mapping Saving Rebuilding Questioning Listening Feeding Exploring",
+        "Inside Beyond Remembering Understanding Measuring Mapping Saving Rebuilding Filming Feeding Exploring Knowing",
         "Glaciers Whales Factories Orchestras Elections Vaccines Bees Archives Harvests Subways Deserts Volcanoes",
     ),
     "Drama": (
@@ -70,31 +70,29 @@ _WORDS = {
     ),
 }
 _PLACES = (
-    "Avalon Bristol Cairo Dakota Eldorado Florence Geneva Havana Istanbul Jakarta Kyoto Lisbon Madrid Nairobi Oslo "
-    "Prague Quebec Rome Shanghai Tangier Utah Venice Warsaw Yukon Zanzibar"
-).split()
+    "Avalon Bristol Cairo Dakota Eldorado Florence Geneva Havana Istanbul Jakarta Kyoto Lisbon Madrid Nairobi Oslo",
+    "Prague Quebec Rome Shanghai Tangier Utah Venice Warsaw Yukon Zanzibar",
+)
 
 GENRES = tuple(_WORDS)
 """Genre names, sorted as MovieLens prints them; the simulator's genre ids index this tuple."""
 
 
 def series_titles(genres: np.ndarray, rng: np.random.Generator) -> list[str]:
-    """Titles "The <first> <second>", and "The <first> <second> of <place>" once a genre's pairs are used up.
+    """Titles "The <first> <second>", and "… of <place>" once a genre's 144 pairs are used up.
 
     Args:
       genres: `[series]` genre id of every series.
       rng: decides which pair is used when.
 
     Returns:
-      A title per series, distinct while a genre has fewer than 3,744 series, and repeating after that.
+      A title per series, distinct while a genre has at most 3,744 series, and repeating after that.
     """
+    endings = ["", *(f" of {place}" for part in _PLACES for place in part.split())]
     titles = [""] * len(genres)
     for genre, words in enumerate(_WORDS.values()):
         first, second = (part.split() for part in words)
-        pairs = [f"The {a} {b}" for a in first for b in second]
-        order = rng.permutation(len(pairs))
+        pairs = rng.permutation([f"The {a} {b}" for a in first for b in second])
         for n, series in enumerate(np.flatnonzero(genres == genre)):
-            round_, pair = divmod(n, len(pairs))
-            place = round_ % (len(_PLACES) + 1)
-            titles[series] = pairs[order[pair]] + (f" of {_PLACES[place - 1]}" if place else "")
+            titles[series] = pairs[n % len(pairs)] + endings[n // len(pairs) % len(endings)]
     return titles

@@ -1,14 +1,15 @@
 """The schema every builder shares, and the out-of-core road from interaction rows to timelines.
 
-A builder loads its rows into a DuckDB table `events` whose columns are
+A builder loads its rows into a DuckDB table or view `events` with the columns
 
-    user_id BIGINT or VARCHAR · item INTEGER · rating INTEGER · timestamp BIGINT · line BIGINT [· review VARCHAR]
+    user_id (BIGINT or VARCHAR), item, rating (INTEGER), timestamp, line (BIGINT) [, review (VARCHAR)]
 
-where `line` is the row's position in the source. The grouping and the stable sort then run in DuckDB, which spills to disk
-above its memory limit; Python sees one array per column and user, never one row.
+where `line` is the row's position in the source. Grouping and the stable sort then run in DuckDB, which spills
+to disk above its memory limit; Python sees one array per user and column, never one row.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import duckdb
@@ -16,21 +17,20 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 SPLIT = "users"
-MEMORY_LIMIT = "2GB"
-"""What DuckDB may hold before it spills; the rest of the process needs well under 2 GB even for ML-25M."""
+"""The one split of every dataset: all users, ordered by user id."""
 
 WINDOW_LENGTHS = (20, 50, 100, 200)
 """History lengths the summary counts windows for."""
 
+_MEMORY_LIMIT = "2GB"
 _BATCH_ROWS = 1 << 20
 
 
 class EventSequence(tfds.features.Sequence):
     """A `tfds.features.Sequence` of scalars that encodes whole columns.
 
-    The stock feature visits every element in Python, about 20 µs an event: hours of interpreter time per billion events and
-    several minutes for ML-20M. The bytes on disk are the same, and `features.json` names the stock feature, so that the
-    dataset can be read without this package.
+    The stock feature visits every field of every event in Python: minutes for ML-20M. What is written is the same,
+    and `features.json` names the stock feature, so that the dataset can be read without this package.
     """
 
     def get_serialized_info(self) -> dict[str, tfds.features.TensorInfo]:
@@ -43,7 +43,7 @@ class EventSequence(tfds.features.Sequence):
         """Checks one timeline's columns, each `[events]`, and passes them on as they are.
 
         Raises:
-          ValueError: a column is missing or unknown, not one-dimensional, or longer or shorter than another.
+          ValueError: a column is missing or unknown, or the columns are not one-dimensional and equally long.
         """
         expected = set(self.feature.keys())
         if set(events) != expected:
@@ -59,86 +59,90 @@ class EventSequence(tfds.features.Sequence):
 
 FEATURES = tfds.features.FeaturesDict(
     {
-        "user_id": tfds.features.Text(doc="The source's own user id."),
+        # The source's own user id.
+        "user_id": tfds.features.Text(),
+        # In time order; equal timestamps keep the order of the source's rows.
         "events": EventSequence(
             {
-                "item": tfds.features.Scalar(np.int32, doc="Dense item id from 1 over the catalogue; 0 is padding."),
+                "item": tfds.features.Scalar(np.int32, doc="Dense item id from 1; 0 is padding."),
                 "rating": tfds.features.Scalar(np.int32, doc="Rating class id from 1; 0 is padding."),
                 "timestamp": tfds.features.Scalar(np.int64, doc="Seconds since 1970."),
-                "review": tfds.features.Text(doc="Review text; empty where the source has none."),
-            },
-            doc="Events in time order; equal timestamps keep the source's row order.",
+                "review": tfds.features.Text(doc="Empty where the source has no reviews."),
+            }
         ),
     }
 )
 
 
 def open_database(folder: Path) -> duckdb.DuckDBPyConnection:
-    """A DuckDB database in `folder` that stays under `MEMORY_LIMIT` and spills to `folder`."""
+    """A DuckDB database in `folder` that holds at most 2 GB in memory and spills the rest into `folder`."""
     return duckdb.connect(
         str(folder / "build.duckdb"),
-        config={"memory_limit": MEMORY_LIMIT, "temp_directory": str(folder / "spill")},
+        config={"memory_limit": _MEMORY_LIMIT, "temp_directory": str(folder / "spill")},
     )
 
 
-def iterate_timelines(connection: duckdb.DuckDBPyConnection) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """Yields `(user_id, {column: [events]})` from the table `events`, ordered by user id, each timeline by time.
+def iterate_timelines(
+    connection: duckdb.DuckDBPyConnection, batch_rows: int = _BATCH_ROWS
+) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """Yields `(user_id, {column: [events]})` from `events` in the order of user ids, each timeline in time order.
 
-    Equal timestamps of a user keep the order of `line`. A source without a `review` column gets empty reviews.
+    Args:
+      connection: a database that has `events`; without its column `review`, reviews are empty.
+      batch_rows: rows taken from DuckDB at a time.
     """
-    columns = [row[0] for row in connection.execute("DESCRIBE events").fetchall()]
-    names = [name for name in ("item", "rating", "timestamp", "review") if name in columns]
+    available = {row[0] for row in connection.execute("DESCRIBE events").fetchall()}
+    names = [name for name in ("item", "rating", "timestamp", "review") if name in available]
     reader = connection.sql(
         f"SELECT user_id, {', '.join(names)} FROM events ORDER BY user_id, timestamp, line"
-    ).to_arrow_reader(_BATCH_ROWS)
-    pending: dict[str, np.ndarray] | None = None
-    for record_batch in reader:
-        batch = {
-            name: record_batch.column(name).to_numpy(zero_copy_only=False) for name in ("user_id", *names)
-        }
-        if pending is not None:
-            batch = {name: np.concatenate([pending[name], batch[name]]) for name in batch}
-        users = batch["user_id"]
+    ).to_arrow_reader(batch_rows)
+
+    def timeline(columns: dict[str, np.ndarray], start: int, stop: int):
+        events = {name: columns[name][start:stop] for name in names}
+        events.setdefault("review", np.full(stop - start, b"", dtype=object))
+        return str(columns["user_id"][start]), events
+
+    rest: dict[str, np.ndarray] = {}
+    for batch in reader:
+        columns = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in ("user_id", *names)}
+        if rest:
+            columns = {name: np.concatenate([rest[name], columns[name]]) for name in columns}
+        users = columns["user_id"]
         starts = np.flatnonzero(np.concatenate([[True], users[1:] != users[:-1]]))
-        for start, stop in zip(starts[:-1], starts[1:], strict=True):
-            yield _timeline(batch, names, start, stop)
-        # The last user of a batch may go on in the next one.
-        pending = {name: column[starts[-1] :] for name, column in batch.items()}
-    if pending is not None:
-        yield _timeline(pending, names, 0, len(pending["user_id"]))
-
-
-def _timeline(batch: dict[str, np.ndarray], names: list[str], start: int, stop: int):
-    events = {name: batch[name][start:stop] for name in names}
-    events.setdefault("review", np.full(stop - start, b"", dtype=object))
-    return str(batch["user_id"][start]), events
+        for start, stop in pairwise(starts):
+            yield timeline(columns, start, stop)
+        # The last user of a batch may go on in the next.
+        rest = {name: column[starts[-1] :] for name, column in columns.items()}
+    if rest:
+        yield timeline(rest, 0, len(rest["user_id"]))
 
 
 def summarise_timelines(connection: duckdb.DuckDBPyConnection) -> dict:
-    """Counts of the table `events`: users, items, timeline lengths, windows per history length, repeated pairs.
+    """Counts the table `events`: events, users, items, timeline lengths, repeated pairs, windows.
 
-    A user of n events gives n - N windows of N events and a label; the last is `test`, the others are `train` (DESIGN 4).
+    A user of n events has n - N windows of N events and a label; the last is `test`, the others `train` (DESIGN 4).
+    Rows that repeat a (user, item) pair are events like any other, and counted beyond the first.
     """
     lengths = connection.execute("SELECT count(*) AS n FROM events GROUP BY user_id").fetchnumpy()["n"]
-    quantiles = np.quantile(lengths, [0, 0.25, 0.5, 0.75, 0.99, 1]).tolist()
     windows = {}
     for history_length in WINDOW_LENGTHS:
-        long_enough = lengths[lengths > history_length]
-        total = int((long_enough - history_length).sum())
+        per_user = np.maximum(lengths - history_length, 0)
+        users, total = int(np.count_nonzero(per_user)), int(per_user.sum())
         windows[str(history_length)] = {
-            "users": len(long_enough),
+            "users": users,
             "windows": total,
-            "train": total - len(long_enough),
-            "test": len(long_enough),
+            "train": total - users,
+            "test": users,
         }
-    repeated = connection.execute(
-        "SELECT coalesce(sum(n - 1), 0) FROM (SELECT count(*) AS n FROM events GROUP BY user_id, item)"
-    ).fetchone()[0]
+    items, distinct_pairs = connection.execute(
+        "SELECT count(DISTINCT item), count(*) FROM (SELECT DISTINCT user_id, item FROM events)"
+    ).fetchone()
+    quantiles = np.quantile(lengths, (0, 0.25, 0.5, 0.75, 0.99, 1)).tolist() if len(lengths) else [0.0] * 6
     return {
         "events": int(lengths.sum()),
         "users": len(lengths),
-        "items_with_events": connection.execute("SELECT count(DISTINCT item) FROM events").fetchone()[0],
-        "repeated_user_item_rows": int(repeated),
+        "items_with_events": items,
+        "repeated_user_item_rows": int(lengths.sum()) - distinct_pairs,
         "timeline_length": dict(zip(("min", "25%", "50%", "75%", "99%", "max"), quantiles, strict=True)),
         "windows": windows,
     }

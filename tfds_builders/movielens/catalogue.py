@@ -1,11 +1,17 @@
-"""Reads the movies file into the catalogue every timeline refers to."""
+"""Reads the movies file into the catalogue that every timeline refers to."""
 
 import csv
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tfds_builders.malformed import RowReport
-from tfds_builders.movielens.format import MOVIES_COLUMNS, NO_GENRES, FileFormat, column_positions, parse_integer
+from tfds_builders.movielens.format import (
+    MOVIES_COLUMNS,
+    NO_GENRES,
+    FileFormat,
+    column_positions,
+    parse_integer,
+)
 
 
 @dataclass
@@ -17,7 +23,7 @@ class Movies:
     genres: list[list[str]] = field(default_factory=lambda: [[]])
 
     def metadata(self) -> dict:
-        """`raw_ids`, `titles`, `category_names` (sorted, ids from 1) and `item_categories` (ids in file order)."""
+        """`raw_ids`, `titles`, sorted `category_names` (ids from 1), `item_categories` (ids in file order)."""
         category_names = ["", *sorted({genre for genres in self.genres for genre in genres})]
         ids = {name: i for i, name in enumerate(category_names)}
         return {
@@ -28,8 +34,17 @@ class Movies:
         }
 
 
+class _BadRowError(Exception):
+    """One row is malformed: `reason` as in RowReport, and what was `found`."""
+
+    def __init__(self, reason: str, found: str):
+        super().__init__(reason, found)
+        self.reason = reason
+        self.found = found
+
+
 def read_movies(path: Path, form: FileFormat, report: RowReport) -> Movies:
-    """Reads every movie, rated or not; malformed rows go to `report` and are left out.
+    """Reads every movie, rated or not; malformed rows go to `report` and are left out. Blank lines hold no row.
 
     Raises:
       MalformedSourceError: see `column_positions`.
@@ -41,13 +56,13 @@ def read_movies(path: Path, form: FileFormat, report: RowReport) -> Movies:
     with path.open("rb") as file:
         for line, raw in enumerate(file, start=1):
             raw = raw.rstrip(b"\r\n")
-            if (line == 1 and form.has_header) or not raw:
+            if not raw or (line == 1 and form.has_header):
                 continue
             rows += 1
             try:
                 movie_id, title, genres = _parse_row(raw, form, positions, num_fields)
                 if movie_id in line_of:
-                    raise _BadRowError("movieId stands on an earlier line", f"{movie_id} is on line {line_of[movie_id]}")
+                    raise _BadRowError("movieId repeated", f"{movie_id} stands on line {line_of[movie_id]}")
             except _BadRowError as problem:
                 report.reject(path.name, problem.reason, [(line, problem.found)])
                 continue
@@ -59,21 +74,14 @@ def read_movies(path: Path, form: FileFormat, report: RowReport) -> Movies:
     return movies
 
 
-class _BadRowError(Exception):
-    def __init__(self, reason: str, found: str):
-        super().__init__(reason, found)
-        self.reason = reason
-        self.found = found
-
-
 def _parse_row(raw: bytes, form: FileFormat, positions: list[int], num_fields: int) -> tuple[int, str, list[str]]:
     text = _decode(raw, form.encoding)
     if form.delimiter == ",":
-        # Line by line: a quote left open must cost its own row, not the rest of the file.
+        # Line by line: a quote left open costs its own row, not the rest of the file.
         try:
             fields = next(csv.reader([text], strict=True))
         except csv.Error as error:
-            raise _BadRowError("quotes do not pair up", f"{text!r} ({error})") from error
+            raise _BadRowError("quotes do not pair up", repr(text)) from error
     else:
         fields = text.split(form.delimiter)
     if len(fields) != num_fields:
@@ -81,7 +89,7 @@ def _parse_row(raw: bytes, form: FileFormat, positions: list[int], num_fields: i
     raw_id, title, genres = (fields[position].strip() for position in positions)
     movie_id = parse_integer(raw_id)
     if movie_id is None:
-        raise _BadRowError("movieId is not an integer", repr(raw_id))
+        raise _BadRowError("movieId is not an integer", repr(text))
     if not title:
         raise _BadRowError("title is empty", repr(text))
     names = dict.fromkeys(name.strip() for name in genres.split("|") if name.strip())
@@ -89,14 +97,14 @@ def _parse_row(raw: bytes, form: FileFormat, positions: list[int], num_fields: i
 
 
 def _decode(raw: bytes, encoding: str) -> str:
-    """Decodes a line; UTF-8 in a latin-1 file is caught, since it would decode into nonsense without an error."""
-    is_ascii = raw.isascii()
+    """Decodes one line, without a byte order mark."""
     try:
-        as_utf8 = raw.decode("utf-8-sig")
+        text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         if encoding == "utf-8":
-            raise _BadRowError("not utf-8", f"byte 0x{raw[error.start]:02x} at {error.start} of {raw!r}") from error
+            raise _BadRowError("not utf-8", f"byte 0x{raw[error.start]:02x} in {raw!r}") from error
         return raw.decode(encoding)
-    if encoding != "utf-8" and not is_ascii:
-        raise _BadRowError(f"utf-8 where {encoding} is expected", repr(as_utf8))
-    return as_utf8
+    if encoding != "utf-8" and not raw.isascii():
+        # Latin-1 would turn these bytes into nonsense without an error.
+        raise _BadRowError(f"utf-8 where {encoding} is expected", repr(text))
+    return text

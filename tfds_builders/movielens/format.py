@@ -11,17 +11,23 @@ MOVIES_COLUMNS = ("movieId", "title", "genres")
 NO_GENRES = "(no genres listed)"
 """What MovieLens itself writes for a movie without genres; an empty field is read as this."""
 
+INTEGER_PATTERN = "-?[0-9]{1,18}"
+"""An integer as MovieLens writes it: no plus, no spaces, no decimal point, and it fits 64 bits."""
+
+_UTF8_MARK = b"\xef\xbb\xbf"
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
 
 @dataclass(frozen=True)
 class FileFormat:
-    """How one release of MovieLens writes its two files.
+    """How a release of MovieLens writes its two files.
 
     Attributes:
       ratings_file, movies_file: file names inside the release's folder.
       delimiter: between fields.
       encoding: of the movies file. Ratings are ASCII in every release.
       has_header: whether line 1 names the columns; otherwise they come in the documented order.
-      rating_names: the ratings a user can give, as the release writes them, ascending; class ids count from 1.
+      rating_names: the ratings a user can give, ascending, as the release writes them; class ids count from 1.
     """
 
     ratings_file: str
@@ -56,23 +62,19 @@ DAT = FileFormat(
 )
 """1M."""
 
-_UTF8_MARK = b"\xef\xbb\xbf"
-_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
-_INTEGER = re.compile(r"-?[0-9]{1,18}")
-
 
 def parse_integer(text: str) -> int | None:
-    """The integer `text` spells, or None: no sign but minus, no spaces, no exponent, at most 18 digits."""
-    return int(text) if _INTEGER.fullmatch(text) else None
+    """The integer that `text` spells, or None."""
+    return int(text) if re.fullmatch(INTEGER_PATTERN, text) else None
 
 
 def column_positions(path: Path, form: FileFormat, required: tuple[str, ...]) -> tuple[list[int], int]:
-    """Where the required columns stand in a file's rows, from 0, and how many fields every row must have.
+    """Where the required columns stand in a file's rows, from 0, and how many fields each row must have.
 
     With a header, columns are found by name: their order is free, and further columns are read past.
 
     Raises:
-      MalformedSourceError: the file is empty, not in an 8-bit encoding, or lacks or repeats a column.
+      MalformedSourceError: the file is empty or UTF-16, or its header lacks or repeats a column.
     """
     with path.open("rb") as file:
         first = file.readline()
@@ -87,6 +89,7 @@ def column_positions(path: Path, form: FileFormat, required: tuple[str, ...]) ->
         if names.count(column) != 1:
             problem = "repeats" if column in names else "lacks"
             raise MalformedSourceError(
-                f"{path.name} line 1: the header {problem} column {column!r}; it names {names}, expected {list(required)}."
+                f"{path.name} line 1: the header {problem} column {column!r}; "
+                f"expected {','.join(required)}, found {','.join(names)!r}."
             )
     return [names.index(column) for column in required], len(names)

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import tensorflow_datasets as tfds
 
@@ -18,8 +19,7 @@ from tfds_builders.movielens.format import CSV, DAT, FileFormat
 from tfds_builders.movielens.ratings import load_ratings
 from tfds_builders.simulated import SimulatedConfig, write_movielens_csv
 
-_URL = "https://files.grouplens.org/datasets/movielens/"
-_WORK_FOLDER = "work"
+_URL = "https://files.grouplens.org/datasets/movielens"
 
 logger = logging.getLogger(__name__)
 
@@ -38,23 +38,23 @@ class MovieLensConfig(tfds.core.BuilderConfig):
 
 
 class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """One record a user; see README.md beside this file.
+    """One record a user; README.md beside this file says what is in it.
 
-    Not in TFDS's registry, where another dataset already has the name `movielens`: use this class, not `tfds.load`.
+    Kept out of TFDS's registry, where another dataset has the name `movielens`: use the class, not `tfds.load`.
     """
 
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "One timeline per user, the catalogue as metadata."}
-    BUILDER_CONFIGS = [
-        MovieLensConfig(name="20m", release="ml-20m", description="20,000,263 ratings, 1995 to 2015."),
-        MovieLensConfig(name="25m", release="ml-25m", description="25,000,095 ratings, 1995 to 2019."),
-        MovieLensConfig(name="1m", release="ml-1m", form=DAT, description="1,000,209 ratings, 2000 to 2003."),
-        MovieLensConfig(name="latest_small", release="ml-latest-small", description="100,836 ratings, 1996 to 2018."),
-        MovieLensConfig(name="simulated", description="Simulated users and movies, written in the published csv format."),
+    RELEASE_NOTES: ClassVar = {"1.0.0": "One timeline per user, the catalogue as metadata."}
+    BUILDER_CONFIGS: ClassVar = [
+        MovieLensConfig(name="20m", release="ml-20m", description="20,000,263 ratings, 1995-2015."),
+        MovieLensConfig(name="25m", release="ml-25m", description="25,000,095 ratings, 1995-2019."),
+        MovieLensConfig(name="1m", release="ml-1m", form=DAT, description="1,000,209 ratings, 2000-2003."),
+        MovieLensConfig(name="latest_small", release="ml-latest-small", description="100,836 ratings, 1996-2018."),
+        MovieLensConfig(name="simulated", description="A seeded simulation, written in the published format."),
     ]
     DEFAULT_BUILDER_CONFIG_NAME = "20m"
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "Optional: a release placed here, as the published zip (ml-20m.zip) or as the folder it unpacks to (ml-20m/), "
+        "Optional: a release put here, as the published zip (ml-20m.zip) or the folder it unpacks to (ml-20m/), "
         "is used instead of a download."
     )
 
@@ -66,37 +66,37 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         simulated: SimulatedConfig | dict | None = None,
         **kwargs,
     ):
-        """Builds nothing yet.
+        """Prepares to build or read; nothing is read or written yet.
 
         Args:
           raw_path: a zip as published, or the folder it unpacks to; None downloads the release.
-          max_malformed: fraction of a file's rows that may be malformed and left out; above it the build fails.
-          simulated: what to simulate; config `simulated` only.
+          max_malformed: fraction of each file's rows that may be malformed and left out.
+          simulated: what to simulate, in config `simulated` only.
           **kwargs: `config`, `data_dir`, `version` of `tfds.core.DatasetBuilder`.
 
         Raises:
-          ValueError: an argument does not fit the config or is out of range.
+          ValueError: an argument is out of range or does not belong to the config.
         """
         super().__init__(**kwargs)
+        name = self.builder_config.name
         if not 0 <= max_malformed < 1:
-            raise ValueError(f"max_malformed is a fraction of rows in [0, 1), got {max_malformed!r}.")
-        is_simulated = self.builder_config.name == "simulated"
-        if simulated is not None and not is_simulated:
-            raise ValueError(f"simulated= belongs to config 'simulated', not to {self.builder_config.name!r}.")
-        if raw_path is not None and is_simulated:
-            raise ValueError("Config 'simulated' writes its own files: raw_path= has no meaning here.")
+            raise ValueError(f"max_malformed must be a fraction of rows in [0, 1), got {max_malformed!r}.")
+        if simulated is not None and name != "simulated":
+            raise ValueError(f"simulated= belongs to config 'simulated', not to {name!r}.")
+        if raw_path is not None and name == "simulated":
+            raise ValueError("Config 'simulated' writes its own files: leave raw_path out, or name a release.")
         if isinstance(simulated, dict):
             simulated = SimulatedConfig(**simulated)
-        self._simulated = simulated or SimulatedConfig() if is_simulated else None
+        self._simulated = (simulated or SimulatedConfig()) if name == "simulated" else None
         self._raw_path = None if raw_path is None else Path(raw_path).expanduser()
         self._max_malformed = max_malformed
 
     def download_and_prepare(self, **kwargs) -> None:
-        """As in TFDS, but a dataset that was prepared from another source is an error, never silently reused.
+        """As in TFDS; but a dataset prepared from another source is an error, never silently used.
 
         Raises:
-          ValueError: data_dir holds this config, built from other data or with more malformed rows than allowed.
-          MalformedSourceError: the source cannot be used; nothing is left in data_dir.
+          ValueError: `data_dir` holds this config built from other data, or with more malformed rows than allowed.
+          MalformedSourceError: the source cannot be used; nothing of the dataset is left in `data_dir`.
         """
         if self.data_path.exists():
             self._check_prepared()
@@ -104,16 +104,18 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _check_prepared(self) -> None:
         metadata = self.info.metadata
-        where = f"{self.data_dir} was built"
-        advice = "Use another data_dir, or delete that folder to build it anew."
+        advice = "Use another data_dir, or delete that folder to build anew."
         if self._simulated and metadata["simulated"] != dataclasses.asdict(self._simulated):
-            raise ValueError(f"{where} with {metadata['simulated']}, not with {self._simulated}. {advice}")
-        if self._raw_path and metadata["fingerprint"] != source_lib.fingerprint(self._raw_path, self.builder_config.form):
-            raise ValueError(f"{where} from other data than {self._raw_path} holds. {advice}")
+            raise ValueError(f"{self.data_dir} was built with {metadata['simulated']}, not {self._simulated}. {advice}")
+        if self._raw_path and metadata["fingerprint"] != source_lib.fingerprint(
+            self._raw_path, self.builder_config.form
+        ):
+            raise ValueError(f"{self.data_dir} was built from other data than {self._raw_path}. {advice}")
         for file, rows in metadata["summary"]["files"].items():
-            if rows["read"] - rows["kept"] > self._max_malformed * rows["read"]:
+            rejected = rows["read"] - rows["kept"]
+            if rejected > self._max_malformed * rows["read"]:
                 raise ValueError(
-                    f"{where} without {rows['read'] - rows['kept']} malformed rows of {file}, more than "
+                    f"{self.data_dir} was built without {rejected} malformed rows of {file}, more than "
                     f"max_malformed={self._max_malformed:g} allows. {advice}"
                 )
 
@@ -122,13 +124,12 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             features=timelines.FEATURES,
             metadata=tfds.core.MetadataDict(),
             homepage="https://grouplens.org/datasets/movielens/",
-            # Users stay in the order of their ids: the same build gives the same dataset, and readers can count on it.
-            disable_shuffling=True,
+            disable_shuffling=True,  # users stay in the order of their ids
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        # Inside the folder TFDS drops when the build fails; on success `_generate_examples` removes it.
-        work = Path(self.data_dir) / _WORK_FOLDER
+        # TFDS drops the folder it builds in when the build fails; on success `_generate_examples` removes ours.
+        work = Path(self.data_dir) / "work"
         work.mkdir(parents=True)
         form = self.builder_config.form
         if self._simulated:
@@ -138,34 +139,33 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         else:
             source = self._raw_path or self._find_release(dl_manager)
         logger.info("Reading %s", source)
-        paths = source_lib.stage(source, form, work)
+        folder = source_lib.stage(source, form, work)
         report = RowReport()
-        movies = read_movies(paths[form.movies_file], form, report)
+        movies = read_movies(folder / form.movies_file, form, report)
         with contextlib.closing(timelines.open_database(work)) as connection:
-            load_ratings(connection, paths[form.ratings_file], form, movies.raw_ids, report)
+            load_ratings(connection, folder / form.ratings_file, form, movies.raw_ids, report)
             report.check(self._max_malformed)
             summary = timelines.summarise_timelines(connection)
-        if not summary["users"]:
-            raise MalformedSourceError(f"No row of {form.ratings_file} is left.\n{report.text()}")
+        if not summary["events"]:
+            raise MalformedSourceError(f"No row of {form.ratings_file} is left to build from.\n{report.text()}")
+        logger.info("%s", report.text())
         self.info.metadata.update(
             movies.metadata(),
             rating_names=["", *form.rating_names],
-            fingerprint=source_lib.fingerprint(source, form),
+            fingerprint=source_lib.fingerprint(folder, form),
             simulated=dataclasses.asdict(self._simulated) if self._simulated else None,
             summary={"files": report.as_dict(), "items": len(movies.titles) - 1, **summary},
         )
-        logger.info("%s", report.text())
         return {timelines.SPLIT: self._generate_examples(work)}
 
     def _find_release(self, dl_manager: tfds.download.DownloadManager) -> Path:
-        """The release in the manual folder if it is there, or else downloaded."""
+        """The release in the manual folder if it is there, else downloaded."""
         release = self.builder_config.release
-        # `manual_dir` raises when the folder does not exist or is empty.
-        with contextlib.suppress(AssertionError):
+        with contextlib.suppress(AssertionError):  # TFDS's answer to a manual folder that is missing or empty
             for name in (release, f"{release}.zip"):
                 if (dl_manager.manual_dir / name).exists():
                     return Path(dl_manager.manual_dir / name)
-        return Path(dl_manager.download(f"{_URL}{release}.zip"))
+        return Path(dl_manager.download(f"{_URL}/{release}.zip"))
 
     def _generate_examples(self, work: Path) -> Iterator[tuple[int, dict]]:
         with contextlib.closing(timelines.open_database(work)) as connection:

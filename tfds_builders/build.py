@@ -1,0 +1,98 @@
+"""Builds a dataset: `python -m tfds_builders.build movielens/latest_small --raw_path=ml-latest-small.zip`.
+
+TFDS's own command does the same but needs packages (apache_beam, mlcroissant) that its Python API does without.
+"""
+
+import argparse
+import dataclasses
+import logging
+import sys
+
+import tensorflow_datasets as tfds
+
+from tfds_builders import movielens
+from tfds_builders.simulated import SimulatedConfig
+
+BUILDERS = {"movielens": movielens.Builder}
+
+
+def summary_text(metadata: dict) -> str:
+    """A built dataset's summary (`info.metadata`) for people: rows, users, timeline lengths, windows."""
+    summary = metadata["summary"]
+    lines = []
+    for file, rows in summary["files"].items():
+        lines.append(f"{file}: {rows['read']:,} rows read, {rows['kept']:,} kept")
+        lines += [f"  left out, {reason}: {rejected['rows']:,}" for reason, rejected in rows["rejected"].items()]
+    lines.append(
+        f"{summary['users']:,} users, {summary['events']:,} events, {summary['items']:,} items "
+        f"({summary['items_with_events']:,} with events), "
+        f"{summary['repeated_user_item_rows']:,} events repeat an item of their user"
+    )
+    lengths = (f"{name} {length:,.0f}" for name, length in summary["timeline_length"].items())
+    lines.append(f"timeline length: {', '.join(lengths)}")
+    for history_length, windows in summary["windows"].items():
+        lines.append(
+            f"windows of {history_length} events and a label: {windows['users']:,} users, "
+            f"{windows['train']:,} train, {windows['test']:,} test"
+        )
+    lines.append(f"fingerprint: {metadata['fingerprint']}")
+    return "\n".join(lines)
+
+
+def parse_simulated(settings: list[str]) -> SimulatedConfig:
+    """A SimulatedConfig from `name=value` words.
+
+    Raises:
+      ValueError: a name is not one of its attributes, or a value not of the attribute's type.
+    """
+    types = {field.name: field.type for field in dataclasses.fields(SimulatedConfig)}
+    values = {}
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        if name not in types:
+            raise ValueError(f"--simulated {setting}: expected name=value with a name of {', '.join(types)}.")
+        try:
+            values[name] = types[name](value)
+        except ValueError:
+            raise ValueError(f"--simulated {setting}: {value!r} is not of type {types[name].__name__}.") from None
+    return SimulatedConfig(**values)
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command; returns its exit status: 0, or 1 with the error on stderr."""
+    names = [f"{name}/{config}" for name, builder in BUILDERS.items() for config in builder.builder_configs]
+    parser = argparse.ArgumentParser(
+        prog="python -m tfds_builders.build",
+        description="Builds a dataset of one timeline per user, and prints what went into it.",
+    )
+    parser.add_argument("dataset", choices=names, metavar="dataset", help=", ".join(names))
+    parser.add_argument("--data_dir", help="where to; TFDS_DATA_DIR or ~/tensorflow_datasets by default")
+    parser.add_argument("--raw_path", help="the release as a zip or a folder; downloaded when left out")
+    parser.add_argument("--manual_dir", help="a folder that may hold releases under their published names")
+    parser.add_argument(
+        "--max_malformed", type=float, default=0.0, help="fraction of a file's rows that may be left out (0)"
+    )
+    parser.add_argument(
+        "--simulated", nargs="*", metavar="name=value", help="settings of the simulation, such as num_users=5000"
+    )
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    name, config = options.dataset.split("/")
+    try:
+        builder = BUILDERS[name](
+            config=config,
+            data_dir=options.data_dir,
+            raw_path=options.raw_path,
+            max_malformed=options.max_malformed,
+            simulated=None if options.simulated is None else parse_simulated(options.simulated),
+        )
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=options.manual_dir))
+    except ValueError as error:
+        print(f"{options.dataset} was not built: {error}", file=sys.stderr)
+        return 1
+    print(summary_text(builder.info.metadata))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
