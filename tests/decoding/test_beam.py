@@ -90,10 +90,12 @@ def test_narrow_constrained_beams_are_those_of_a_plain_beam_search(truth, catalo
 
 def test_excluded_items_never_come_out_and_cost_no_beams(truth, catalogue, trie):
     unconstrained = search(truth, num_beams=4, max_steps=4, trie=trie)
-    excluded = np.zeros((3, 6), np.int32)
+    excluded = np.zeros((3, 40), np.int32)
     excluded[0, :4] = unconstrained.items[0]  # each row its own
-    excluded[1, 1:5] = unconstrained.items[1]
-    excluded[1, 5] = excluded[1, 1]  # named twice
+    excluded[1, [1, 2, 6, 7, 8]] = unconstrained.items[1, [0, 1, 2, 3, 0]]  # one named twice
+    best = unconstrained.tokens[2, 0, 0]  # a dead end: every title that starts like the best one
+    below = [item for item, title in catalogue.titles.items() if title[0] == best]
+    excluded[2, : len(below)] = below
     result = search(truth, num_beams=4, max_steps=4, trie=trie, excluded_items=excluded)
     for row in truth.rows:
         banned = {catalogue.titles[item] for item in excluded[row] if item}

@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sentencepiece
 
+from user_llm.checkpoints.huggingface import load_language_model
 from user_llm.decoding.generate import generate
 
 
@@ -56,6 +58,22 @@ def test_samples_follow_the_softmax_at_the_temperature(truth, temperature):
         weights = np.exp(log_probs / temperature)
         frequency = np.bincount(sample, minlength=7) / len(sample)
         np.testing.assert_allclose(frequency, weights / weights.sum(), atol=3 / np.sqrt(len(sample)) * 0.5)
+
+
+def test_a_published_checkpoint_tells_its_known_story(shared_dir):
+    folder = shared_dir / "llm" / "stories260K"
+    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    model = load_language_model(folder)
+    prompts = [tokenizer.encode(text, add_bos=True) for text in ("Once upon a time", "Tom had a dog. Once upon a")]
+    padded = np.zeros((2, max(map(len, prompts))), np.int32)
+    for row, prompt in zip(padded, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    tokens = generate(model, padded, max_new_tokens=55, eos_id=tokenizer.eos_id())
+    story = "Once upon a time" + tokenizer.decode(tokens[0].tolist())
+    assert story.startswith(
+        "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "
+        "One day, she saw a big, red ball."
+    )
 
 
 def test_bad_arguments_are_named(truth):

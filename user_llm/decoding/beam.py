@@ -82,7 +82,7 @@ def beam_search(
         raise ValueError("excluded_items needs trie=: free beams know no items")
     steps = max_steps if trie is None else min(max_steps, len(trie.fan_out))
     excluded_before = None if excluded_items is None else _count_excluded(trie, excluded_items)
-    prompt = prefill(model, prompt_tokens, context, free_slots=(steps - 1) * num_beams, pad_id=pad_id)
+    prompt = prefill(model, prompt_tokens, context, free_slots=steps * num_beams, pad_id=pad_id)
 
     def choose(beams: _Beams, hidden: jax.Array, fan_out: int | None) -> _Beams:
         """One more token for the beams `[B, K]` whose last states are `hidden`; leaves `[B, J]`."""
@@ -103,15 +103,13 @@ def beam_search(
 
     def advance(beams: _Beams, fan_out: int | None) -> _Beams:
         last = beams.step - 1
-        ancestry = (beams.slots[:, :, : steps - 1, None] == jnp.arange(num_beams)).reshape(
-            *beams.scores.shape, (steps - 1) * num_beams
-        )
+        ancestry = beams.slots[..., None] == jnp.arange(num_beams)
         hidden, cache = extend(
             model,
             prompt._replace(cache=beams.cache),
             jax.lax.dynamic_index_in_dim(beams.tokens, last, axis=2, keepdims=False),
             steps=last,
-            sees=ancestry,
+            sees=ancestry.reshape(*beams.scores.shape, steps * num_beams),
             slot=last * num_beams,
         )
         return choose(beams._replace(cache=cache), hidden, fan_out)
