@@ -86,6 +86,7 @@ RANGES = {
     "evaluation.batch_size": _COUNT,
     "evaluation.num_beams": (RECALL_DEPTH, math.inf),
     "evaluation.max_users": _COUNT_OR_OFF,
+    "evaluation.max_validation": _COUNT_OR_OFF,
     "evaluation.bootstrap_samples": _COUNT,
 }
 

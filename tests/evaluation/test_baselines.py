@@ -3,8 +3,8 @@
 import dataclasses
 
 import numpy as np
-import pytest
 
+from user_llm.data.windows import Windows
 from user_llm.evaluation import baselines
 from user_llm.evaluation.metrics import ranks_from_scores
 
@@ -75,12 +75,11 @@ def test_category_popularity_equals_a_loop_over_sets():
 
 def test_baselines_read_real_windows():
     """The shape of the contract with `user_llm.data`: flat columns, label positions, batches of `gather`."""
-    windows_lib = pytest.importorskip("user_llm.data.windows")
     table = type("Table", (), {})()
     table.name, table.item, table.rating = "toy", ITEM, np.ones_like(ITEM)
     table.offsets = np.array([0, 4, 8, 12])
-    test = windows_lib.Windows(table, history_length=2, split="test", validation=True)
-    validation = windows_lib.Windows(table, history_length=2, split="validation", validation=True)
+    test = Windows(table, history_length=2, split="test", validation=True)
+    validation = Windows(table, history_length=2, split="validation", validation=True)
     np.testing.assert_array_equal(test.label_positions(np.arange(3)), TEST.positions)
     counts = baselines.item_counts(table.item, 5, [test, validation])
     np.testing.assert_array_equal(counts, [0, 2, 1, 1, 2, 0])

@@ -35,28 +35,23 @@ def test_numbers_are_whole_on_a_narrow_terminal():
     assert "…" not in printed(width=80)
 
 
+def write(folder):
+    protocol = {"users": 3, "rows": ROWS, "comparisons": COMPARISONS}
+    return report.write_results(folder, protocols={"all users": protocol}, provenance=report.provenance("abc"))
+
+
 def test_results_can_be_read_back(tmp_path):
-    path = report.write_results(
-        tmp_path, users=3, rows=ROWS, comparisons=COMPARISONS, provenance=report.provenance("abc")
-    )
+    path = write(tmp_path)
     results = json.loads(path.read_text())
     assert path == tmp_path / "results.json"
-    assert results["users"] == 3
-    assert results["rows"] == ROWS
-    assert results["comparisons"] == COMPARISONS
+    assert results["protocols"] == {"all users": {"users": 3, "rows": ROWS, "comparisons": COMPARISONS}}
     assert results["provenance"]["dataset"] == "abc"
     assert results["provenance"]["device"]["platform"] == "cpu"
     assert results["provenance"]["versions"]["jax"]
 
 
 def test_the_same_run_writes_the_same_bytes(tmp_path):
-    def written():
-        path = report.write_results(
-            tmp_path, users=3, rows=ROWS, comparisons=COMPARISONS, provenance=report.provenance("abc")
-        )
-        return path.read_bytes()
-
-    assert written() == written()
+    assert write(tmp_path).read_bytes() == write(tmp_path).read_bytes()
 
 
 def predict(folder, **changes):

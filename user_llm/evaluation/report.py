@@ -80,25 +80,17 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def write_results(
-    workdir: Path,
-    *,
-    users: int,
-    rows: Mapping[str, Mapping[str, Interval]],
-    comparisons: Mapping[str, Mapping[str, Interval]],
-    provenance: Mapping[str, Any],
-) -> Path:
+def write_results(workdir: Path, *, protocols: Mapping[str, Any], provenance: Mapping[str, Any]) -> Path:
     """Writes `results.json` and returns its path.
 
     Args:
-      users: how many test users every row is over.
-      rows: row name → `metrics.summarise(...)`.
-      comparisons: "one row - another" → `metrics.compare(...)`.
+      protocols: which test users → `users` (how many), `rows` (name → `metrics.summarise(...)`) and `comparisons`
+        ("one row - another" → `metrics.compare(...)`).
       provenance: of `provenance`.
     """
-    results = {"users": users, "rows": rows, "comparisons": comparisons, "provenance": provenance}
+    results = {"protocols": protocols, "provenance": provenance}
     text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False)
-    return _write(Path(workdir) / "results.json", [text])
+    return write_lines(Path(workdir) / "results.json", [text])
 
 
 def write_predictions(
@@ -134,10 +126,10 @@ def write_predictions(
             zip(user_ids, labels.tolist(), items[:, :TOP].tolist(), strict=True)
         )
     )
-    return _write(Path(workdir) / "predictions.jsonl", (json.dumps(line, ensure_ascii=False) for line in lines))
+    return write_lines(Path(workdir) / "predictions.jsonl", (json.dumps(line, ensure_ascii=False) for line in lines))
 
 
-def _write(path: Path, lines: Iterable[str]) -> Path:
+def write_lines(path: Path, lines: Iterable[str]) -> Path:
     """Puts the lines into `path`, which holds either its old content or all of the new at any moment."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
