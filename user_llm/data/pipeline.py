@@ -32,13 +32,22 @@ class TrainBatches:
         seed: a non-negative integer; with the step, it determines the batch.
         host_index: which host this is.
         host_count: how many hosts share the batch.
+        reader_threads, prefetch_batches: how `iterator` reads ahead; they change no batch.
 
     Raises:
         ValueError: an empty source, a negative seed, or a batch that does not divide among the hosts.
     """
 
     def __init__(
-        self, source: Source, batch_size: int, seed: int, *, host_index: int = 0, host_count: int = 1
+        self,
+        source: Source,
+        batch_size: int,
+        seed: int,
+        *,
+        host_index: int = 0,
+        host_count: int = 1,
+        reader_threads: int = 2,
+        prefetch_batches: int = 4,
     ):
         if len(source) == 0:
             raise ValueError(
@@ -50,6 +59,7 @@ class TrainBatches:
         self._source = source
         self._batch_size = batch_size
         self._seed = seed
+        self._options = grain.ReadOptions(num_threads=reader_threads, prefetch_buffer_size=prefetch_batches)
         self._permutations: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
         self._lock = threading.Lock()
 

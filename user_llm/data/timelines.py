@@ -1,6 +1,7 @@
 """Timelines as flat columns: read once from the TFDS dataset, cached beside it."""
 
 import dataclasses
+import logging
 import os
 import zipfile
 from pathlib import Path
@@ -9,9 +10,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from tfds_builders.movielens.movielens_dataset_builder import Builder as MovieLens
+from tfds_builders.simulated import SimulatedConfig
 from tfds_builders.timelines import SPLIT
 from user_llm.data.splits import count_windows
 
+_LOGGER = logging.getLogger(__name__)
 _BUILDERS = {"movielens": MovieLens}
 _COLUMNS = ("item", "rating", "timestamp")
 _READ_USERS = 1024  # users decoded at once
@@ -121,22 +124,23 @@ def load_timelines(
     raw_path: str | os.PathLike | None = None,
     data_dir: str | os.PathLike | None = None,
     max_malformed: float = 0.0,
-    simulated: object = None,
+    simulated: SimulatedConfig | dict | None = None,
 ) -> TimelineTable:
     """Loads a dataset's timelines, building the dataset on first use.
 
-    The flat columns are cached in the dataset's own folder, for the dataset's fingerprint: ML-20M takes about
-    half a minute the first time and a second afterwards.
+    The flat columns are cached in the dataset's own folder, for the dataset's fingerprint: decoding ML-20M
+    takes about half a minute, reading its cache two seconds.
 
     Args:
         name: "family/config", as "movielens/latest_small".
         raw_path: zip or folder with the official files; None downloads them.
         data_dir: where datasets live; None is TFDS's default.
         max_malformed: share of malformed source rows above which a build stops.
-        simulated: options of the simulated source (`tfds_builders.simulated`).
+        simulated: what to simulate; "movielens/simulated" only.
 
     Raises:
-        ValueError: an unknown name, or `data_dir` holds this dataset built from another source.
+        ValueError: an unknown name, an option that does not belong to it, a source that cannot be read, or
+            `data_dir` holds this dataset built from another source.
     """
     family, _, config = name.partition("/")
     if family not in _BUILDERS or config not in _BUILDERS[family].builder_configs:
@@ -181,8 +185,9 @@ def _cached_columns(dataset: tfds.core.DatasetBuilder, fingerprint: str) -> dict
         with partial.open("wb") as file:
             np.savez(file, fingerprint=np.array(fingerprint), **columns)
         os.replace(partial, cache)
-    finally:
+    except OSError as error:  # a shared dataset that may only be read, a full disk
         partial.unlink(missing_ok=True)
+        _LOGGER.warning("timelines are not cached, so the next start decodes them again: %s", error)
     return columns
 
 
