@@ -1,13 +1,17 @@
 """A config that cannot run is answered with the key, what was expected and the way out."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
 
 from configs import base
 from tfds_builders.movielens import Builder
+from user_llm import command_line
 from user_llm import config as config_lib
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -31,8 +35,9 @@ def message(config: ConfigDict) -> str:
     return str(caught.value)
 
 
-def test_the_default_config_is_valid():
-    config_lib.validate(base.get_config())
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
+def test_every_config_of_the_project_is_valid(path):
+    config_lib.validate(command_line.load(str(path)))
 
 
 def test_every_number_and_every_name_of_the_schema_has_a_rule():
