@@ -87,7 +87,7 @@ def main(arguments: list[str]) -> int:
             simulated=None if options.simulated is None else parse_simulated(options.simulated),
         )
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=options.manual_dir))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"{options.dataset} was not built: {error}", file=sys.stderr)
         return 1
     print(summary_text(builder.info.metadata))

@@ -148,7 +148,8 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             summary = timelines.summarise_timelines(connection)
         if not summary["events"]:
             raise MalformedSourceError(f"No row of {form.ratings_file} is left to build from.\n{report.text()}")
-        logger.info("%s", report.text())
+        complete = not any(report.rejected(file) for file in form.files)
+        logger.log(logging.INFO if complete else logging.WARNING, "%s", report.text())
         self.info.metadata.update(
             movies.metadata(),
             rating_names=["", *form.rating_names],
@@ -165,7 +166,13 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             for name in (release, f"{release}.zip"):
                 if (dl_manager.manual_dir / name).exists():
                     return Path(dl_manager.manual_dir / name)
-        return Path(dl_manager.download(f"{_URL}/{release}.zip"))
+        url = f"{_URL}/{release}.zip"
+        try:
+            return Path(dl_manager.download(url))
+        except OSError as error:
+            raise ConnectionError(
+                f"{url} cannot be fetched ({error}). Fetch it elsewhere and give raw_path."
+            ) from error
 
     def _generate_examples(self, work: Path) -> Iterator[tuple[int, dict]]:
         with contextlib.closing(timelines.open_database(work)) as connection:

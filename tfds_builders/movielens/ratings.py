@@ -1,8 +1,10 @@
 """Reads the ratings file into `events` (see `timelines.py`), out of core, checking every row on the way."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 
 from tfds_builders.malformed import EXAMPLES_PER_REASON, MalformedSourceError, RowReport
@@ -14,18 +16,16 @@ _END_OF_TIME = 4_102_444_800
 _QUOTED_CHARACTERS = 200
 """How much of a malformed line the summary quotes."""
 
+_BLOCK_BYTES = 1 << 24
+_LINES = pa.schema({"line": pa.int64(), "text": pa.string()})
+
 _CREATE_ROWS = """
 CREATE TABLE rows AS
-WITH lines AS (
-    -- In latin-1 every byte is a character: one that does not belong makes its field malformed, on a known line.
-    SELECT row_number() OVER () + {skip} AS line, text
-    FROM read_csv(
-        $path, columns = {{'text': 'VARCHAR'}}, auto_detect = false, header = false, skip = {skip},
-        delim = '\x01', quote = '', escape = '', encoding = 'latin-1'
-    )
+WITH stripped AS (
+    SELECT line, rtrim(text, chr(13) || chr(10)) AS text FROM lines WHERE line > {header_lines}
 ),
 fields AS (
-    SELECT line, text, string_split(text, $delimiter) AS field FROM lines WHERE text <> ''
+    SELECT line, text, string_split(text, $delimiter) AS field FROM stripped WHERE text <> ''
 ),
 typed AS (
     SELECT
@@ -64,7 +64,8 @@ def load_ratings(
     """Creates `events` from a ratings file; malformed rows go to `report` and are left out.
 
     Lines are read whole and split in DuckDB, so that every row keeps its line number and a broken one cannot hide
-    its neighbours; ratings files are never quoted, in any release. Blank lines hold no row.
+    its neighbours, which a csv reader does not promise. Ratings are never quoted, in any release. Blank lines hold
+    no row.
 
     Args:
       connection: see `timelines.open_database`.
@@ -74,14 +75,15 @@ def load_ratings(
       report: receives the counts.
 
     Raises:
-      MalformedSourceError: the file has no rows or is no text, or see `column_positions`.
+      MalformedSourceError: the file has no rows, or see `column_positions`.
     """
     positions, num_fields = column_positions(path, form, RATINGS_COLUMNS)
     user, movie, rating, timestamp = (f"field[{position + 1}]" for position in positions)
     movies = pa.array([int(raw_id) for raw_id in raw_ids[1:]], pa.int64())
+    connection.register("lines", pa.RecordBatchReader.from_batches(_LINES, _read_lines(path)))
     connection.register("catalogue", pa.table({"movie": movies, "item": range(1, len(raw_ids))}))
     query = _CREATE_ROWS.format(
-        skip=int(form.has_header),
+        header_lines=int(form.has_header),
         user=_integer(user),
         movie=_integer(movie),
         rating=rating,
@@ -91,23 +93,36 @@ def load_ratings(
         quoted=_QUOTED_CHARACTERS,
     )
     parameters = {
-        "path": str(path),
         "delimiter": form.delimiter,
         "stars": [float(name) for name in form.rating_names],
         "wrong_rating": f"rating is not one of {', '.join(form.rating_names)}",
         "unknown_movie": f"movieId is not in {form.movies_file}",
     }
-    try:
-        connection.execute(query, parameters)
-    except duckdb.InvalidInputException as error:
-        raise MalformedSourceError(f"{path.name} is not a text file of ratings: {error}") from error
-    finally:
-        connection.unregister("catalogue")
+    connection.execute(query, parameters)
+    connection.unregister("lines")
+    connection.unregister("catalogue")
     report.rows[path.name] = connection.execute("SELECT count(*) FROM rows").fetchone()[0]
     if not report.rows[path.name]:
         raise MalformedSourceError(f"{path.name} has no rows: expected {', '.join(RATINGS_COLUMNS)}.")
     _report_rejected(connection, path.name, report)
     connection.execute("CREATE VIEW events AS SELECT * EXCLUDE (reason, text) FROM rows WHERE reason IS NULL")
+
+
+def _read_lines(path: Path) -> Iterator[pa.RecordBatch]:
+    """A file's lines, ends included, with their numbers from 1; the text is a view of the block read from disk."""
+    line = 1
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES) + file.readline():
+            characters = np.frombuffer(block, np.uint8)
+            ends = np.flatnonzero(characters == ord("\n")) + 1
+            if not block.endswith(b"\n"):
+                ends = np.append(ends, len(block))
+            # A byte that is no ASCII cannot be part of a good row, and must not stop the reading of the others.
+            ascii_only = np.where(characters < 128, characters, np.uint8(ord("?")))
+            offsets = np.concatenate([[0], ends]).astype(np.int32)
+            text = pa.StringArray.from_buffers(len(ends), pa.py_buffer(offsets), pa.py_buffer(ascii_only))
+            yield pa.record_batch([np.arange(line, line + len(ends)), text], schema=_LINES)
+            line += len(ends)
 
 
 def _integer(text: str) -> str:

@@ -1,0 +1,50 @@
+"""`python -m tfds_builders.build`: builds, says what went in, and turns bad input into a message and status 1."""
+
+import pytest
+
+from tfds_builders import build
+
+
+def test_builds_and_prints_the_summary(tmp_path, write_release, capsys):
+    folder = write_release(ratings=["userId,movieId,rating,timestamp", "1,10,4.0,1000", "1,20,x,1001"])
+    arguments = ["movielens/latest_small", f"--raw_path={folder}", f"--data_dir={tmp_path / 'data'}"]
+    assert build.main([*arguments, "--max_malformed=0.5"]) == 0
+    printed = capsys.readouterr().out
+    assert "ratings.csv: 2 rows read, 1 kept\n  left out, rating is not a number: 1" in printed
+    assert "1 users, 1 events, 6 items (1 with events)" in printed
+    assert (tmp_path / "data" / "movielens" / "latest_small").is_dir()
+
+
+def test_simulates(tmp_path, capsys):
+    settings = ["num_users=3", "num_items=70", "mean_events=22.5", "min_events=21"]
+    assert build.main(["movielens/simulated", "--data_dir", str(tmp_path), "--simulated", *settings]) == 0
+    assert "3 users, 68 events, 70 items" in capsys.readouterr().out
+
+
+def test_manual_folder(tmp_path, write_release, capsys):
+    write_release().rename(tmp_path / "ml-latest-small")
+    arguments = ["movielens/latest_small", f"--data_dir={tmp_path / 'data'}", f"--manual_dir={tmp_path}"]
+    assert build.main(arguments) == 0
+    assert "3 users, 12 events" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["movielens/latest_small", "--raw_path=nowhere.zip"], "nowhere.zip does not exist"),
+        (["movielens/simulated", "--simulated", "users=5"], "with a name of num_users, "),
+        (["movielens/simulated", "--simulated", "seed=x"], "'x' is not of type int"),
+        (["movielens/simulated", "--max_malformed=2"], "max_malformed must be"),
+    ],
+)
+def test_bad_input_is_one_message_and_status_1(tmp_path, capsys, arguments, message):
+    assert build.main([*arguments, f"--data_dir={tmp_path}"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"{arguments[0]} was not built: ")
+    assert message in error
+
+
+def test_unknown_dataset_lists_the_known_ones(capsys):
+    with pytest.raises(SystemExit):
+        build.main(["movielens/10m"])
+    assert "movielens/latest_small" in capsys.readouterr().err
