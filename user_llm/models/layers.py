@@ -43,6 +43,16 @@ def lookup(table: nnx.Param, ids: jax.Array, dtype: str) -> jax.Array:
     return jnp.take(table[...], ids, axis=0, mode="fill").astype(dtype)
 
 
+def round_to_dtype(x: jax.Array) -> jax.Array:
+    """Rounds `x` to its own dtype, also where XLA would carry float32 on across a bfloat16 value (the identity
+    for float32). Without it, what a later operation reads depends on which operations XLA happened to fuse.
+    """
+    if x.dtype == jnp.float32:
+        return x
+    info = jnp.finfo(x.dtype)
+    return jax.lax.reduce_precision(x, info.nexp, info.nmant)
+
+
 class RMSNorm(nnx.Module):
     """Root-mean-square norm (Zhang & Sennrich 2019), computed in float32, returned in its input's dtype."""
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from user_llm.models.attention import Attention, Cache, write_cache
-from user_llm.models.layers import MLP, RMSNorm, dropout, rotary_angles
+from user_llm.models.layers import MLP, RMSNorm, dropout, rotary_angles, round_to_dtype
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Layer(nnx.Module):
         rate = self.config.dropout
         x = x + dropout(self.attention(normed, keys, values, mask, angles), rate, attention_key)
         x = x + dropout(self.mlp(self.mlp_norm(x)), rate, mlp_key)
-        return x, cache
+        return round_to_dtype(x), cache
 
 
 def repeat(make: Callable[[nnx.Rngs], nnx.Module], count: int, *, scan: bool, rngs: nnx.Rngs) -> nnx.Module:
@@ -142,7 +142,8 @@ def apply_layers(
     if config.remat:
         layer_step, block_step = jax.checkpoint(layer_step), jax.checkpoint(block_step)
 
-    carry = (x, cache)
+    # Rounded here and after each layer, a block whose gates are zero passes on the very bits it gets.
+    carry = (round_to_dtype(x), cache)
     every, num_blocks = (1, 0) if context is None else (cross.every, cross.num_blocks)
     if not config.scan_layers:
         for index, layer in enumerate(layers):

@@ -43,3 +43,7 @@ class UserLLM(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """float32 [..., V] of hidden states [..., D]."""
         return self.language_model.logits(hidden)
+
+    def init_cache(self, batch: int, length: int) -> Cache:
+        """Empty keys and values of `length` slots for `batch` rows."""
+        return self.language_model.init_cache(batch, length)

@@ -1,0 +1,49 @@
+"""Scanned = unrolled, remat = none: the layout of a stack changes memory and time, no number."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from user_llm.models import parameters
+from user_llm.models.language_model import causal_mask
+
+
+def _run(model, history, tokens, *, key=None):
+    """Logits through encoder, connector and language model."""
+    context = model.encode(history, history["item"] > 0, key=key)
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    hidden, _ = model(tokens, positions, causal_mask(tokens > 0), context=context)
+    return model.logits(hidden)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_scanned_equals_unrolled(make_user_llm, with_parameters_of, history, tokens, every):
+    unrolled = make_user_llm(every=every)
+    scanned = with_parameters_of(unrolled, make_user_llm(every=every, scan_layers=True))
+    assert scanned.connector.num_blocks == 3 // every
+    run = jax.jit(_run)
+    np.testing.assert_allclose(run(scanned, history, tokens), run(unrolled, history, tokens), atol=1e-5)
+
+
+def test_gradients_and_dropout_are_equal_in_every_layout(
+    make_user_llm, with_parameters_of, stack_layers, user_llm, history, tokens
+):
+    def gradients(**layout) -> tuple[float, dict]:
+        model = with_parameters_of(user_llm, make_user_llm(dropout=0.3, **layout))
+        graphdef, values, buffers = parameters.split(model)
+
+        def loss(values):
+            model = parameters.merge(graphdef, values, buffers)
+            return jnp.mean(_run(model, history, tokens, key=jax.random.key(5)) ** 2)
+
+        loss, gradient = jax.jit(jax.value_and_grad(loss))(values)
+        return float(loss), gradient if layout.get("scan_layers") else stack_layers(gradient)
+
+    expected_loss, expected = gradients()
+    for layout in (dict(remat=True), dict(scan_layers=True, remat=True)):
+        loss, found = gradients(**layout)
+        assert loss == pytest.approx(expected_loss, rel=1e-5)
+        assert found.keys() == expected.keys()
+        for path, gradient in expected.items():
+            np.testing.assert_allclose(found[path], gradient, atol=1e-5, err_msg=f"{layout} {path}")

@@ -1,0 +1,119 @@
+"""Contextualisation: nothing at first, users afterwards, and the same in one pass or token by token."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from user_llm.models import parameters
+from user_llm.models.cross_attention import Connector, ConnectorConfig
+from user_llm.models.language_model import causal_mask
+
+
+@jax.jit
+def _logits(model, history, tokens):
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    context = model.encode(history, history["item"] > 0)
+    hidden, _ = model(tokens, positions, causal_mask(tokens > 0), context=context)
+    return model.logits(hidden)
+
+
+@jax.jit
+def _logits_alone(language_model, tokens):
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    hidden, _ = language_model(tokens, positions, causal_mask(tokens > 0))
+    return language_model.logits(hidden)
+
+
+def _with_gates(model, value):
+    graphdef, values, buffers = parameters.split(model)
+    values = {path: v * 0 + value if path.endswith("_gate") else v for path, v in values.items()}
+    return parameters.merge(graphdef, values, buffers)
+
+
+@pytest.mark.parametrize("layout", [dict(), dict(scan_layers=True), dict(every=1, dtype="bfloat16")], ids=str)
+def test_gates_at_zero_are_the_language_model_to_the_bit(make_user_llm, history, tokens, layout):
+    model = _with_gates(make_user_llm(**layout), 0)
+    alone = _logits_alone(model.language_model, tokens)
+    np.testing.assert_array_equal(_logits(model, history, tokens), alone)
+    assert jnp.any(_logits(_with_gates(model, 0.5), history, tokens) != alone)
+
+
+def test_gates_start_at_zero_and_alone_have_gradients_then(build_user_llm, history, tokens):
+    graphdef, values, buffers = parameters.split(build_user_llm(nnx.Rngs(0)))
+
+    def loss(values):
+        return jnp.mean(_logits(parameters.merge(graphdef, values, buffers), history, tokens) ** 2)
+
+    gradient = jax.jit(jax.grad(loss))(values)
+    gates = {path for path in values if path.endswith("_gate")}
+    assert len(gates) == 2
+    for path in values:
+        if path.startswith(("connector", "encoder")):
+            assert bool(jnp.any(gradient[path] != 0)) == (path in gates), path
+            assert bool(jnp.any(values[path] != 0)) == (path not in gates), path
+
+
+def test_each_user_gets_their_own_history_and_padding_says_nothing(user_llm, history, tokens):
+    logits = _logits(user_llm, history, tokens)
+    other = {name: ids[jnp.array([0, 2, 1])] for name, ids in history.items()}
+    shuffled = _logits(user_llm, other, tokens)
+    np.testing.assert_allclose(logits[0], shuffled[0], atol=1e-6)
+    assert jnp.all(jnp.any(jnp.abs(logits[1:] - shuffled[1:]) > 1e-3, axis=(1, 2)))
+    shorter = {name: ids[:, 2:] for name, ids in history.items()}
+    np.testing.assert_allclose(_logits(user_llm, shorter, tokens), logits, atol=1e-5)
+
+
+def test_a_user_without_events_has_nothing_to_attend_to(user_llm, history, tokens):
+    """Their text is what the blocks' MLPs alone make of it: attention's weights change nothing."""
+    graphdef, values, buffers = parameters.split(user_llm)
+    values = {path: v * (2 if "/v_DKH" in path and "connector" in path else 1) for path, v in values.items()}
+    changed = _logits(parameters.merge(graphdef, values, buffers), history, tokens)
+    logits = _logits(user_llm, history, tokens)
+    np.testing.assert_array_equal(changed[2], logits[2])
+    assert jnp.all(jnp.any(changed[:2] != logits[:2], axis=(1, 2)))
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_decoding_with_a_context_equals_one_pass(
+    make_user_llm, user_llm, with_parameters_of, history, tokens, scan_layers
+):
+    model = with_parameters_of(user_llm, make_user_llm(scan_layers=scan_layers))
+    context = jax.jit(lambda model: model.encode(history, history["item"] > 0))(model)
+    assert context.key.shape == (1, 3, 7, 2, 4)
+    batch, length = tokens.shape
+    cache = model.language_model.init_cache(batch, length)
+
+    @jax.jit
+    def step(model, token, at, cache):
+        mask = jnp.broadcast_to(jnp.arange(length) <= at, (batch, 1, length))
+        positions = jnp.full((batch, 1), at)
+        hidden, cache = model(token[:, None], positions, mask, context=context, cache=cache, offset=at)
+        return model.logits(hidden)[:, 0], cache
+
+    expected = _logits(user_llm, history, tokens)
+    for at in range(length):
+        logits, cache = step(model, tokens[:, at], at, cache)
+        np.testing.assert_allclose(logits, expected[:, at], atol=1e-5)
+
+
+def test_every_parameter_names_its_axes_and_none_is_left_to_initialise(build_user_llm):
+    known = {"layers", "vocab", "items", "embed", "user", "mlp", "user_mlp", "heads", "kv_heads", "head_dim"}
+    known |= {"feature", "norm", None}
+    for scan_layers in (False, True):
+        model = parameters.abstract(lambda rngs: build_user_llm(rngs, scan_layers=scan_layers))  # noqa: B023
+        axes = parameters.logical_axes(model)
+        shapes = parameters.split(model)[1]
+        assert axes.keys() == shapes.keys()
+        for path, names in axes.items():
+            assert len(names) == len(shapes[path].shape), path
+            assert set(names) <= known, path
+            assert ("layers" in names) == (scan_layers and ("layers/" in path or "blocks/" in path)), path
+
+
+def test_a_connector_that_cannot_fit_is_refused(user_llm):
+    stack = user_llm.language_model.config.stack
+    config = ConnectorConfig(every=4, num_heads=2, head_dim=4, hidden=16)
+    with pytest.raises(ValueError, match="every 4 layers does not fit a language model of 3 layers"):
+        Connector(config, stack, 8, rngs=nnx.Rngs(0))
