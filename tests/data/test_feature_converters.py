@@ -109,6 +109,14 @@ def test_text_source_is_documents_and_answered_training_prompts(table, vocabular
     assert not targets[1::2, expected.shape[1] :].any()
 
 
+@pytest.mark.parametrize("ids", [[4], [5], [4, 2], [5, 4, 5]])
+def test_text_source_gives_an_example_the_same_in_any_batch(table, make_source, ids):
+    source = TextSource(catalogue_documents(table.catalogue, "movie"), make_source(2), max_length=120)
+    whole = source.gather(np.arange(len(source)))
+    for name, values in source.gather(np.array(ids)).items():
+        np.testing.assert_array_equal(values, whole[name][ids])
+
+
 def test_text_source_counts_what_it_cuts(make_source):
     answers = make_source()
     source = TextSource(["A", "A " * 300, "B"], answers, max_length=answers.length)

@@ -123,13 +123,14 @@ class NextItemPrompts:
         kept = newest_first <= room
         lengths = np.where(kept, lengths, 0)
         slots = np.arange(self.events.shape[1])
-        written = (slots < lengths[:, :, None]).reshape(batch, -1)
+        written = slots < lengths[:, :, None]
+        width = items.shape[1] * len(slots)
         tokens = [
             np.broadcast_to(self.before, (batch, len(self.before))),
-            self.events[items].reshape(batch, -1),
+            self.events[items].reshape(batch, width),
             np.broadcast_to(self.after, (batch, len(self.after))),
         ]
-        valid = [np.ones_like(tokens[0], bool), written, np.ones_like(tokens[2], bool)]
+        valid = [np.ones_like(tokens[0], bool), written.reshape(batch, width), np.ones_like(tokens[2], bool)]
         prompts, total = pack_left(np.concatenate(tokens, 1), np.concatenate(valid, 1), self.length)
         return prompts, total, np.sum((items > 0) & ~kept, axis=1, dtype=np.int32)
 
