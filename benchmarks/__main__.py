@@ -1,0 +1,149 @@
+"""Measures the data pipeline and the encoder's training step, side by side with their peers.
+
+    python -m benchmarks            # about 15 minutes on 2 cores
+    python -m benchmarks --quick    # under 3 minutes: batch 128, tuned malloc
+
+Prints the tables of README.md and writes the numbers to `benchmarks/results/<date>.json`.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import importlib.util
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks import report
+from benchmarks.protocol import MALLOC, Contender, ContenderFailed
+from benchmarks.rectools_environment import Unavailable, rectools_python
+from benchmarks.workload import Workload
+
+PIPELINE_BATCH = 8_192
+
+
+def main_python() -> Path:
+    return Path(sys.executable)
+
+
+def torch_python() -> Path:
+    if importlib.util.find_spec("torch") is None:
+        raise Unavailable("PyTorch is not installed; the extra `test` has it on Python 3.11.")
+    return main_python()
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A line of the encoder table. `python` finds its environment, or raises `Unavailable`."""
+
+    name: str
+    python: Callable[[], Path]
+    module: str
+    options: dict[str, Any]
+
+
+REFERENCE = Entry(report.REFERENCE, main_python, "jax_encoder", {"loss": "chunked", "microbatch": 32})
+RIVALS = (
+    Entry(report.CHUNKED, main_python, "jax_encoder", {"loss": "chunked", "microbatch": None}),
+    Entry(report.DENSE, main_python, "jax_encoder", {"loss": "dense", "microbatch": None}),
+    Entry(report.TORCH_EAGER, torch_python, "torch_encoder", {"loss": "dense", "compile": False}),
+    Entry(report.TORCH_COMPILE, torch_python, "torch_encoder", {"loss": "dense", "compile": True}),
+    Entry(report.TORCH_CHUNKED, torch_python, "torch_encoder", {"loss": "chunked", "compile": True}),
+    Entry(report.RECTOOLS, rectools_python, "rectools_encoder", {}),
+)
+
+
+def measure_pipeline(malloc: str, rounds: int) -> dict[str, Any]:
+    options = {"batch_size": PIPELINE_BATCH, "batches": 100}
+    with Contender(main_python(), "benchmarks.contenders.data_pipeline", options, malloc) as pipeline:
+        answers = [pipeline.round() for _ in range(rounds)]
+        speeds = [answer["value"] / answer["seconds"] for answer in answers]
+        return {
+            "malloc": malloc,
+            "batch_size": PIPELINE_BATCH,
+            "windows_per_second": round(median(speeds)),
+            "rounds": [round(speed) for speed in speeds],
+            "versions": pipeline.versions,
+        }
+
+
+def measure_encoder(batch_size: int, malloc: str, rounds: int) -> list[dict[str, Any]]:
+    """Every rival in turns with the reference, two at a time: dense logits of more would not fit in memory."""
+    setting = {"batch_size": batch_size, "malloc": malloc}
+    workload = {"workload": dataclasses.asdict(Workload(batch_size))}
+
+    def start(entry: Entry) -> Contender:
+        module = f"benchmarks.contenders.{entry.module}"
+        return Contender(entry.python(), module, {**entry.options, **workload}, malloc)
+
+    rows, all_reference = [], []
+    with start(REFERENCE) as reference:
+        for entry in RIVALS:
+            try:
+                with start(entry) as rival:
+                    pairs = [(reference.round(), rival.round()) for _ in range(rounds)]
+            except (Unavailable, ContenderFailed) as error:
+                rows.append({"contender": entry.name, **setting, "skipped": str(error)})
+            else:
+                ours, theirs = map(list, zip(*pairs, strict=True))
+                all_reference += ours
+                rows.append(report.encoder_row(entry.name, setting, theirs, ours, rival.versions))
+            _progress(rows[-1])
+        if not all_reference:
+            all_reference = [reference.round() for _ in range(rounds)]
+        first = report.encoder_row(REFERENCE.name, setting, all_reference, all_reference, reference.versions)
+    return [first, *rows]
+
+
+def machine() -> dict[str, Any]:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": models[0] if models else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "load_at_start": os.getloadavg()[0],
+    }
+
+
+def _progress(row: dict[str, Any]) -> None:
+    outcome = row.get("skipped") or f"{median(row['seconds']):.2f} s, ours/its {row['time_ratio']:.2f}"
+    print(f"batch {row['batch_size']}, {row['malloc']}: {row['contender']}: {outcome}", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="batch 128 and tuned malloc only, fewer rounds")
+    today = datetime.date.today().isoformat()
+    results_file = Path(__file__).parent / "results" / f"{today}.json"
+    parser.add_argument("--output", type=Path, default=results_file, help="JSON file to write")
+    arguments = parser.parse_args()
+
+    mallocs = ["tuned"] if arguments.quick else list(MALLOC)
+    rounds = {128: 3} if arguments.quick else {128: 4, 512: 2}
+    described = machine()
+    pipeline = [measure_pipeline(malloc, 5) for malloc in mallocs]
+    encoder = []
+    for batch_size in rounds:
+        for malloc in mallocs:
+            encoder += measure_encoder(batch_size, malloc, rounds[batch_size])
+    results = {
+        "date": today,
+        "machine": described,
+        "quick": arguments.quick,
+        "pipeline": pipeline,
+        "encoder": encoder,
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+    print(report.render(results))
+    print(f"\nWritten to {arguments.output}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Results of a run as tables in Markdown, and against the targets of the project."""
+
+from statistics import median
+from typing import Any
+
+REFERENCE, DENSE = "ours: chunked loss, microbatches of 32", "ours: dense logits"
+CHUNKED = "ours: chunked loss"
+TORCH_EAGER, TORCH_COMPILE = "PyTorch", "torch.compile"
+TORCH_CHUNKED, RECTOOLS = "torch.compile + linear_cross_entropy", "RecTools SASRec softmax"
+
+TARGETS = (  # contender, batch sizes, key of its ratio, at most
+    (RECTOOLS, (128, 512), "time_ratio", 0.35),
+    (TORCH_COMPILE, (128, 512), "time_ratio", 0.85),
+    (RECTOOLS, (512,), "memory_ratio", 0.08),
+)
+PIPELINE_TARGET = 3e6  # windows a second on one core
+
+
+def encoder_row(
+    name: str, setting: dict[str, Any], rounds: list[dict], reference: list[dict], versions: dict[str, str]
+) -> dict[str, Any]:
+    """A contender's result; its rounds were taken in turns with those of the reference.
+
+    `time_ratio` is the median over the rounds of reference / contender, `memory_ratio` of their peaks, so that
+    less than 1 says that the reference needs less.
+    """
+    pairs = zip(reference, rounds, strict=True)
+    return {
+        "contender": name,
+        **setting,
+        "seconds": [round(answer["seconds"], 4) for answer in rounds],
+        "peak_gb": round(rounds[-1]["peak_gb"], 3),
+        "peak_above_imports_gb": round(rounds[-1]["peak_above_imports_gb"], 3),
+        "time_ratio": round(median(ours["seconds"] / theirs["seconds"] for ours, theirs in pairs), 3),
+        "memory_ratio": round(reference[-1]["peak_gb"] / rounds[-1]["peak_gb"], 3),
+        "loss": round(rounds[-1]["value"], 4),
+        "versions": versions,
+    }
+
+
+def render(results: dict[str, Any]) -> str:
+    """The tables of a run, Markdown."""
+    lines = [
+        f"{results['machine']['cpu']}, {results['machine']['cores']} cores, {results['date']}.",
+        "",
+        "**Data pipeline**: windows of 50 events, batch 8,192, 20 M events in memory, one core.",
+        "",
+        "| malloc | million windows/s |",
+        "| --- | ---: |",
+    ]
+    for row in results["pipeline"]:
+        lines.append(f"| {row['malloc']} | {row['windows_per_second'] / 1e6:.2f} |")
+    lines += ["", "**Encoder step**: forward, backward, optimizer; 26,744 items, S = 50, 6 layers of width 128.", ""]
+    lines += [
+        "| batch | malloc | contender | s/step | peak GB | … above imports | ours/its time | ours/its peak |",
+        "| ---: | --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in results["encoder"]:
+        start = f"| {row['batch_size']} | {row['malloc']} | {row['contender']} "
+        if "skipped" in row:
+            lines.append(f"{start}| skipped: {row['skipped'].replace('|', '/')} | | | | |")
+        else:
+            lines.append(
+                f"{start}| {median(row['seconds']):.2f} | {row['peak_gb']:.2f} "
+                f"| {row['peak_above_imports_gb']:.2f} | {row['time_ratio']:.2f} | {row['memory_ratio']:.3f} |"
+            )
+    return "\n".join([*lines, "", "**Targets**", "", *_targets(results)])
+
+
+def _targets(results: dict[str, Any]) -> list[str]:
+    lines = []
+    for row in results["pipeline"]:
+        speed = row["windows_per_second"]
+        lines.append(_target(f"windows/s on one core, {row['malloc']} malloc", speed, PIPELINE_TARGET, "≥"))
+    for name, batch_sizes, key, limit in TARGETS:
+        for row in results["encoder"]:
+            if row["contender"] == name and row["batch_size"] in batch_sizes and "skipped" not in row:
+                what = "step time" if key == "time_ratio" else "peak memory"
+                label = f"{what} ours / {name}, batch {row['batch_size']}, {row['malloc']} malloc"
+                lines.append(_target(label, row[key], limit, "≤"))
+    return lines
+
+
+def _target(label: str, value: float, limit: float, relation: str) -> str:
+    met = value >= limit if relation == "≥" else value <= limit
+    return f"- {'met' if met else 'MISSED'}: {label}: {value:,.3g} (target {relation} {limit:,.3g})"
