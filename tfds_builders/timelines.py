@@ -30,7 +30,8 @@ class EventSequence(tfds.features.Sequence):
     """A `tfds.features.Sequence` of scalars that encodes whole columns.
 
     The stock feature visits every field of every event in Python: minutes for ML-20M. What is written is the same,
-    and `features.json` names the stock feature, so that the dataset can be read without this package.
+    and `features.json` names the stock feature: `tfds.builder_from_directory` reads the dataset without this package,
+    and with `tfds.decode.PartialDecoding`, which knows no other.
     """
 
     def get_serialized_info(self) -> dict[str, tfds.features.TensorInfo]:
