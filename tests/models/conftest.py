@@ -38,7 +38,7 @@ def _trained(path: str, shape: jax.ShapeDtypeStruct) -> jax.Array:
     values = np.random.default_rng(zlib.crc32(path.encode())).normal(size=shape.shape)
     if path.endswith("scale_D"):
         values = 1 + 0.3 * values
-    elif path.endswith("_gate"):
+    elif path.endswith("_gate_D"):
         values = np.copysign(0.4 + 0.1 * np.abs(values), values)
     else:
         values = values / np.sqrt(shape.shape[0])
