@@ -22,7 +22,7 @@ def training(**values) -> ConfigDict:
             eval_every=200,  # steps between evaluations on the validation windows; 0 = never
             checkpoint_every=200,  # steps between checkpoints (one more is written at the end)
             keep_last=2,  # newest checkpoints kept
-            keep_best="",  # validation metric whose best checkpoint is kept and used: recall@10, ndcg@10 or loss; "" = last
+            keep_best="",  # validation metric (recall@10, ndcg@10, loss) whose best checkpoint is used; "" = the last
         )
     )
     with stage.unlocked():
@@ -119,7 +119,8 @@ def get_config() -> ConfigDict:
             num_beams=10,
             constrained=True,  # beams stay inside the catalogue; False = the paper's free beams
             exclude_history=True,  # a seen item is no answer, for every row of the table; False = paper
-            max_users=0,  # 0 = all test users
+            max_users=0,  # test users, evenly spread; 0 = all
+            max_validation=10_000,  # validation windows, evenly spread; 0 = all
             bootstrap_samples=1000,
         )
     )

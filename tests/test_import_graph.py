@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "user_llm.parallel": ("user_llm.models",),
     "user_llm.checkpoints": ("user_llm.models", "user_llm.parallel"),
     "user_llm.assembly": ("user_llm.models", "user_llm.checkpoints"),
-    "user_llm.training": ("user_llm.models", "user_llm.parallel", "user_llm.checkpoints"),
+    "user_llm.training": ("user_llm.host", "user_llm.models", "user_llm.parallel", "user_llm.checkpoints"),
     "user_llm.decoding": ("user_llm.models",),
     "user_llm.evaluation": ("user_llm.data", "user_llm.models", "user_llm.parallel", "user_llm.decoding"),
     "user_llm.experiment": ALL_ABOVE,

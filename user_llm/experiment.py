@@ -1,12 +1,20 @@
 """The data and models of one experiment, each made once, on first use."""
 
 import functools
+import shutil
 from pathlib import Path
 
+import numpy as np
+import seqio
 from ml_collections import ConfigDict
 
+from user_llm.assembly import Assembly
+from user_llm.data.feature_converters import TextSource, UserLLMSource
+from user_llm.data.prompts import NextItemPrompts, catalogue_documents, next_item, noun_of
 from user_llm.data.timelines import TimelineTable, load_timelines
+from user_llm.data.vocabularies import TitleTokens, decode_batch, load_vocabulary, train_sentencepiece
 from user_llm.data.windows import Windows
+from user_llm.decoding.catalogue_trie import CatalogueTrie
 from user_llm.parallel.mesh import make_mesh
 
 
@@ -45,3 +53,80 @@ class Experiment:
             min_history=data.min_history or None,
             validation=data.validation,
         )
+
+    @functools.cached_property
+    def vocabulary(self) -> seqio.SentencePieceVocabulary:
+        """The LLM's vocabulary, kept in the workdir: the one named, the checkpoint's, or one trained here."""
+        llm, path = self.config.llm, self.workdir / "vocabulary.model"
+        if not path.exists():
+            if source := llm.vocabulary or llm.checkpoint:
+                file = Path(source) / "tokenizer.model" if Path(source).is_dir() else Path(source)
+                load_vocabulary(file)  # names what is wrong with it
+                shutil.copyfile(file, path)
+            else:
+                train_sentencepiece([*self._documents, *self._wording_texts], llm.vocabulary_size, path)
+        return load_vocabulary(path)
+
+    @functools.cached_property
+    def prompts(self) -> NextItemPrompts:
+        """Prompts and titles in tokens."""
+        config = self.config
+        titles = TitleTokens(self.table.catalogue, self.vocabulary, config.prompt.max_targets)
+        return NextItemPrompts(
+            titles, self._wording, max_inputs=config.prompt.max_inputs, text_history=config.data.text_history
+        )
+
+    def source(self, split: str) -> UserLLMSource:
+        """The windows of a split with their prompts and answers."""
+        return UserLLMSource(self.windows(split), self.prompts)
+
+    def text_source(self) -> TextSource:
+        """What a language model trained from scratch reads."""
+        return TextSource(self._documents, self.source("train"), max_length=self.config.llm.max_length)
+
+    @functools.cached_property
+    def trie(self) -> CatalogueTrie:
+        """The titles an answer may be."""
+        titles = self.prompts.titles
+        return CatalogueTrie.build(titles.tokens, titles.lengths, self.vocabulary.eos_id)
+
+    def read_titles(self, tokens: np.ndarray) -> np.ndarray:
+        """The items that free beams name: tokens int `[B, J, T]` → item ids int32 `[B, J]`, 0 where it is no title."""
+        texts = decode_batch(self.vocabulary, tokens.reshape(-1, tokens.shape[-1]))
+        items = [self._item_of_title.get(text, 0) for text in texts]
+        return np.array(items, np.int32).reshape(tokens.shape[:-1])
+
+    @functools.cached_property
+    def _item_of_title(self) -> dict[str, int]:
+        # As the tokens spell them: a title cut at max_targets is answered by what is left of it.
+        titles = decode_batch(self.vocabulary, self.prompts.titles.tokens)
+        return {title: item for item, title in reversed(list(enumerate(titles))) if item}
+
+    @functools.cached_property
+    def assembly(self) -> Assembly:
+        """The models."""
+        catalogue = self.table.catalogue
+        return Assembly(
+            config=self.config,
+            item_categories=catalogue.item_categories,
+            num_categories=len(catalogue.category_names) - 1,
+            num_ratings=len(self.table.rating_names) - 1,
+            vocabulary_size=self.vocabulary.vocab_size,
+        )
+
+    @property
+    def _noun(self) -> str:
+        return noun_of(self.config.data.dataset)
+
+    @property
+    def _wording(self):
+        return next_item(self._noun)
+
+    @property
+    def _wording_texts(self) -> list[str]:
+        wording = self._wording
+        return [wording.plain, wording.before, wording.separator, wording.after]
+
+    @functools.cached_property
+    def _documents(self) -> list[str]:
+        return catalogue_documents(self.table.catalogue, self._noun)

@@ -78,8 +78,8 @@ def truth() -> Truth:
         ConnectorConfig(every=1, num_heads=2, head_dim=4, hidden=8), language_config.stack, 8, rngs=rngs
     )
     for block in connector.blocks:
-        block.attention_gate[...] = jnp.array(2.0)
-        block.mlp_gate[...] = jnp.array(2.0)
+        block.attention_gate_D[...] = jnp.full_like(block.attention_gate_D[...], 2.0)
+        block.mlp_gate_D[...] = jnp.full_like(block.mlp_gate_D[...], 2.0)
     model = UserLLM(encoder, connector, language_model)
     items = jnp.array([[1, 2, 3, 4], [0, 5, 2, 1], [0, 0, 0, 5]])
     context = model.encode({"item": items, "rating": items}, items > 0)

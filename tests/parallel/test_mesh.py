@@ -80,7 +80,7 @@ def one_step(build, objective, sizes):
     axes = parameters.logical_axes(parameters.abstract(build))
     stage = loop.Stage("user_llm", config, graphdef, values, buffers, axes, EVERYTHING, objective, batches=None)
     # Open gates, so that the context reaches the loss.
-    values = {path: value + 0.5 if path.endswith("gate") else value for path, value in values.items()}
+    values = {path: value + 0.5 if path.endswith("_gate_D") else value for path, value in values.items()}
     optimizer = optax.sgd(0.1)
     state = loop.replicate_scalars({"parameters": values, **loop.fresh_state(optimizer, values)}, mesh)
     step = loop.make_train_step(stage, optimizer, seed=0)

@@ -16,6 +16,7 @@ from configs.base import training
 from user_llm.checkpoints.manager import StageCheckpoints
 from user_llm.checkpoints.transfer import initialise
 from user_llm.data.pipeline import TrainBatches
+from user_llm.host import Host
 from user_llm.models import parameters
 from user_llm.models.autoregressive_encoder import AutoregressiveEncoder, EncoderConfig
 from user_llm.parallel.mesh import make_mesh
@@ -76,7 +77,7 @@ def make_stage(config: ConfigDict, *, rules=EVERYTHING, source=None, evaluate=No
 
 def run(stage, folder):
     mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
-    return loop.train(stage, folder, mesh, seed=3, tensorboard=False)
+    return loop.train(stage, folder, mesh, seed=3, host=Host(tensorboard=False))
 
 
 def digest(values):
@@ -106,7 +107,7 @@ def test_a_run_that_dies_and_resumes_ends_with_the_same_bits(uninterrupted, tmp_
         pass
 
     class DyingBatches(TrainBatches):
-        def iterator(self, start_step=0):
+        def iterator(self, start_step=0, **_):
             for step in range(start_step, 10**9):
                 if step == self.dies_at:
                     raise Died
@@ -125,7 +126,7 @@ def test_a_run_that_dies_and_resumes_ends_with_the_same_bits(uninterrupted, tmp_
 
 def test_sigterm_saves_and_the_next_run_goes_on(uninterrupted, tmp_path):
     class Terminating(TrainBatches):
-        def iterator(self, start_step=0):
+        def iterator(self, start_step=0, **_):
             for step in range(start_step, 10**9):
                 if step == 5:
                     os.kill(os.getpid(), signal.SIGTERM)

@@ -32,16 +32,27 @@ def rank_by_scores(scores: Scores, source: Any, *, batch_size: int, exclude_hist
 
 
 def rank_by_beams(
-    beams: Beams, source: Any, trie: CatalogueTrie, *, batch_size: int, description: str
+    beams: Beams,
+    source: Any,
+    trie: CatalogueTrie,
+    *,
+    batch_size: int,
+    description: str,
+    read: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ranks `[n]` (inf: no beam found the label) and the items `[n, J]` of the beams, best first.
 
     Items whose titles have the same tokens are one hypothesis: a label among them takes the last place of the tie.
+
+    Args:
+      beams: batch → `BeamResult`.
+      read: for free beams, which come without items: tokens `[B, J, T]` → item ids `[B, J]`, 0 = no title.
     """
     canonical, group_size = np.asarray(trie.canonical_item), np.asarray(trie.group_size)
     ranks, items = [], []
     for batch, real in _batches(source, batch_size, description):
-        found = np.asarray(beams(batch).items)[real]
+        result = beams(batch)
+        found = np.asarray(result.items if read is None else read(np.asarray(result.tokens)))[real]
         labels = batch["label/item"][real]
         ranks.append(ranks_from_items(found, canonical[labels], group_size[labels]))
         items.append(found)
@@ -104,6 +115,20 @@ def user_llm_beams(
         return apply(values, buffers, trie, put_batch({**wanted, **context}, mesh))
 
     return beams
+
+
+class Subset:
+    """Some examples of a source, in the order of `ids`."""
+
+    def __init__(self, source: Any, ids: np.ndarray):
+        self._source, self._ids = source, ids
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def gather(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """The examples number `ids` of the subset."""
+        return self._source.gather(self._ids[ids])
 
 
 class ShuffledContexts:

@@ -4,11 +4,13 @@ Parameters name their dimensions (`layers.py`); this table alone decides what th
 new sharding is a changed row here and no change in a model (the idea of T5X's logical axis rules).
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import jax
-from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+_logger = logging.getLogger(__name__)
 
 RULES: dict[str, str | None] = {
     "vocab": "tensor",
@@ -43,7 +45,7 @@ def partition_spec(path: str, shape: Sequence[int], axes: Sequence[str | None], 
         if mesh_axis in spec:
             mesh_axis = None  # one mesh axis cuts a parameter once
         if mesh_axis is not None and size % mesh.shape[mesh_axis]:
-            logging.info(
+            _logger.info(
                 "%s: axis %r (%d) stays whole: %r has %d devices", path, axis, size, mesh_axis, mesh.shape[mesh_axis]
             )
             mesh_axis = None

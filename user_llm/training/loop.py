@@ -7,6 +7,7 @@ The host never waits for the newest step: it dispatches a few ahead, and fetches
 import collections
 import dataclasses
 import functools
+import logging
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,12 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import logging
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from user_llm.checkpoints.manager import StageCheckpoints
+from user_llm.host import Host
 from user_llm.models import parameters
 from user_llm.models.parameters import Parameters
 from user_llm.parallel.mesh import put_batch
@@ -31,6 +32,8 @@ from user_llm.training.objectives import Objective
 from user_llm.training.optimizer import learning_rate_schedule, make_optimizer
 from user_llm.training.progress import Progress
 from user_llm.training.trainable import Rules, trainable
+
+_logger = logging.getLogger(__name__)
 
 _DISPATCH_AHEAD = 8  # steps; bounds memory, and CPU meshes deadlock when collectives pile up
 
@@ -53,7 +56,7 @@ class Stage:
       graphdef, parameters, buffers, axes: the model as `models/parameters.py` splits it, on the mesh.
       rules: which parameters train.
       objective: see `training/objectives.py`.
-      batches: has `batch(step)` and `iterator(start_step)`; a pure function of the step.
+      batches: a `data.pipeline.TrainBatches`, or what has its `batch` and `iterator`.
       evaluate: parameters → metrics on the validation windows, or None.
     """
 
@@ -69,12 +72,13 @@ class Stage:
     evaluate: Callable[[Parameters], dict[str, float]] | None = None
 
 
-def train(stage: Stage, folder: Path, mesh: Mesh, *, seed: int, tensorboard: bool = True) -> Parameters:
+def train(stage: Stage, folder: Path, mesh: Mesh, *, seed: int, host: Host) -> Parameters:
     """Trains `stage`, or what is left of it, and returns all parameters: the best kept ones, or the last.
 
     Args:
       folder: `<workdir>/<stage>`: checkpoints, metrics and events go there. A finished stage is only restored.
       seed: of dropout; the data's order has its own in `stage.batches`.
+      host: reading ahead and logging.
 
     Raises:
       TrainingDiverged: with the step and the batch; the last good checkpoint stays the newest.
@@ -91,13 +95,14 @@ def train(stage: Stage, folder: Path, mesh: Mesh, *, seed: int, tensorboard: boo
     if (latest := checkpoints.latest_step()) is not None:
         state, note = checkpoints.restore(latest, state)
         step, seconds = note["step"], note["seconds"]
-        logging.info("%s: restored step %d of %d", stage.name, step, config.steps)
+        _logger.info("%s: restored step %d of %d", stage.name, step, config.steps)
 
     if step < config.steps:
         train_step = make_train_step(stage, optimizer, seed)
-        writer = MetricWriter(folder, restored_step=step, tensorboard=tensorboard)
+        writer = MetricWriter(folder, restored_step=step, tensorboard=host.tensorboard)
         learning_rate = learning_rate_schedule(config)
-        batches = _on_device(stage.batches.iterator(step), mesh)
+        reader = stage.batches.iterator(step, threads=host.reader_threads, prefetch=host.prefetch_batches)
+        batches = _on_device(reader, mesh)
         pending: collections.deque = collections.deque()  # metrics of steps not yet written
         clock = time.perf_counter() - seconds
         with _Interrupt() as interrupt, Progress(stage.name, step, config.steps, config.batch_size) as progress:
@@ -137,7 +142,7 @@ def train(stage: Stage, folder: Path, mesh: Mesh, *, seed: int, tensorboard: boo
     best = checkpoints.best_step()
     if best != step:
         state, _ = checkpoints.restore(best, state)
-        logging.info("%s: uses step %d, the best by %s", stage.name, best, config.keep_best)
+        _logger.info("%s: uses step %d, the best by %s", stage.name, best, config.keep_best)
     checkpoints.close()
     return {path: state["parameters"].get(path, frozen.get(path)) for path in stage.parameters}
 

@@ -1,11 +1,13 @@
 """A progress bar with loss, examples/s and time left on a terminal; plain lines now and then elsewhere."""
 
+import logging
 import sys
 import time
 from collections.abc import Mapping
 
-from absl import logging
 from tqdm import tqdm
+
+_logger = logging.getLogger(__name__)
 
 
 class Progress:
@@ -41,7 +43,7 @@ class Progress:
         self._bar.set_postfix_str(f"loss {loss:.4f}, {rate:,.0f} examples/s", refresh=False)
         if self._bar.disable and (now - self._line_time >= self._interval or step == self._steps):
             left = (self._steps - step) * self._batch_size / max(rate, 1e-9)
-            logging.info(
+            _logger.info(
                 "%s: step %d/%d  loss %.4f  %.0f examples/s  %s left",
                 self._name, step, self._steps, loss, rate, tqdm.format_interval(left),
             )  # fmt: skip
@@ -49,6 +51,6 @@ class Progress:
 
     def _write(self, line: str) -> None:
         if self._bar.disable:
-            logging.info("%s", line)
+            _logger.info("%s", line)
         else:
             tqdm.write(line, file=sys.stderr)

@@ -1,0 +1,74 @@
+"""Runs an experiment: `python -m user_llm.main --config=configs/simulated.py --workdir=runs/demo`.
+
+The stages the config names are trained in order, the result is evaluated on the test windows, and the table of
+results is printed. Run the same command again: finished stages are skipped, a broken one resumes.
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported: its banners say nothing of use
+
+import gin
+import jax
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from user_llm import command_line, run
+from user_llm.dry_run import print_dry_run
+from user_llm.host import Host
+from user_llm.training.loop import Preempted, TrainingDiverged
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Experiment, a file of configs/. Override a key with --config.<key>=<value>.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run: checkpoints, metrics, results.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Build the models abstractly, print parameters and memory, and stop.")
+_GIN_FILE = flags.DEFINE_multi_string("gin_file", [], "gin files with wiring of the host (configs/gin/).")
+_GIN = flags.DEFINE_multi_string("gin", [], 'gin bindings, e.g. --gin="Host.tensorboard=False".')
+
+
+_logger = logging.getLogger("user_llm")
+
+
+def main(_) -> None:
+    _log_to_stderr()
+    gin.parse_config_files_and_bindings(_GIN_FILE.value, _GIN.value)
+    host = Host()
+    if host.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", host.compilation_cache)
+    if _DRY_RUN.value:
+        print_dry_run(_CONFIG.value)
+        return
+    if not _WORKDIR.value:
+        sys.exit("error: name the folder of this run: --workdir=runs/…")
+    try:
+        run.run(_CONFIG.value, Path(_WORKDIR.value), host)
+    except Preempted as message:
+        _logger.info("%s", message)
+    except (ValueError, FileNotFoundError, TrainingDiverged) as error:
+        _logger.debug("Where it happened:", exc_info=True)
+        sys.exit(f"error: {error}")
+
+
+def _log_to_stderr() -> None:
+    """Our own lines at INFO (--verbosity=1: DEBUG); the libraries' chatter from WARNING on."""
+    _logger.setLevel(logging.DEBUG if absl_logging.get_verbosity() > 0 else logging.INFO)
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    _logger.addHandler(handler)
+    _logger.propagate = False
+
+
+def cli() -> None:
+    """Entry point."""
+    flags.mark_flag_as_required("config")
+    app.run(main, flags_parser=command_line.flags_parser)
+
+
+if __name__ == "__main__":
+    cli()
