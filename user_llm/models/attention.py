@@ -73,7 +73,9 @@ class Attention(nnx.Module):
             param_dtype,
         )
 
-    def keys_values(self, x: jax.Array, angles: tuple[jax.Array, jax.Array] | None = None):
+    def keys_values(
+        self, x: jax.Array, angles: tuple[jax.Array, jax.Array] | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         """Keys and values [B, S, K, H] of vectors [B, S, key_width]; `angles` rotates the keys."""
         key = jnp.einsum("BSD,DKH->BSKH", x, cast(self.k_DKH, self.dtype))
         value = jnp.einsum("BSD,DKH->BSKH", x, cast(self.v_DKH, self.dtype))

@@ -1,7 +1,5 @@
 """Events as vectors: one embedding a feature, concatenated and projected (paper 3.1)."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +8,9 @@ from flax import nnx
 from user_llm.models.layers import Buffer, cast, fan_in, lookup, normal, parameter
 
 FEATURES = ("item", "category", "rating")
+# Small, so that the tied softmax starts near uniform: in 600 steps on ml-latest-small the loss fell to 6.75, from
+# 1/√width (unit-variance logits) only to 7.15.
+TABLE_STDDEV = 0.02
 
 
 class EventEmbedding(nnx.Module):
@@ -38,7 +39,7 @@ class EventEmbedding(nnx.Module):
         sizes = {"item": len(item_categories), "category": num_categories + 1, "rating": num_ratings + 1}
         for feature in features:
             axes = ("items" if feature == "item" else None, "user")
-            table = parameter(rngs, normal(1.0 / math.sqrt(width)), (sizes[feature], width), axes, param_dtype)
+            table = parameter(rngs, normal(TABLE_STDDEV), (sizes[feature], width), axes, param_dtype)
             setattr(self, f"{feature}_VU", table)
         joined = len(features) * width
         self.projection_EU = parameter(rngs, fan_in(joined), (joined, width), ("feature", "user"), param_dtype)

@@ -73,7 +73,17 @@ class Layer(nnx.Module):
             **common,
         )
 
-    def __call__(self, x, index, mask, angles, *, cache: Cache | None, offset, key):
+    def __call__(
+        self,
+        x: jax.Array,
+        index: int | jax.Array,
+        mask: jax.Array,
+        angles: tuple[jax.Array, jax.Array] | None,
+        *,
+        cache: Cache | None,
+        offset: int | jax.Array,
+        key: jax.Array | None,
+    ) -> tuple[jax.Array, Cache | None]:
         """[B, T, D] → [B, T, D] and the cache, in which this is layer `index`."""
         normed = self.attention_norm(x)
         keys, values = self.attention.keys_values(normed, angles)
@@ -98,6 +108,7 @@ def repeat(make: Callable[[nnx.Rngs], nnx.Module], count: int, *, scan: bool, rn
 
 
 def init_layers(config: StackConfig, *, rngs: nnx.Rngs) -> nnx.Module:
+    """The layers `apply_layers` runs, in the layout the config chooses."""
     return repeat(lambda rngs: Layer(config, rngs=rngs), config.num_layers, scan=config.scan_layers, rngs=rngs)
 
 
