@@ -1,1 +1,21 @@
-"""User-LLM: a language model that reads a user's timeline as embeddings (arXiv 2402.13598)."""
+"""User-LLM: a language model that reads a user's timeline as embeddings (arXiv 2402.13598).
+
+`load_timelines`, `load_language_model` and `load` are the public face (README, "In Python").
+"""
+
+import importlib
+
+_PUBLIC = {
+    "load_timelines": "user_llm.data.timelines",
+    "load_language_model": "user_llm.api",
+    "load": "user_llm.api",
+}
+
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str):
+    # On first use: importing the package alone must not import TensorFlow.
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'user_llm' has no attribute {name!r}")

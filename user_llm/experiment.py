@@ -1,21 +1,27 @@
 """The data and models of one experiment, each made once, on first use."""
 
+import dataclasses
 import functools
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import seqio
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from user_llm.assembly import Assembly
+from user_llm.config import ConfigError
 from user_llm.data.feature_converters import TextSource, UserLLMSource
 from user_llm.data.prompts import NextItemPrompts, catalogue_documents, next_item, noun_of
-from user_llm.data.timelines import TimelineTable, load_timelines
+from user_llm.data.timelines import Catalogue, TimelineTable, load_timelines
 from user_llm.data.vocabularies import TitleTokens, decode_batch, load_vocabulary, train_sentencepiece
 from user_llm.data.windows import Windows
 from user_llm.decoding.catalogue_trie import CatalogueTrie
-from user_llm.parallel.mesh import make_mesh
+from user_llm.evaluation.report import write_lines
+from user_llm.parallel.mesh import batch_shards, make_mesh
 
 
 class Experiment:
@@ -24,12 +30,14 @@ class Experiment:
     Args:
       config: a validated config (`configs/base.py`).
       workdir: where everything the experiment makes is kept.
+      mesh: the devices to use; None: the config's mesh over all of them.
     """
 
-    def __init__(self, config: ConfigDict, workdir: Path):
+    def __init__(self, config: ConfigDict, workdir: Path, mesh: Mesh | None = None):
         self.config = config
         self.workdir = workdir
-        self.mesh = make_mesh(config.compute.mesh)
+        self.mesh = make_mesh(config.compute.mesh) if mesh is None else mesh
+        _check_batch_sizes(config, batch_shards(self.mesh))
 
     @functools.cached_property
     def table(self) -> TimelineTable:
@@ -42,6 +50,23 @@ class Experiment:
             max_malformed=data.max_malformed,
             simulated=data.simulated.to_dict() if data.dataset.endswith("/simulated") else None,
         )
+
+    @functools.cached_property
+    def facts(self) -> dict[str, Any]:
+        """The catalogue and rating names, kept in the workdir, so that a finished run needs its dataset no more."""
+        path = self.workdir / "catalogue.json"
+        if not path.exists():
+            catalogue = dataclasses.asdict(self.table.catalogue)
+            catalogue["item_categories"] = catalogue["item_categories"].tolist()
+            write_lines(path, [json.dumps({"catalogue": catalogue, "rating_names": self.table.rating_names})])
+        facts = json.loads(path.read_text())
+        facts["catalogue"]["item_categories"] = np.array(facts["catalogue"]["item_categories"], np.int32)
+        return facts
+
+    @functools.cached_property
+    def catalogue(self) -> Catalogue:
+        """The items."""
+        return Catalogue(**self.facts["catalogue"])
 
     def windows(self, split: str) -> Windows:
         """The windows of `train`, `validation` or `test`."""
@@ -71,7 +96,7 @@ class Experiment:
     def prompts(self) -> NextItemPrompts:
         """Prompts and titles in tokens."""
         config = self.config
-        titles = TitleTokens(self.table.catalogue, self.vocabulary, config.prompt.max_targets)
+        titles = TitleTokens(self.catalogue, self.vocabulary, config.prompt.max_targets)
         return NextItemPrompts(
             titles, self._wording, max_inputs=config.prompt.max_inputs, text_history=config.data.text_history
         )
@@ -105,12 +130,12 @@ class Experiment:
     @functools.cached_property
     def assembly(self) -> Assembly:
         """The models."""
-        catalogue = self.table.catalogue
+        catalogue = self.catalogue
         return Assembly(
             config=self.config,
             item_categories=catalogue.item_categories,
             num_categories=len(catalogue.category_names) - 1,
-            num_ratings=len(self.table.rating_names) - 1,
+            num_ratings=len(self.facts["rating_names"]) - 1,
             vocabulary_size=self.vocabulary.vocab_size,
         )
 
@@ -129,4 +154,14 @@ class Experiment:
 
     @functools.cached_property
     def _documents(self) -> list[str]:
-        return catalogue_documents(self.table.catalogue, self._noun)
+        return catalogue_documents(self.catalogue, self._noun)
+
+
+def _check_batch_sizes(config: ConfigDict, shards: int) -> None:
+    sizes = {
+        f"training.{name}.batch_size / accumulate": config.training[name].batch_size // config.training[name].accumulate
+        for name in config.stages
+    }
+    for key, size in {**sizes, "evaluation.batch_size": config.evaluation.batch_size}.items():
+        if size % shards:
+            raise ConfigError(f"config.{key} = {size}: expected a multiple of the {shards} devices a batch is cut over")

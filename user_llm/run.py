@@ -23,7 +23,7 @@ from user_llm.evaluation.evaluator import (
 from user_llm.evaluation.metrics import compare, summarise
 from user_llm.experiment import Experiment
 from user_llm.host import Host
-from user_llm.stages import Trained, run_stages
+from user_llm.stages import Model, run_stages
 
 _logger = logging.getLogger(__name__)
 
@@ -100,28 +100,26 @@ def _write_environment(experiment: Experiment) -> None:
     report.write_lines(experiment.workdir / "operative_config.gin", [gin.operative_config_str()])
 
 
-def _evaluate(experiment: Experiment, trained: Mapping[str, Trained]) -> None:
+def _evaluate(experiment: Experiment, trained: Mapping[str, Model]) -> None:
     """Ranks the test labels under every row, and writes results.json and predictions.jsonl."""
     config = experiment.config.evaluation
     windows = experiment.windows("test")
-    most = config.max_users or len(windows)
-    ids = np.unique(np.linspace(0, len(windows) - 1, min(most, len(windows))).astype(np.int64))
     by_scores = dict(batch_size=config.batch_size, exclude_history=config.exclude_history)
-    test = Subset(windows, ids)
+    test = Subset.evenly(windows, config.max_users)
 
     held_out = [windows, *([experiment.windows("validation")] if experiment.config.data.validation else [])]
-    catalogue = experiment.table.catalogue
+    catalogue = experiment.catalogue
     counts = item_counts(experiment.table.item, catalogue.num_items, held_out)
     ranks = {
         POPULARITY: rank_by_scores(popularity_scores(counts), test, **by_scores),
         CATEGORY: rank_by_scores(category_popularity_scores(counts, catalogue.item_categories), test, **by_scores),
     }
     if encoder := trained.get("encoder"):
-        scores = encoder_scores(encoder.graphdef, encoder.parameters, encoder.buffers, experiment.mesh)
-        ranks[ENCODER] = rank_by_scores(scores, test, **by_scores)
+        scores = encoder_scores(encoder.graphdef, encoder.buffers, experiment.mesh)
+        ranks[ENCODER] = rank_by_scores(lambda batch: scores(encoder.parameters, batch), test, **by_scores)
     items = np.zeros((len(test), 0), np.int32)
     if user_llm := trained.get("user_llm"):
-        found, items = _user_llm_ranks(experiment, user_llm, Subset(experiment.source("test"), ids))
+        found, items = _user_llm_ranks(experiment, user_llm, Subset.evenly(experiment.source("test"), config.max_users))
         ranks |= found
 
     batch = test.gather(np.arange(len(test)))
@@ -146,15 +144,15 @@ def _evaluate(experiment: Experiment, trained: Mapping[str, Trained]) -> None:
     )
 
 
-def _user_llm_ranks(experiment: Experiment, trained: Trained, test: Subset) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def _user_llm_ranks(experiment: Experiment, model: Model, test: Subset) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Row → ranks of the rows an LLM answers, and User-LLM's answers."""
     config, trie = experiment.config.evaluation, experiment.trie
 
     def rank(name: str, source, with_context: bool = True) -> tuple[np.ndarray, np.ndarray]:
         beams = user_llm_beams(
-            trained.graphdef,
-            trained.parameters,
-            trained.buffers,
+            model.graphdef,
+            model.parameters,
+            model.buffers,
             experiment.mesh,
             trie=trie if config.constrained else None,
             eos_id=experiment.vocabulary.eos_id,

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from user_llm.checkpoints import huggingface
+from user_llm.checkpoints.manager import StageCheckpoints
 from user_llm.checkpoints.transfer import initialise, with_prefix
 from user_llm.data.pipeline import TrainBatches
 from user_llm.evaluation.evaluator import Subset, encoder_scores, mean_metrics, rank_by_scores
@@ -19,159 +20,149 @@ from user_llm.host import Host
 from user_llm.models import parameters
 from user_llm.models.parameters import Builder, Parameters
 from user_llm.training.loop import Stage, train
-from user_llm.training.objectives import (
-    Objective,
-    autoregressive_objective,
-    contextualised_objective,
-    text_objective,
-)
+from user_llm.training.objectives import Objective, autoregressive_objective, contextualised_objective, text_objective
 from user_llm.training.trainable import EVERYTHING, STRATEGIES, Rules, trainable
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
-    """A finished stage's model, in parts (`models/parameters.py`)."""
+class Model:
+    """A stage's model in parts (`models/parameters.py`), before or after its training, and which of it trains."""
 
+    build: Builder
+    rules: Rules
     graphdef: nnx.GraphDef
     parameters: Parameters
     buffers: Parameters
 
 
-Finished = Mapping[str, Trained]
+Models = dict[str, Model]
 
 
-def run_stages(experiment: Experiment, host: Host) -> dict[str, Trained]:
-    """Trains, resumes or restores every stage the config names."""
-    config = experiment.config
-    trained: dict[str, Trained] = {}
-    for name in config.stages:
-        if name == "llm" and config.llm.checkpoint:
-            continue  # there is one already
-        stage = _STAGES[name](experiment, trained)
-        values = train(stage, experiment.workdir / name, experiment.mesh, seed=config.seed, host=host)
-        trained[name] = Trained(stage.graphdef, values, stage.buffers)
-    return trained
-
-
-def _llm_stage(experiment: Experiment, trained: Finished) -> Stage:
-    """A small language model from scratch, so that "frozen LLM" means something without a download."""
-    del trained
-    return _stage(
-        experiment,
-        "llm",
-        build=experiment.assembly.language_model,
-        objective=text_objective(experiment.config.encoder.chunk_rows),
-        source=experiment.text_source(),
-        validation=experiment.source,
-    )
-
-
-def _encoder_stage(experiment: Experiment, trained: Finished) -> Stage:
-    """The user encoder on next-event prediction (paper 3.1)."""
-    del trained
-    objective = autoregressive_objective(experiment.config.encoder.chunk_rows)
-    stage = _stage(
-        experiment,
-        "encoder",
-        build=experiment.assembly.encoder,
-        objective=objective,
-        source=experiment.windows("train"),
-        validation=experiment.windows,
-    )
-    if stage.evaluate is None:
-        return stage
-    windows = _validation(experiment, experiment.windows)
-    evaluation = experiment.config.evaluation
-
-    def evaluate(values: Parameters) -> dict[str, float]:
-        ranks = rank_by_scores(
-            encoder_scores(stage.graphdef, values, stage.buffers, experiment.mesh),
-            windows,
-            batch_size=evaluation.batch_size,
-            exclude_history=evaluation.exclude_history,
+def run_stages(experiment: Experiment, host: Host) -> Models:
+    """Trains, resumes or restores every stage the config names; returns their finished models."""
+    finished: Models = {}
+    for name in stage_names(experiment):
+        model = _initial(experiment, name, finished)
+        values = train(
+            _stage(experiment, name, model),
+            experiment.workdir / name,
+            experiment.mesh,
+            seed=experiment.config.seed,
+            host=host,
         )
-        return {**{name: float(metric(ranks).mean()) for name, metric in METRICS.items()}, **stage.evaluate(values)}
+        finished[name] = dataclasses.replace(model, parameters=values)
+    return finished
 
-    return dataclasses.replace(stage, evaluate=evaluate)
+
+def restore_stages(experiment: Experiment) -> Models:
+    """The models of a finished run, without its data, optimizer or metrics.
+
+    Raises:
+      FileNotFoundError: a stage has no checkpoint yet.
+    """
+    finished: Models = {}
+    for name in stage_names(experiment):
+        folder = experiment.workdir / name
+        if not (folder / "checkpoints").is_dir():
+            raise FileNotFoundError(f"{folder} has no checkpoints: this run is not finished; run its command again.")
+        model = _initial(experiment, name, finished)
+        trains = trainable(model.parameters, model.rules)
+        keep_best = bool(experiment.config.training[name].keep_best)
+        checkpoints = StageCheckpoints(folder, keep_best=keep_best, read_only=True)
+        tuned = {path: value for path, value in model.parameters.items() if trains[path]}
+        tuned = checkpoints.restore_parameters(checkpoints.best_step(), tuned)
+        checkpoints.close()
+        finished[name] = dataclasses.replace(model, parameters={**model.parameters, **tuned})
+    return finished
 
 
-def _user_llm_stage(experiment: Experiment, trained: Finished) -> Stage:
-    """The LLM contextualised with the encoder's embeddings (paper 3.2)."""
+def stage_names(experiment: Experiment) -> list[str]:
+    """The stages that apply: with a downloaded LLM there is none to train."""
+    config = experiment.config
+    return [name for name in config.stages if not (name == "llm" and config.llm.checkpoint)]
+
+
+def _initial(experiment: Experiment, name: str, finished: Mapping[str, Model]) -> Model:
+    """A stage's model before its first step: what earlier stages or a checkpoint give, the rest random."""
+    config, assembly = experiment.config, experiment.assembly
+    build: Builder = getattr(assembly, {"llm": "language_model"}.get(name, name))
+    rules = STRATEGIES[config.strategy] if name == "user_llm" else EVERYTHING
+    pretrained = _pretrained(experiment, finished) if name == "user_llm" else {}
+    graphdef, values, buffers = initialise(build, config.seed, experiment.mesh, pretrained)
+    trains, frozen_dtype = trainable(values, rules), jnp.dtype(config.compute.frozen_dtype)
+    values = {path: value if trains[path] else value.astype(frozen_dtype) for path, value in values.items()}
+    return Model(build, rules, graphdef, values, buffers)
+
+
+def _pretrained(experiment: Experiment, finished: Mapping[str, Model]) -> Parameters:
     config = experiment.config
     pretrained: Parameters = {}
-    if "encoder" in trained and config.encoder.init == "pretrained":
-        pretrained |= with_prefix("encoder", trained["encoder"].parameters)
-    if "llm" in trained:
-        pretrained |= with_prefix("language_model", trained["llm"].parameters)
-    elif config.llm.checkpoint:
-        pretrained |= with_prefix("language_model", _checkpoint_parameters(experiment))
-    return _stage(
-        experiment,
-        "user_llm",
-        build=experiment.assembly.user_llm,
-        objective=contextualised_objective(config.encoder.chunk_rows),
-        source=experiment.source("train"),
-        validation=experiment.source,
-        rules=STRATEGIES[config.strategy],
-        pretrained=pretrained,
+    if config.encoder.init == "pretrained":
+        pretrained |= with_prefix("encoder", finished["encoder"].parameters)
+    if config.llm.checkpoint:
+        compute = config.compute
+        model = huggingface.load_language_model(
+            Path(config.llm.checkpoint),
+            dtype=compute.dtype,
+            param_dtype=compute.param_dtype,
+            scan_layers=compute.scan_layers,
+            remat=compute.remat,
+        )
+        pretrained |= with_prefix("language_model", parameters.split(model)[1])
+    elif "llm" in finished:
+        pretrained |= with_prefix("language_model", finished["llm"].parameters)
+    return pretrained
+
+
+def _stage(experiment: Experiment, name: str, model: Model) -> Stage:
+    """The training run of a model: its data, its objective, its validation."""
+    config, training = experiment.config, experiment.config.training[name]
+    objective = _OBJECTIVES[name](config.encoder.chunk_rows)
+    source = {
+        "llm": experiment.text_source,
+        "encoder": lambda: experiment.windows("train"),
+        "user_llm": lambda: experiment.source("train"),
+    }[name]()
+    return Stage(
+        name=name,
+        config=training,
+        graphdef=model.graphdef,
+        parameters=model.parameters,
+        buffers=model.buffers,
+        axes=parameters.logical_axes(parameters.abstract(model.build)),
+        rules=model.rules,
+        objective=objective,
+        batches=TrainBatches(source, training.batch_size, config.seed),
+        evaluate=_validation(experiment, name, model, objective) if config.data.validation else None,
     )
 
 
-_STAGES: Mapping[str, Callable[[Experiment, Finished], Stage]] = {
-    "llm": _llm_stage,
-    "encoder": _encoder_stage,
-    "user_llm": _user_llm_stage,
+_OBJECTIVES: Mapping[str, Callable[[int], Objective]] = {
+    "llm": text_objective,
+    "encoder": autoregressive_objective,
+    "user_llm": contextualised_objective,
 }
 
 
-def _checkpoint_parameters(experiment: Experiment) -> Parameters:
-    compute = experiment.config.compute
-    model = huggingface.load_language_model(
-        Path(experiment.config.llm.checkpoint),
-        dtype=compute.dtype,
-        param_dtype=compute.param_dtype,
-        scan_layers=compute.scan_layers,
-        remat=compute.remat,
-    )
-    return parameters.split(model)[1]
+def _validation(
+    experiment: Experiment, name: str, model: Model, objective: Objective
+) -> Callable[[Parameters], dict[str, float]]:
+    """Metrics on the validation windows: the stage's own loss, and for the encoder how it ranks."""
+    evaluation = experiment.config.evaluation
+    source: Any = experiment.windows("validation") if name == "encoder" else experiment.source("validation")
+    source = Subset.evenly(source, evaluation.max_validation)
+    losses = mean_metrics(objective, model.graphdef, model.buffers, source, evaluation.batch_size, experiment.mesh)
+    if name != "encoder":
+        return losses
+    scores = encoder_scores(model.graphdef, model.buffers, experiment.mesh)
 
+    def rankings(values: Parameters) -> dict[str, float]:
+        ranks = rank_by_scores(
+            lambda batch: scores(values, batch),
+            source,
+            batch_size=evaluation.batch_size,
+            exclude_history=evaluation.exclude_history,
+        )
+        return {name: float(np.mean(metric(ranks))) for name, metric in METRICS.items()}
 
-def _stage(
-    experiment: Experiment,
-    name: str,
-    *,
-    build: Builder,
-    objective: Objective,
-    source: Any,
-    validation: Callable[[str], Any],
-    rules: Rules = EVERYTHING,
-    pretrained: Parameters | None = None,
-) -> Stage:
-    config, mesh = experiment.config, experiment.mesh
-    graphdef, values, buffers = initialise(build, config.seed, mesh, pretrained)
-    trains = trainable(values, rules)
-    frozen_dtype = jnp.dtype(config.compute.frozen_dtype)
-    values = {path: value if trains[path] else value.astype(frozen_dtype) for path, value in values.items()}
-    evaluate = None
-    if config.data.validation and config.training[name].eval_every:
-        held_out = _validation(experiment, validation)
-        evaluate = mean_metrics(objective, graphdef, buffers, held_out, config.evaluation.batch_size, mesh)
-    return Stage(
-        name=name,
-        config=config.training[name],
-        graphdef=graphdef,
-        parameters=values,
-        buffers=buffers,
-        axes=parameters.logical_axes(parameters.abstract(build)),
-        rules=rules,
-        objective=objective,
-        batches=TrainBatches(source, config.training[name].batch_size, config.seed),
-        evaluate=evaluate,
-    )
-
-
-def _validation(experiment: Experiment, make: Callable[[str], Any]) -> Subset:
-    """The validation windows, or an even sample of them where there are many."""
-    source = make("validation")
-    most = experiment.config.evaluation.max_validation or len(source)
-    return Subset(source, np.unique(np.linspace(0, len(source) - 1, min(most, len(source))).astype(np.int64)))
+    return lambda values: {**rankings(values), **losses(values)}

@@ -8,14 +8,16 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from user_llm.models.parameters import Parameters
+
 _METRIC = "keep_best"  # the name the kept metric has beside a checkpoint; higher is better
 
 
 class StageCheckpoints:
     """The checkpoints under `<folder>/checkpoints/`, one per saved step.
 
-    A step holds the arrays of the training state and a JSON note (iterator position, clock). A step that
-    was being written when the process died is no step: Orbax commits by renaming.
+    A step holds the parameters, the rest of the training state, and a JSON note (iterator position, clock). A
+    step that was being written when the process died is no step: Orbax commits by renaming.
     """
 
     def __init__(self, folder: Path, *, keep_last: int = 1, keep_best: bool = False, read_only: bool = False):
@@ -35,7 +37,7 @@ class StageCheckpoints:
                 read_only=read_only,
                 create=not read_only,
             ),
-            item_names=("state", "note"),
+            item_names=("parameters", "rest", "note"),
         )
 
     def latest_step(self) -> int | None:
@@ -47,23 +49,39 @@ class StageCheckpoints:
         best = self._manager.best_step() if self._keep_best else None
         return self.latest_step() if best is None else best
 
-    def save(self, step: int, state: Any, note: Mapping[str, Any], metric: float | None = None) -> None:
-        """Copies `state` off the devices and returns; writing goes on in the background."""
+    def save(self, step: int, state: Mapping[str, Any], note: Mapping[str, Any], metric: float | None = None) -> None:
+        """Copies `state` (its `parameters`, and the rest) off the devices and returns; writing goes on behind."""
+        rest = {key: value for key, value in state.items() if key != "parameters"}
         self._manager.save(
             step,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(state), note=ocp.args.JsonSave(dict(note))),
+            args=ocp.args.Composite(
+                parameters=ocp.args.StandardSave(state["parameters"]),
+                rest=ocp.args.StandardSave(rest),
+                note=ocp.args.JsonSave(dict(note)),
+            ),
             metrics=None if metric is None else {_METRIC: metric},
         )
 
-    def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+    def restore(self, step: int, like: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Restores (state, note) of `step` to the shapes, dtypes and shardings of `like` (arrays or abstract)."""
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        rest = {key: value for key, value in like.items() if key != "parameters"}
         restored = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), note=ocp.args.JsonRestore())
+            step,
+            args=ocp.args.Composite(
+                parameters=_restore(like["parameters"]), rest=_restore(rest), note=ocp.args.JsonRestore()
+            ),
         )
-        return restored["state"], restored["note"]
+        return {"parameters": restored["parameters"], **restored["rest"]}, restored["note"]
+
+    def restore_parameters(self, step: int, like: Parameters) -> Parameters:
+        """Restores the parameters of `step` alone."""
+        return self._manager.restore(step, args=ocp.args.Composite(parameters=_restore(like)))["parameters"]
 
     def close(self) -> None:
         """Waits for what is being written."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _restore(like: Any) -> ocp.args.StandardRestore:
+    return ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like))

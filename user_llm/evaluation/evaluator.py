@@ -59,8 +59,10 @@ def rank_by_beams(
     return np.concatenate(ranks), np.concatenate(items)
 
 
-def encoder_scores(graphdef: nnx.GraphDef, values: Parameters, buffers: Parameters, mesh: Mesh) -> Scores:
-    """Scores of the encoder alone: its next-item logits after the newest event."""
+def encoder_scores(
+    graphdef: nnx.GraphDef, buffers: Parameters, mesh: Mesh
+) -> Callable[[Parameters, Mapping[str, np.ndarray]], jax.Array]:
+    """Returns `(values, batch) -> [B, I+1]`: the encoder alone, its next-item logits after the newest event."""
 
     @jax.jit
     def apply(values, buffers, item, rating):
@@ -68,9 +70,9 @@ def encoder_scores(graphdef: nnx.GraphDef, values: Parameters, buffers: Paramete
         embeddings = model({"item": item, "rating": rating}, item > 0)
         return model.item_logits(embeddings[:, -1])
 
-    def scores(batch):
-        batch = put_batch(batch, mesh)
-        return apply(values, buffers, batch["history/item"], batch["history/rating"])
+    def scores(values, batch):
+        batch = put_batch({name: batch[f"history/{name}"] for name in ("item", "rating")}, mesh)
+        return apply(values, buffers, batch["item"], batch["rating"])
 
     return scores
 
@@ -122,6 +124,12 @@ class Subset:
 
     def __init__(self, source: Any, ids: np.ndarray):
         self._source, self._ids = source, ids
+
+    @classmethod
+    def evenly(cls, source: Any, most: int) -> "Subset":
+        """At most `most` examples, evenly spread over the source; 0 takes all."""
+        count = min(most or len(source), len(source))
+        return cls(source, np.linspace(0, len(source) - 1, count).astype(np.int64))
 
     def __len__(self) -> int:
         return len(self._ids)

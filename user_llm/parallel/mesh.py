@@ -29,6 +29,11 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
     return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def one_device() -> Mesh:
+    """The mesh of the first device alone."""
+    return Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1, 1), AXES)
+
+
 def batch_shards(mesh: Mesh) -> int:
     """Number of slices a batch is cut into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]

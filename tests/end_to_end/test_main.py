@@ -1,0 +1,160 @@
+"""The command as a user runs it: killed and started again, refused, skipped, loaded from Python."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import user_llm
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CONFIG = Path(__file__).with_name("tiny.py")
+
+
+def command(workdir: Path, data_dir: Path, *overrides: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "user_llm.main", f"--config={CONFIG}", f"--workdir={workdir}"),
+        *(f"--config.data.data_dir={data_dir}", "--gin=Host.tensorboard=False", *overrides),
+    ]
+
+
+def run(workdir: Path, data_dir: Path, *overrides: str) -> subprocess.CompletedProcess:
+    return subprocess.run(command(workdir, data_dir, *overrides), cwd=REPOSITORY, capture_output=True, text=True)
+
+
+def kill_when(workdir: Path, data_dir: Path, stage: str, step: int, number: int) -> subprocess.Popen:
+    """Starts the command and sends it signal `number` once `stage` has written a row of `step` or later."""
+    with (workdir.parent / "log.txt").open("a") as log:
+        process = subprocess.Popen(command(workdir, data_dir), cwd=REPOSITORY, stderr=log, stdout=log)
+        metrics, until = workdir / stage / "metrics.jsonl", time.monotonic() + 300
+        while process.poll() is None and time.monotonic() < until:
+            rows = metrics.read_text().splitlines() if metrics.exists() else []
+            if rows and json.loads(rows[-1])["step"] >= step:
+                break
+            time.sleep(0.02)
+        process.send_signal(number)
+        process.wait(timeout=120)
+    return process
+
+
+def parameters(workdir: Path) -> dict[str, str]:
+    """Hashes of every tensor of the finished models."""
+    model = user_llm.load(workdir)._model
+    return {
+        path: hashlib.sha256(memoryview(value.__array__()).tobytes()).hexdigest()
+        for path, value in model.parameters.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data_dir):
+    workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
+    done = run(workdir, data_dir)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return workdir, done
+
+
+def test_a_run_prints_the_table_and_leaves_its_files(finished):
+    workdir, done = finished
+    for row in ("Popularity", "Encoder alone", "LLM without context", "User-LLM", "User-LLM, shuffled contexts"):
+        assert row in done.stdout
+    results = json.loads((workdir / "results.json").read_text())
+    everyone, paper = results["protocols"].values()
+    assert everyone["users"] == 48 > paper["users"] > 0
+    assert set(results["provenance"]) >= {"commit", "dataset", "device"}
+    predictions = [json.loads(line) for line in (workdir / "predictions.jsonl").read_text().splitlines()]
+    assert len(predictions) == 48
+    # What the table says follows from the predictions.
+    for name, row in everyone["rows"].items():
+        found = [line["ranks"][name] is not None and line["ranks"][name] <= 10 for line in predictions]
+        assert row["recall@10"]["value"] == pytest.approx(sum(found) / 48)
+    for name in ("config.json", "environment.json", "operative_config.gin", "vocabulary.model", "catalogue.json"):
+        assert (workdir / name).is_file()
+
+
+def test_killed_twice_and_started_again_gives_the_same_bits(finished, tmp_path, data_dir):
+    workdir = tmp_path / "run"
+    killed = kill_when(workdir, data_dir, "encoder", 8, signal.SIGKILL)
+    assert killed.returncode == -signal.SIGKILL
+    killed = kill_when(workdir, data_dir, "user_llm", 14, signal.SIGKILL)
+    assert killed.returncode == -signal.SIGKILL
+    done = run(workdir, data_dir)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "user_llm: restored step" in done.stderr
+    assert (workdir / "results.json").read_bytes() == (finished[0] / "results.json").read_bytes()
+    assert parameters(workdir) == parameters(finished[0])
+
+
+def test_sigterm_exits_cleanly_and_resumes(tmp_path, data_dir):
+    workdir = tmp_path / "run"
+    stopped = kill_when(workdir, data_dir, "encoder", 8, signal.SIGTERM)
+    log = (tmp_path / "log.txt").read_text()
+    assert stopped.returncode == 0, log[-4000:]
+    assert "the same command resumes there" in log
+    assert "Traceback" not in log
+    assert not (workdir / "results.json").exists()
+
+
+def test_a_finished_run_is_not_run_again(finished, data_dir):
+    workdir, _ = finished
+    before = {path: os.stat(path).st_mtime_ns for path in workdir.rglob("*")}
+    again = run(workdir, data_dir)
+    assert again.returncode == 0
+    assert "User-LLM" in again.stdout
+    assert {path: os.stat(path).st_mtime_ns for path in workdir.rglob("*")} == before
+
+
+def test_the_workdir_of_another_config_is_refused(finished, data_dir):
+    refused = run(finished[0], data_dir, "--config.seed=1")
+    assert refused.returncode == 1
+    assert "holds a run of another config" in refused.stderr
+    assert "config.seed was 0, is 1" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_finished_run_recommends_to_new_users(finished):
+    model = user_llm.load(finished[0])
+    titles = model.catalogue.titles
+    history = [{"item": titles[item], "rating": 4.0} for item in (3, 5, 8)]
+    answers = model.recommend(history, k=7)
+    assert len({answer.title for answer in answers}) == 7
+    assert not {answer.title for answer in answers} & {titles[3], titles[5], titles[8]}
+    assert {answer.title for answer in answers} <= set(titles)
+    scores = [answer.score for answer in answers]
+    assert scores == sorted(scores, reverse=True)
+    # Only the latest `history_length` events are read.
+    long = [{"item": titles[20], "rating": 1.0}] * 5 + [{"item": titles[item], "rating": 3.0} for item in range(1, 25)]
+    assert model.recommend(long) == model.recommend(long[-24:])
+
+
+@pytest.mark.parametrize(
+    ("event", "message"),
+    [
+        ({"item": "No Such Film (1999)", "rating": 4.0}, "event 0: 'No Such Film .1999.' is no title"),
+        ({"rating": 4.0}, "event 0: None is no title"),
+        ({"item": "{title}", "rating": 11}, "event 0: rating 11; expected one of 0.5, 1,"),
+        ({"item": "{title}"}, "event 0: rating None; expected one of"),
+    ],
+)
+def test_an_event_that_cannot_be_read_is_named(finished, event, message):
+    model = user_llm.load(finished[0])
+    event = {key: model.catalogue.titles[3] if value == "{title}" else value for key, value in event.items()}
+    with pytest.raises(ValueError, match=message):
+        model.recommend([event])
+
+
+def test_a_folder_without_a_run_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"config\.json does not exist: name the --workdir"):
+        user_llm.load(tmp_path)
