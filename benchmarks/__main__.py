@@ -125,7 +125,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     mallocs = ["tuned"] if arguments.quick else list(MALLOC)
-    rounds = {128: 3} if arguments.quick else {128: 4, 512: 2}
+    rounds = {128: 2} if arguments.quick else {128: 4, 512: 2}
     described = machine()
     pipeline = [measure_pipeline(malloc, 5) for malloc in mallocs]
     encoder = []

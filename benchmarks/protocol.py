@@ -6,9 +6,11 @@ request, because on a shared machine only rounds taken in turns compare. Message
 runs the child's side too.
 """
 
+import ctypes
 import importlib.metadata
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -36,7 +38,7 @@ class ContenderFailed(RuntimeError):
 
 
 class Contender:
-    """The parent's side: starts `python -m module` with `options`, and waits until it did one round for itself.
+    """The parent's side: starts `python -m module` with `options`, and waits until it has compiled and is warm.
 
     Args:
       python: interpreter of the contender's environment.
@@ -105,23 +107,30 @@ def serve(setup: Callable[[dict[str, Any]], Callable[[], float]], packages: tupl
     # Libraries print; the messages get the real standard output for themselves.
     messages = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    imported = _memory("VmRSS")
+    imported = _memory("self/status", "VmRSS")
+    # Dense logits can ask for more than there is: fail here, by name, before the kernel kills somebody else.
+    available = int(_memory("meminfo", "MemAvailable") * 1e9)
+    resource.setrlimit(resource.RLIMIT_DATA, (available, available))
     one_round = setup(json.loads(sys.argv[1]))
     one_round()  # compiles
+    # What a compiler used is no memory of a step: return it, and start the count of the peak anew.
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    one_round()  # fills pools and caches again
     versions = {package: importlib.metadata.version(package) for package in packages}
     print(json.dumps({"versions": versions}), file=messages, flush=True)
     for _ in sys.stdin:
         start = time.perf_counter()
         value = one_round()
-        seconds, peak = time.perf_counter() - start, _memory("VmHWM")
+        seconds, peak = time.perf_counter() - start, _memory("self/status", "VmHWM")
         answer = {"seconds": seconds, "value": value, "peak_gb": peak, "peak_above_imports_gb": peak - imported}
         print(json.dumps(answer), file=messages, flush=True)
 
 
-def _memory(field: str) -> float:
-    """This process's resident memory in GB (10⁹ bytes): VmRSS now, VmHWM at its highest."""
+def _memory(file: str, field: str) -> float:
+    """GB (10⁹ bytes) of a field under /proc, such as VmRSS (resident now) and VmHWM (at its highest)."""
     # Not getrusage: its maximum is inherited from the parent through exec.
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc", file).read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) * 1024 / 1e9
-    raise RuntimeError(f"/proc/self/status has no {field}; benchmarks run on Linux.")
+    raise RuntimeError(f"/proc/{file} has no {field}; benchmarks run on Linux.")
