@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "user_llm.config": (),
     "user_llm.command_line": ("user_llm.config",),
     "user_llm.host": (),
+    "user_llm.quiet_tensorflow": (),
     "user_llm.data": ("tfds_builders",),
     "user_llm.models": (),
     "user_llm.parallel": ("user_llm.models",),

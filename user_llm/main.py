@@ -5,11 +5,8 @@ results is printed. Run the same command again: finished stages are skipped, a b
 """
 
 import logging
-import os
 import sys
 from pathlib import Path
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported: its banners say nothing of use
 
 import gin
 import jax
@@ -17,7 +14,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from user_llm import command_line, run
+from user_llm import command_line, quiet_tensorflow, run  # noqa: F401 - quietly, before `run` does it
 from user_llm.dry_run import print_dry_run
 from user_llm.host import Host
 from user_llm.training.loop import Preempted, TrainingDiverged

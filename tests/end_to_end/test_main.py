@@ -45,12 +45,9 @@ def kill_when(workdir: Path, data_dir: Path, stage: str, step: int, number: int)
 
 
 def parameters(workdir: Path) -> dict[str, str]:
-    """Hashes of every tensor of the finished models."""
-    model = user_llm.load(workdir)._model
-    return {
-        path: hashlib.sha256(memoryview(value.__array__()).tobytes()).hexdigest()
-        for path, value in model.parameters.items()
-    }
+    """Hashes of every tensor of the finished contextualised LLM."""
+    values = user_llm.load(workdir)._model.parameters
+    return {path: hashlib.sha256(np.asarray(value).tobytes()).hexdigest() for path, value in values.items()}
 
 
 @pytest.fixture(scope="module")

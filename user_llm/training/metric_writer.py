@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
-from clu import metric_writers
 
 
 class MetricWriter:
@@ -29,6 +28,8 @@ class MetricWriter:
             os.replace(temporary, path)
             self._file = path.open("a")
             if tensorboard:
+                from clu import metric_writers  # brings TensorFlow: 0.6 GB and seconds that a run without it is spared
+
                 self._events = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(folder)))
 
     def restored(self, step: int) -> bool:
