@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from user_llm.data.windows import Windows
 from user_llm.decoding.catalogue_trie import CatalogueTrie
 from user_llm.evaluation.report import write_lines
 from user_llm.parallel.mesh import batch_shards, make_mesh
+
+_logger = logging.getLogger(__name__)
 
 
 class Experiment:
@@ -97,6 +100,11 @@ class Experiment:
         """Prompts and titles in tokens."""
         config = self.config
         titles = TitleTokens(self.catalogue, self.vocabulary, config.prompt.max_targets)
+        _logger.info(
+            "%d titles in %d pieces at most; %d of them cut at prompt.max_targets=%d; %d duplicates numbered",
+            *(self.catalogue.num_items, titles.lengths.max(), titles.cut, config.prompt.max_targets),
+            self.catalogue.duplicates,
+        )
         return NextItemPrompts(
             titles, self._wording, max_inputs=config.prompt.max_inputs, text_history=config.data.text_history
         )
@@ -107,7 +115,9 @@ class Experiment:
 
     def text_source(self) -> TextSource:
         """What a language model trained from scratch reads."""
-        return TextSource(self._documents, self.source("train"), max_length=self.config.llm.max_length)
+        source = TextSource(self._documents, self.source("train"), max_length=self.config.llm.max_length)
+        _logger.info("%d texts to learn from; %d documents cut at llm.max_length", len(source), source.cut)
+        return source
 
     @functools.cached_property
     def trie(self) -> CatalogueTrie:

@@ -65,12 +65,18 @@ def text_objective(chunk_rows: int) -> Objective:
 
 
 def contextualised_objective(chunk_rows: int) -> Objective:
-    """Next-token prediction of the answer by the LLM that reads the user's embeddings (paper 3.2)."""
+    """Next-token prediction of the answer by the LLM that reads the user's embeddings (paper 3.2).
+
+    Counts the events of a text history that did not fit into the prompt.
+    """
 
     def objective(model, batch: Batch, key: jax.Array | None):
         features, mask = history(batch)
         context = model.encode(features, mask, key=key)
-        return _answer_loss(model, model.language_model, batch, chunk_rows, context=context)
+        loss, weight, metrics = _answer_loss(model, model.language_model, batch, chunk_rows, context=context)
+        rows = _example_weights(batch)
+        dropped = jnp.sum(rows * batch["dropped_events"]), rows.sum()
+        return loss, weight, {**metrics, "dropped_events": dropped}
 
     return objective
 
