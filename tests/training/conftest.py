@@ -1,0 +1,119 @@
+"""A small contextualised model, and made-up windows that carry the batches of every objective."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from user_llm.checkpoints.transfer import initialise
+from user_llm.models import parameters
+from user_llm.models.autoregressive_encoder import AutoregressiveEncoder, EncoderConfig
+from user_llm.models.cross_attention import Connector, ConnectorConfig
+from user_llm.models.language_model import LanguageModel, LanguageModelConfig
+from user_llm.models.user_llm import UserLLM
+from user_llm.parallel.mesh import one_device
+
+ITEMS, CATEGORIES, RATINGS, S, T, V = 11, 4, 5, 6, 7, 23
+# Sets of none, one and two categories.
+ITEM_CATEGORIES = np.array([[0, 0]] + [[1 + i % CATEGORIES, (i % 3 == 0) * (1 + (i + 1) % 4)] for i in range(ITEMS)])
+ITEM_CATEGORIES[[4, 9]] = 0
+
+
+def _build_encoder(rngs: nnx.Rngs, *, dropout: float = 0.0, scan_layers: bool = False) -> AutoregressiveEncoder:
+    config = EncoderConfig(
+        max_length=S, num_layers=1, width=8, num_heads=2, hidden=12, dropout=dropout, scan_layers=scan_layers
+    )
+    sizes = dict(num_categories=CATEGORIES, num_ratings=RATINGS)
+    return AutoregressiveEncoder(config, item_categories=ITEM_CATEGORIES, **sizes, rngs=rngs)
+
+
+def _build_user_llm(rngs: nnx.Rngs, *, dropout: float = 0.0, scan_layers: bool = False) -> UserLLM:
+    llm = LanguageModelConfig(
+        vocab_size=V,
+        num_layers=2,
+        width=12,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=6,
+        hidden=16,
+        tie_embeddings=False,
+        scan_layers=scan_layers,
+    )
+    dims = ConnectorConfig(every=1, num_heads=2, head_dim=6, hidden=16)
+    return UserLLM(
+        _build_encoder(rngs, dropout=dropout, scan_layers=scan_layers),
+        Connector(dims, llm.stack, 8, rngs=rngs),
+        LanguageModel(llm, rngs=rngs),
+    )
+
+
+def _lively(build: parameters.Builder) -> nnx.Module:
+    """A model whose predictions differ clearly: gates open, tables and so logits large."""
+    graphdef, values, buffers = initialise(build, 0, one_device())
+    for path, value in values.items():
+        if path.endswith("_gate_D"):
+            values[path] = value + 0.7
+        elif path.endswith(("_VU", "position_SU")):
+            values[path] = value * 50
+    return parameters.merge(graphdef, values, buffers)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A source of `count` examples: histories with padding on the left, texts with padding on the right."""
+
+    count: int = 16
+
+    def __len__(self) -> int:
+        return self.count
+
+    def gather(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        generator = np.random.default_rng(0)
+        draw = lambda high, shape: generator.integers(1, high, shape).astype(np.int32)  # noqa: E731
+        rows = self.count
+        item, rating, tokens = draw(ITEMS + 1, (rows, S + 1)), draw(RATINGS + 1, (rows, S + 1)), draw(V, (rows, T + 1))
+        missing = np.arange(S + 1) < generator.integers(0, S, (rows, 1))
+        item[missing] = rating[missing] = 0
+        length = generator.integers(3, T + 1, (rows, 1))
+        tokens[np.arange(T + 1) > length] = 0
+        answer = (np.arange(T) >= 2) & (np.arange(T) < length)
+        batch = {
+            "history/item": item[:, :-1],
+            "history/rating": rating[:, :-1],
+            "label/item": item[:, -1],
+            "label/rating": rating[:, -1],
+            "decoder_input_tokens": tokens[:, :-1],
+            "decoder_target_tokens": tokens[:, 1:],
+            "decoder_positions": np.tile(np.arange(T, dtype=np.int32), (rows, 1)),
+            "decoder_loss_weights": answer * generator.uniform(0.5, 1.5, (rows, T)).astype(np.float32),
+            "dropped_events": generator.integers(0, 3, rows).astype(np.int32),
+        }
+        return {key: value[ids] for key, value in batch.items()}
+
+
+@pytest.fixture(scope="session")
+def build_encoder() -> Callable[..., AutoregressiveEncoder]:
+    return _build_encoder
+
+
+@pytest.fixture(scope="session")
+def build_user_llm() -> Callable[..., UserLLM]:
+    return _build_user_llm
+
+
+@pytest.fixture(scope="session")
+def lively() -> Callable[[parameters.Builder], nnx.Module]:
+    return _lively
+
+
+@pytest.fixture(scope="session")
+def examples() -> Examples:
+    return Examples()
+
+
+@pytest.fixture(scope="session")
+def batch(examples) -> dict[str, np.ndarray]:
+    """All examples at once."""
+    return examples.gather(np.arange(len(examples)))

@@ -1,0 +1,155 @@
+"""The objectives against plain loops over dense softmaxes in float64, and what sums promise."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from user_llm.models import parameters
+from user_llm.models.language_model import causal_mask
+from user_llm.training.objectives import autoregressive_objective, contextualised_objective, text_objective
+
+CHUNK = 5  # rows; divides nothing here
+
+
+@pytest.fixture(scope="module")
+def encoder(lively, build_encoder):
+    return lively(build_encoder)
+
+
+@pytest.fixture(scope="module")
+def user_llm(lively, build_user_llm):
+    return lively(build_user_llm)
+
+
+def run(objective, model, batch, key=None):
+    """(loss, weight, metrics) as floats."""
+    return jax.tree.map(float, _jitted(objective)(model, batch, key))
+
+
+@functools.cache
+def _jitted(objective):
+    return jax.jit(objective)
+
+
+AUTOREGRESSIVE, CONTEXTUALISED = autoregressive_objective(CHUNK), contextualised_objective(CHUNK)
+OBJECTIVES = {"encoder": AUTOREGRESSIVE, "user_llm": CONTEXTUALISED}
+both = pytest.mark.parametrize("name", OBJECTIVES)
+
+
+def negative_log_softmax(logits):
+    return np.log(np.exp(logits).sum()) - logits
+
+
+def naive_autoregressive(model, batch):
+    """{feature: (loss, weight)}: every real event predicts the one after it, class 0 is in no softmax."""
+    history = {name: batch[f"history/{name}"] for name in ("item", "rating")}
+    embeddings = np.asarray(jax.jit(model)(history, history["item"] > 0), np.float64)
+    categories = np.asarray(model.embedding.item_categories[...])
+    totals = {}
+    for feature in ("item", "category", "rating"):
+        head = np.asarray(getattr(model, f"{feature}_head_UU")[...], np.float64)
+        table = np.asarray(model.feature_table(feature), np.float64)[1:]
+        loss = weight = 0.0
+        for row, embedding in enumerate(embeddings):
+            events = {name: [*history[name][row], batch[f"label/{name}"][row]] for name in history}
+            for slot in range(len(embedding)):
+                if events["item"][slot] == 0:
+                    continue
+                following = {name: events[name][slot + 1] for name in events}
+                wanted = [following[feature]] if feature in following else categories[following["item"]]
+                wanted = [target - 1 for target in wanted if target > 0]
+                if wanted:
+                    loss += np.mean(negative_log_softmax(table @ (embedding[slot] @ head))[wanted])
+                    weight += 1
+        totals[feature] = (loss, weight)
+    return totals
+
+
+def test_the_autoregressive_loss_is_a_dense_softmax_at_every_event(encoder, batch):
+    assert (batch["history/item"] == 0).any()
+    loss, weight, metrics = run(AUTOREGRESSIVE, encoder, batch)
+    expected = naive_autoregressive(encoder, batch)
+    for feature, (total, count) in expected.items():
+        assert metrics[f"loss/{feature}"] == (pytest.approx(total, rel=1e-5), count)
+    assert loss == pytest.approx(sum(total for total, _ in expected.values()), rel=1e-5)
+    assert weight == (batch["history/item"] > 0).sum() == expected["item"][1] > expected["category"][1]
+    assert metrics["loss"] == (loss, weight)
+
+
+def test_the_contextualised_loss_is_a_dense_softmax_over_the_answer(user_llm, batch):
+    history = {name: batch[f"history/{name}"] for name in ("item", "rating")}
+
+    @jax.jit
+    def predict(model):
+        context = model.encode(history, history["item"] > 0)
+        tokens = batch["decoder_input_tokens"]
+        hidden, _ = model(tokens, batch["decoder_positions"], causal_mask(tokens > 0), context=context)
+        return model.logits(hidden)
+
+    logits, weights = np.asarray(predict(user_llm), np.float64), batch["decoder_loss_weights"]
+    expected = sum(
+        weights[row, at] * negative_log_softmax(logits[row, at])[batch["decoder_target_tokens"][row, at]]
+        for row, at in np.argwhere(weights > 0)
+    )
+    loss, weight, metrics = run(CONTEXTUALISED, user_llm, batch)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert weight == pytest.approx(weights.sum(), rel=1e-6)
+    assert metrics == {"loss": (loss, weight), "dropped_events": (batch["dropped_events"].sum(), 16)}
+
+
+def test_the_contextualised_loss_reads_the_users_own_history(user_llm, batch):
+    other = {key: np.roll(value, 1, axis=0) if "history" in key else value for key, value in batch.items()}
+    assert abs(run(CONTEXTUALISED, user_llm, other)[0] - run(CONTEXTUALISED, user_llm, batch)[0]) > 0.01
+
+
+def test_tokens_behind_a_text_say_nothing(user_llm, batch):
+    tokens = batch["decoder_input_tokens"]
+    filled = {**batch, "decoder_input_tokens": np.where(tokens == 0, 3, tokens)}
+    assert (filled["decoder_input_tokens"] != tokens).any()
+    assert run(CONTEXTUALISED, user_llm, filled)[0] == pytest.approx(run(CONTEXTUALISED, user_llm, batch)[0], rel=1e-6)
+
+
+def test_with_shut_gates_it_is_the_text_objective(user_llm, batch):
+    graphdef, values, buffers = parameters.split(user_llm)
+    values = {path: value * 0 if path.endswith("_gate_D") else value for path, value in values.items()}
+    shut = parameters.merge(graphdef, values, buffers)
+    texts = {key: value for key, value in batch.items() if key.startswith("decoder_")}
+    alone = run(text_objective(CHUNK), user_llm.language_model, texts)
+    assert run(CONTEXTUALISED, shut, batch)[0] == pytest.approx(alone[0], rel=1e-6)
+    assert abs(run(CONTEXTUALISED, user_llm, batch)[0] - alone[0]) > 0.01
+
+
+@both
+def test_rows_that_fill_a_batch_change_nothing(name, request, batch):
+    """The same shape throughout: rows of weight 0 may hold anything."""
+    model, objective = request.getfixturevalue(name), OBJECTIVES[name]
+    weight = np.repeat(np.float32([1, 0]), [10, 6])
+    other = {key: np.concatenate([value[:10], value[:6]]) for key, value in batch.items()}
+    padded = run(objective, model, {**batch, "weight": weight})
+    assert padded == run(objective, model, {**other, "weight": weight})
+    assert padded[0] == pytest.approx(run(objective, model, {key: v[:10] for key, v in batch.items()})[0], rel=1e-5)
+
+
+@both
+def test_the_sums_of_two_halves_are_those_of_the_whole(name, request, batch):
+    model, objective = request.getfixturevalue(name), OBJECTIVES[name]
+    halves = [
+        run(objective, model, {key: value[rows] for key, value in batch.items()}) for rows in np.split(np.arange(16), 2)
+    ]
+    total = jax.tree.map(lambda a, b: a + b, *halves)
+    jax.tree.map(
+        lambda got, whole: np.testing.assert_allclose(got, whole, rtol=1e-5), total, run(objective, model, batch)
+    )
+
+
+@both
+def test_a_key_turns_dropout_on(name, request, lively, build_encoder, build_user_llm, batch):
+    build = {"encoder": build_encoder, "user_llm": build_user_llm}[name]
+    model, objective = lively(functools.partial(build, dropout=0.5)), OBJECTIVES[name]
+    quiet = run(objective, model, batch)
+    assert quiet == run(objective, request.getfixturevalue(name), batch)
+    noisy = {run(objective, model, batch, jax.random.key(seed))[0] for seed in (0, 0, 1)}
+    assert len(noisy) == 2
+    assert quiet[0] not in noisy

@@ -1,0 +1,91 @@
+"""The optimizer against AdamW written out in NumPy, its schedule against the formula (paper appendix C)."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs.base import training
+from user_llm.models import parameters
+from user_llm.training.optimizer import learning_rate_schedule, make_optimizer
+
+
+def formula(step, *, peak, warmup, steps):
+    if step < warmup:
+        return peak * step / warmup
+    return peak * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
+
+
+@pytest.mark.parametrize(("fraction", "warmup"), [(0.1, 20), (0.0, 0), (0.5, 100)])
+def test_the_schedule_warms_up_and_falls_to_zero(fraction, warmup):
+    schedule = learning_rate_schedule(training(steps=200, learning_rate=0.3, warmup_fraction=fraction))
+    for step in (0, 1, warmup // 2, warmup, warmup + 1, 150, 199, 200):
+        assert float(schedule(step)) == pytest.approx(formula(step, peak=0.3, warmup=warmup, steps=200), abs=1e-7), step
+    assert float(schedule(warmup)) == pytest.approx(0.3)
+    assert float(schedule(200)) == 0
+    assert float(schedule(0)) == (0 if warmup else pytest.approx(0.3))
+
+
+@pytest.mark.parametrize(("steps", "fraction"), [(1, 0.1), (1, 1.0), (10, 1.0)])
+def test_a_schedule_may_be_all_warm_up_or_one_step(steps, fraction):
+    schedule = learning_rate_schedule(training(steps=steps, learning_rate=0.3, warmup_fraction=fraction))
+    rates = [float(schedule(step)) for step in range(steps)]
+    warmup = round(steps * fraction)
+    assert rates == pytest.approx([0.3 * step / warmup if warmup else 0.3 for step in range(steps)])
+
+
+AXES = {"w": ("embed", "mlp"), "norm": ("norm",)}
+
+
+def numpy_adamw(values, gradients, *, clip_norm, weight_decay, rates):
+    """Decoupled decay of matrices (Loshchilov & Hutter 2019) after clipping by the global norm."""
+    values = {path: value.astype(np.float64) for path, value in values.items()}
+    first, second = ({path: np.zeros_like(value) for path, value in values.items()} for _ in range(2))
+    for step, (gradient, rate) in enumerate(zip(gradients, rates, strict=True), start=1):
+        norm = math.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in gradient.values()))
+        scale = clip_norm / norm if clip_norm and norm > clip_norm else 1.0
+        for path, value in values.items():
+            g = gradient[path] * scale
+            first[path] = 0.9 * first[path] + 0.1 * g
+            second[path] = 0.98 * second[path] + 0.02 * g**2
+            direction = first[path] / (1 - 0.9**step) / (np.sqrt(second[path] / (1 - 0.98**step)) + 1e-8)
+            values[path] = value - rate * (direction + weight_decay * (value if value.ndim > 1 else 0))
+    return values
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_updates_are_those_of_adamw(clip_norm):
+    generator = np.random.default_rng(0)
+    values = {"w": generator.normal(size=(3, 4)).astype(np.float32), "norm": np.ones(4, np.float32)}
+    # Norms far above the clip, about it and far below: clipping tells in Adam only where they differ.
+    gradients = [
+        {path: (size * generator.normal(size=value.shape)).astype(np.float32) for path, value in values.items()}
+        for size in (10.0, 0.3, 0.01, 3.0)
+    ]
+    config = training(steps=4, learning_rate=0.1, warmup_fraction=0.25, weight_decay=0.2, clip_norm=clip_norm)
+    rates = [formula(step, peak=0.1, warmup=1, steps=4) for step in range(4)]
+    expected = numpy_adamw(values, gradients, clip_norm=clip_norm, weight_decay=0.2, rates=rates)
+    optimizer = make_optimizer(config, AXES)
+    state = optimizer.init(values)
+    for gradient in gradients:
+        updates, state = jax.jit(optimizer.update)(gradient, state, values)
+        values = jax.tree.map(jnp.add, values, updates)
+    for path, value in expected.items():
+        np.testing.assert_allclose(values[path], value, rtol=1e-4, atol=1e-6, err_msg=path)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_decay_shrinks_matrices_and_leaves_norms_and_gates(build_user_llm, scan_layers):
+    """Without gradients the decay alone moves anything."""
+    model = parameters.abstract(lambda rngs: build_user_llm(rngs, scan_layers=scan_layers))
+    values = {path: jnp.ones(shape.shape) for path, shape in parameters.split(model)[1].items()}
+    config = training(learning_rate=0.5, warmup_fraction=0.0, weight_decay=0.1)
+    optimizer = make_optimizer(config, parameters.logical_axes(model))
+    zeros = jax.tree.map(jnp.zeros_like, values)
+    updates, _ = jax.jit(optimizer.update)(zeros, jax.jit(optimizer.init)(values), values)
+    spared = {path for path in values if path.endswith(("scale_D", "_gate_D"))}
+    assert {path.split("/")[0] for path in spared} == {"encoder", "connector", "language_model"}
+    for path, update in updates.items():
+        np.testing.assert_allclose(update, 0 if path in spared else -0.05, rtol=1e-6, err_msg=path)

@@ -1,0 +1,51 @@
+"""Strategies cover every parameter, and train the components that the paper says (3.2.3)."""
+
+import pytest
+
+from user_llm.models import parameters
+from user_llm.training.trainable import EVERYTHING, STRATEGIES, trainable
+
+TRAINED = {
+    "full": {"encoder", "connector", "language_model"},
+    "enc": {"encoder", "connector"},
+    "proj": {"connector"},
+}
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["unrolled", "scanned"])
+def paths(request, build_user_llm):
+    return parameters.split(parameters.abstract(lambda rngs: build_user_llm(rngs, scan_layers=request.param)))[1].keys()
+
+
+def test_every_strategy_is_known_here():
+    assert STRATEGIES.keys() == TRAINED.keys()
+
+
+@pytest.mark.parametrize("strategy", TRAINED)
+def test_a_strategy_covers_every_parameter_and_trains_its_components(strategy, paths):
+    trains = trainable(paths, STRATEGIES[strategy])
+    assert list(trains) == list(paths)
+    heads = {path for path in paths if path.endswith("_head_UU")}
+    assert len(heads) == 3
+    for path, answer in trains.items():
+        assert answer == (path.split("/")[0] in TRAINED[strategy] and path not in heads), path
+
+
+def test_a_model_trained_alone_trains_whole(paths):
+    assert all(trainable(paths, EVERYTHING).values())
+
+
+def test_the_first_row_that_matches_the_whole_path_decides():
+    rules = ((r"a/b", False), (r"a/.*", True), (r".*", False))
+    assert trainable(["a/b", "a/bc", "x/a/b"], rules) == {"a/b": False, "a/bc": True, "x/a/b": False}
+
+
+@pytest.mark.parametrize("strategy", TRAINED)
+def test_a_parameter_without_a_row_is_named(strategy, paths):
+    with pytest.raises(ValueError, match="No row of the strategy covers the parameter perceiver/latents_LU"):
+        trainable([*paths, "perceiver/latents_LU"], STRATEGIES[strategy])
+
+
+def test_a_strategy_that_trains_nothing_is_refused(paths):
+    with pytest.raises(ValueError, match="trains no parameter"):
+        trainable([path for path in paths if not path.startswith("connector")], STRATEGIES["proj"])
