@@ -26,6 +26,8 @@ PUBLISHED = {
     "movielens/latest_small": (9_742, 20, 10),
 }
 
+_MIN_WIDTH = 100  # columns; a narrower table would cut numbers
+
 
 def assembly_of(config: ConfigDict) -> Assembly:
     """The models of `config`, without its data."""
@@ -51,7 +53,7 @@ def print_dry_run(config: ConfigDict) -> None:
         "encoder": (assembly.encoder, EVERYTHING),
         "user_llm": (assembly.user_llm, STRATEGIES[config.strategy]),
     }
-    console = Console()
+    console = Console(width=max(_MIN_WIDTH, Console().width))
     for name in config.stages:
         if name == "llm" and config.llm.checkpoint:
             continue

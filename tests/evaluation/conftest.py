@@ -1,0 +1,113 @@
+"""Made-up windows, a catalogue with two titles of equal tokens, and a small model whose answers differ clearly."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from user_llm.checkpoints.transfer import initialise
+from user_llm.decoding.catalogue_trie import CatalogueTrie
+from user_llm.models import parameters
+from user_llm.models.autoregressive_encoder import AutoregressiveEncoder, EncoderConfig
+from user_llm.models.cross_attention import Connector, ConnectorConfig
+from user_llm.models.language_model import LanguageModel, LanguageModelConfig
+from user_llm.models.user_llm import UserLLM
+from user_llm.parallel.mesh import one_device
+
+EOS, VOCABULARY, SLOTS, RATINGS = 2, 9, 5, 5
+# By item, from 1. Items 2, 5 and 9 are one hypothesis, 3 and 8 another.
+TITLES = [(3, 4), (5,), (6, 7, 8), (3,), (5,), (4, 4), (8, 3), (6, 7, 8), (5,), (7,), (8, 8), (4,)]
+ITEMS = len(TITLES)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """One window a user, with padding on the left of some."""
+
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def gather(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        generator = np.random.default_rng(0)
+        draw = lambda high, *shape: generator.integers(1, high + 1, (self.count, *shape)).astype(np.int32)  # noqa: E731
+        item, rating = draw(ITEMS, SLOTS), draw(RATINGS, SLOTS)
+        missing = np.arange(SLOTS) < generator.integers(0, SLOTS - 1, (self.count, 1))
+        item[missing] = rating[missing] = 0
+        batch = {
+            "user": np.arange(self.count, dtype=np.int32),
+            "history/item": item,
+            "history/rating": rating,
+            "label/item": draw(ITEMS),
+            "label/rating": draw(RATINGS),
+            "prompt_tokens": np.concatenate([np.ones((self.count, 1), np.int32), 2 + draw(6, 2)], axis=1),
+        }
+        return {key: value[ids] for key, value in batch.items()}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A model as `models/parameters.py` splits it."""
+
+    graphdef: nnx.GraphDef
+    values: parameters.Parameters
+    buffers: parameters.Parameters
+
+    @property
+    def model(self) -> nnx.Module:
+        return parameters.merge(self.graphdef, self.values, self.buffers)
+
+
+def _encoder(rngs: nnx.Rngs) -> AutoregressiveEncoder:
+    config = EncoderConfig(max_length=SLOTS, num_layers=1, width=8, num_heads=2, hidden=12)
+    categories = np.arange(ITEMS + 1)[:, None] % 4
+    return AutoregressiveEncoder(config, item_categories=categories, num_categories=3, num_ratings=RATINGS, rngs=rngs)
+
+
+def _user_llm(rngs: nnx.Rngs) -> UserLLM:
+    dims = dict(num_layers=1, width=12, num_heads=2, num_kv_heads=1, head_dim=6, hidden=16)
+    llm = LanguageModelConfig(vocab_size=VOCABULARY, **dims)
+    connector = Connector(ConnectorConfig(every=1, num_heads=2, head_dim=6, hidden=16), llm.stack, 8, rngs=rngs)
+    return UserLLM(_encoder(rngs), connector, LanguageModel(llm, rngs=rngs))
+
+
+def _lively(build: parameters.Builder) -> Parts:
+    graphdef, values, buffers = initialise(build, 1, one_device())
+    for path, value in values.items():
+        if path.endswith("_gate_D"):
+            values[path] = value + 2.0
+        elif path.endswith(("embedding_VD", "_VU", "position_SU")):
+            values[path] = value * (3 if path.endswith("VD") else 50)
+    return Parts(graphdef, values, buffers)
+
+
+@pytest.fixture(scope="session")
+def windows() -> Windows:
+    """Eleven: no multiple of a batch."""
+    return Windows(11)
+
+
+@pytest.fixture(scope="session")
+def make_windows():
+    return Windows
+
+
+@pytest.fixture(scope="session")
+def encoder_parts() -> Parts:
+    return _lively(_encoder)
+
+
+@pytest.fixture(scope="session")
+def user_llm_parts() -> Parts:
+    return _lively(_user_llm)
+
+
+@pytest.fixture(scope="session")
+def trie() -> CatalogueTrie:
+    lengths = np.array([0, *map(len, TITLES)])
+    tokens = np.zeros((ITEMS + 1, lengths.max()), np.int32)
+    for item, title in enumerate(TITLES, start=1):
+        tokens[item, : len(title)] = title
+    return CatalogueTrie.build(tokens, lengths, EOS)

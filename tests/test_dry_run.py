@@ -1,0 +1,112 @@
+"""The plan of a run: its counts are those of the models, its bytes those a device would hold."""
+
+import math
+import re
+
+import pytest
+
+from configs import ml20m
+from user_llm.dry_run import assembly_of, print_dry_run
+from user_llm.models import parameters
+from user_llm.parallel.mesh import make_mesh
+from user_llm.parallel.rules import parameter_shardings
+
+
+def changed(**values):
+    config = ml20m.get_config()
+    config.update_from_flattened_dict({key.replace("__", "."): value for key, value in values.items()})
+    return config
+
+
+def printed(config, capsys):
+    """{stage: {component: (parameters, that train, MiB of parameters, of gradients, of the optimizer)}}"""
+    print_dry_run(config)
+    stages, rows = {}, {}
+    for line in capsys.readouterr().out.splitlines():
+        if title := re.search(r"ml20m: stage (\w+), mesh", line):
+            rows = stages.setdefault(title[1], {})
+        cells = [cell.strip() for cell in line.split("│")[1:-1]]
+        if cells and re.fullmatch(r"[\d,]+", cells[1]):
+            numbers = [cell.replace(",", "") for cell in cells[1:]]
+            rows[cells[0]] = (*map(int, numbers[:2]), *map(float, numbers[2:]))
+    return stages
+
+
+def held(build, sizes):
+    """{path: (parameters, of them on one device)}, as a mesh of this process' 8 devices cuts them."""
+    model = parameters.abstract(build)
+    shapes = parameters.split(model)[1]
+    shardings = parameter_shardings(shapes, parameters.logical_axes(model), make_mesh(sizes))
+    return {path: (s.size, math.prod(shardings[path].shard_shape(s.shape))) for path, s in shapes.items()}
+
+
+SIZES = {
+    "data": {"data": -1, "fsdp": 1, "tensor": 1},
+    "fsdp": {"data": 1, "fsdp": 8, "tensor": 1},
+    "tensor": {"data": 2, "fsdp": 2, "tensor": 2},
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_papers_experiment_weighs_what_its_models_weigh(name, capsys):
+    sizes = SIZES[name]
+    config = changed(**{f"compute__mesh__{axis}": size for axis, size in sizes.items()})
+    stages, assembly = printed(config, capsys), assembly_of(config)
+    assert list(stages) == ["llm", "encoder", "user_llm"]
+    for stage, build in [("llm", assembly.language_model), ("encoder", assembly.encoder)]:
+        whole, here = map(sum, zip(*held(build, sizes).values(), strict=True))
+        mib = here * 4 / 2**20
+        expected = (whole, whole, *(pytest.approx(value, abs=0.051) for value in (mib, mib, 2 * mib)))
+        assert stages[stage] == {stage: expected, "total": expected}
+    cut = held(assembly.user_llm, sizes)
+    assert stages["user_llm"].keys() == {"encoder", "connector", "language_model", "total"}
+    for component, row in stages["user_llm"].items():
+        mine = {path: size for path, size in cut.items() if component in (path.split("/")[0], "total")}
+        heads = sum(size for path, (size, _) in mine.items() if path.endswith("_head_UU"))
+        assert row[0] == sum(size for size, _ in mine.values())
+        assert row[1] == row[0] - heads
+        assert row[2] == pytest.approx(sum(here for _, here in mine.values()) * 4 / 2**20, abs=0.051)
+
+
+def test_the_papers_encoder_has_the_parameters_of_its_formula(capsys):
+    items, categories, ratings, events, width, hidden = 27_278, 20, 10, 50, 128, 512
+    tables = (items + categories + ratings + 3 + events) * width
+    layer = 4 * width**2 + 2 * width * hidden + 2 * width
+    expected = tables + 3 * width**2 + 3 * width**2 + 6 * layer + width  # projection, heads, layers, norm
+    assert printed(ml20m.get_config(), capsys)["encoder"]["total"][0] == expected
+
+
+def test_eight_slices_hold_an_eighth_each(capsys):
+    one, eight = (printed(changed(compute__mesh__fsdp=n, compute__mesh__data=1), capsys) for n in (1, 8))
+    for stage in one:
+        assert eight[stage]["total"][:2] == one[stage]["total"][:2]
+        for whole, part in zip(one[stage]["total"][2:], eight[stage]["total"][2:], strict=True):
+            assert whole / 8 <= part + 0.05 < whole / 8 * 1.02 + 0.1  # norms stay whole
+
+
+def test_frozen_parameters_are_counted_in_their_dtype_and_need_nothing_else(capsys):
+    rows = printed(changed(strategy="proj", compute__frozen_dtype="bfloat16", compute__mesh__data=1), capsys)[
+        "user_llm"
+    ]
+    for component in ("encoder", "language_model"):
+        size = rows[component][0]
+        assert rows[component][1:] == (0, pytest.approx(size * 2 / 2**20, abs=0.051), 0, 0)
+    size = rows["connector"][0]
+    mib = size * 4 / 2**20
+    assert rows["connector"] == (size, size, *(pytest.approx(value, abs=0.051) for value in (mib, mib, 2 * mib)))
+
+
+def test_a_downloaded_llm_is_not_trained_and_has_its_own_dims(shared_dir, capsys):
+    """Stories260K: 512 pieces, 5 layers of width 64 and hidden 172, 8 heads over 4 of keys; tied."""
+    folder = str(shared_dir / "llm" / "stories260K")
+    stages = printed(changed(llm__checkpoint=folder, integration__every=1), capsys)
+    assert list(stages) == ["encoder", "user_llm"]
+    layer = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 172 + 2 * 64
+    assert stages["user_llm"]["language_model"][0] == 512 * 64 + 5 * layer + 64
+
+
+def test_large_numbers_are_not_cut(capsys):
+    """A table of 10 billion parameters, on a terminal of 80 columns as in a log."""
+    config = changed(llm__vocabulary_size=20_000_000, compute__mesh__data=1)
+    language_model = printed(config, capsys)["user_llm"]["language_model"]
+    assert language_model[0] == (20_000_000 - 8192) * 512 + 29_368_832

@@ -1,0 +1,71 @@
+"""gin wires the host and nothing else: what an experiment's config names, no gin file can bind (DESIGN 6)."""
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+from pathlib import Path
+
+import gin
+import pytest
+from gin import config as gin_config
+from ml_collections import ConfigDict
+
+import user_llm
+from configs import base
+from user_llm.host import Host
+
+HOST_GIN = Path(__file__).resolve().parents[1] / "configs" / "gin" / "host.gin"
+
+
+@pytest.fixture(autouse=True)
+def _no_bindings():
+    gin.clear_config()
+    yield
+    gin.clear_config()
+
+
+def bindable() -> dict[str, set[str]]:
+    """Of everything in the package that gin can configure, the parameters."""
+    for module in pkgutil.walk_packages(user_llm.__path__, "user_llm."):
+        if module.name != "user_llm.main":  # defines the command line's flags
+            importlib.import_module(module.name)
+    return {
+        selector: set(inspect.signature(configurable.wrapped).parameters)
+        for selector, configurable in gin_config._REGISTRY.items()  # gin has no public list
+        if selector.startswith("user_llm.")
+    }
+
+
+def names(config: ConfigDict) -> set[str]:
+    """The names of all keys and groups of keys."""
+    inner = (names(value) for value in config.values() if isinstance(value, ConfigDict))
+    return set(config.keys()).union(*inner)
+
+
+def test_what_gin_binds_is_no_key_of_an_experiment():
+    found = bindable()
+    assert found["user_llm.host.Host"] == {field.name for field in dataclasses.fields(Host)}
+    keys = names(base.get_config())
+    assert {"seed", "encoder", "width", "batch_size", "fsdp"} <= keys
+    for selector, parameters in found.items():
+        assert not parameters & keys, selector
+
+
+def test_the_gin_file_holds_every_field_with_its_default():
+    gin.parse_config_file(str(HOST_GIN))
+    defaults = {field.name: field.default for field in dataclasses.fields(Host)}
+    assert gin.get_bindings("Host") == defaults
+    bindings = [line for line in HOST_GIN.read_text().splitlines() if line and not line.startswith("#")]
+    assert len(bindings) == len(defaults)
+    assert Host() == Host(**defaults)
+
+
+def test_a_binding_reaches_the_host():
+    gin.parse_config_files_and_bindings([str(HOST_GIN)], ["Host.tensorboard = False", "Host.reader_threads = 7"])
+    assert Host() == Host(reader_threads=7, prefetch_batches=4, tensorboard=False, compilation_cache="")
+
+
+def test_a_binding_of_an_experiments_key_is_refused():
+    with pytest.raises(ValueError, match="doesn't have a parameter named 'batch_size'"):
+        gin.parse_config("Host.batch_size = 3")
