@@ -92,12 +92,13 @@ class Recommender:
 
     def __init__(self, experiment: Experiment):
         self.config = experiment.config
+        # First, as it finds out whether the run is finished: one that is not would build its dataset here.
+        self._model = restore_stages(experiment)["user_llm"]
         self.catalogue = experiment.catalogue
         self.tokenizer = experiment.vocabulary
         self._prompts = experiment.prompts
         self._trie = experiment.trie
         self._mesh = experiment.mesh
-        self._model = restore_stages(experiment)["user_llm"]
         self._beams: dict[int, Any] = {}
         self._items = {title: item for item, title in enumerate(self.catalogue.titles) if item}
         self._ratings = {float(name): index for index, name in enumerate(experiment.facts["rating_names"]) if name}

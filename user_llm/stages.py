@@ -1,5 +1,6 @@
 """The stages of an experiment, in the order they feed one another: LLM, encoder, contextualised LLM (paper 3)."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -58,20 +59,23 @@ def restore_stages(experiment: Experiment) -> Models:
     """The models of a finished run, without its data, optimizer or metrics.
 
     Raises:
-      FileNotFoundError: a stage has no checkpoint yet.
+      FileNotFoundError: a stage has no checkpoint, or none of its last step yet.
     """
     finished: Models = {}
     for name in stage_names(experiment):
-        folder = experiment.workdir / name
+        folder, training = experiment.workdir / name, experiment.config.training[name]
         if not (folder / "checkpoints").is_dir():
             raise FileNotFoundError(f"{folder} has no checkpoints: this run is not finished; run its command again.")
-        model = _initial(experiment, name, finished)
-        trains = trainable(model.parameters, model.rules)
-        keep_best = bool(experiment.config.training[name].keep_best)
-        checkpoints = StageCheckpoints(folder, keep_best=keep_best, read_only=True)
-        tuned = {path: value for path, value in model.parameters.items() if trains[path]}
-        tuned = checkpoints.restore_parameters(checkpoints.best_step(), tuned)
-        checkpoints.close()
+        stored = StageCheckpoints(folder, keep_best=bool(training.keep_best), read_only=True)
+        with contextlib.closing(stored) as checkpoints:
+            if (step := checkpoints.latest_step() or 0) < training.steps:
+                raise FileNotFoundError(
+                    f"{folder} is at step {step} of {training.steps}: this run is not finished; run its command again."
+                )
+            model = _initial(experiment, name, finished)
+            trains = trainable(model.parameters, model.rules)
+            tuned = {path: value for path, value in model.parameters.items() if trains[path]}
+            tuned = checkpoints.restore_parameters(checkpoints.best_step(), tuned)
         finished[name] = dataclasses.replace(model, parameters={**model.parameters, **tuned})
     return finished
 
