@@ -34,7 +34,6 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.name = "base"
     config.seed = 0
-    config.task = "next_item"
     config.stages = ("llm", "encoder", "user_llm")  # those that apply run, in this order
 
     config.data = ConfigDict(
@@ -58,7 +57,6 @@ def get_config() -> ConfigDict:
     )
     config.encoder = ConfigDict(
         dict(
-            kind="autoregressive",
             init="pretrained",  # pretrained | random (the paper's PT | RD)
             features=("item", "category", "rating"),
             num_layers=6,
@@ -87,7 +85,6 @@ def get_config() -> ConfigDict:
     )
     config.integration = ConfigDict(
         dict(
-            kind="cross_attention",
             every=1,  # a cross-attention block before every k-th LLM layer
             num_heads=4,
             head_dim=32,
@@ -116,9 +113,10 @@ def get_config() -> ConfigDict:
     config.evaluation = ConfigDict(
         dict(
             batch_size=64,  # users at once
+            answers="beams",  # how an LLM ranks: beams, or exact (log p of every title: small catalogues only)
             num_beams=10,
             constrained=True,  # beams stay inside the catalogue; False = the paper's free beams
-            exclude_history=True,  # a seen item is no answer, for every row of the table; False = paper
+            exclude_history=True,  # an item of the history is no answer, for every row of the table; False = paper
             max_users=0,  # test users, evenly spread; 0 = all
             max_validation=10_000,  # validation windows, evenly spread; 0 = all
             bootstrap_samples=1000,

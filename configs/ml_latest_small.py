@@ -16,7 +16,7 @@ def get_config():
     config.data.dataset = "movielens/latest_small"
     config.data.history_length = 50
     config.data.min_history = 1
-    config.prompt.max_targets = 32
+    config.prompt.max_targets = 24
     config.encoder.num_layers = 2
     config.encoder.width = 64
     config.encoder.num_heads = 2
@@ -25,11 +25,12 @@ def get_config():
     config.llm.vocabulary_size = 4096
     config.llm.num_layers = 4
     config.llm.width = 128
+    config.llm.max_length = 64
     config.training.llm = base.training(
-        steps=1000, batch_size=64, learning_rate=2e-3, weight_decay=1e-2, eval_every=500, checkpoint_every=500
+        steps=1500, batch_size=64, learning_rate=4e-3, weight_decay=1e-2, eval_every=500, checkpoint_every=500
     )
     config.training.encoder = base.training(
-        steps=2000,
+        steps=800,
         batch_size=128,
         learning_rate=1e-3,
         weight_decay=1e-1,
@@ -38,9 +39,9 @@ def get_config():
         keep_best="recall@10",
     )
     config.training.user_llm = base.training(
-        steps=2000,
+        steps=1200,
         batch_size=128,
-        learning_rate=1e-3,
+        learning_rate=2e-3,
         weight_decay=1e-2,
         eval_every=200,
         checkpoint_every=200,

@@ -80,10 +80,7 @@ def test_a_value_off_its_list_is_answered_with_the_nearest():
         ),
         (dict(llm__head_dim=31), "expected an even number"),
         (dict(llm__max_length=55), "config.prompt.max_inputs=32 and config.prompt.max_targets=24 together"),
-        (
-            dict(compute__scan_layers=True, integration__every=3),
-            "need a multiple of config.integration.every=3",
-        ),
+        (dict(data__text_history=60), "is more than config.data.history_length=50"),
         (dict(compute__remat=True), "add --config.compute.scan_layers=true"),
         (dict(compute__mesh__fsdp=0), "config.compute.mesh.fsdp=0: expected a number of devices"),
         (dict(compute__mesh__fsdp=-1), "one axis at most can be -1"),

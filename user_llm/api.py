@@ -44,12 +44,20 @@ class TextModel:
         tokens = jnp.asarray(token_ids, jnp.int32)
         if tokens.ndim != 2:
             raise ValueError(f"token_ids must be [batch, tokens], got shape {tokens.shape}: put one text in a list.")
+        ids = np.asarray(token_ids)
+        if ids.size and (ids.min() < 0 or ids.max() >= self.config.vocab_size):
+            raise ValueError(f"token ids run from 0 to {self.config.vocab_size - 1}, got {ids.min()} … {ids.max()}.")
         return _logits(self.model, tokens)
 
     def generate(self, prompt: str, max_new_tokens: int = 40, *, temperature: float = 0.0, seed: int = 0) -> str:
         """The text that continues `prompt` (BOS is put in front of it): greedy, or sampled with a temperature."""
         bos = [self.tokenizer.bos_id] if self.tokenizer.bos_id >= 0 else []
         tokens = [*bos, *encode_batch(self.tokenizer, [prompt])[0]]
+        if len(tokens) + max_new_tokens > self.config.max_length:
+            raise ValueError(
+                f"{len(tokens)} tokens of prompt and {max_new_tokens} new ones are more than the "
+                f"{self.config.max_length} this model was made for: shorten the prompt, or lower max_new_tokens."
+            )
         new = generate(
             self.model,
             jnp.asarray([tokens], jnp.int32),
@@ -124,7 +132,7 @@ class Recommender:
             history[:, 0, slot] = self._item(index, event), self._rating(index, event)
         tokens, _, _ = self._prompts.build(history[0])
         beams = self._search(max(k, self.config.evaluation.num_beams))
-        result = beams({"prompt_tokens": tokens, "history/item": history[0], "history/rating": history[1]})
+        result, _ = beams({"prompt_tokens": tokens, "history/item": history[0], "history/rating": history[1]})
         found = zip(np.asarray(result.items)[0].tolist(), np.asarray(result.scores)[0].tolist(), strict=True)
         return [Recommendation(self.catalogue.titles[item], score) for item, score in found if item][:k]
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flax import nnx
@@ -31,9 +32,14 @@ class Assembly:
     num_ratings: int
     vocabulary_size: int
 
+    @property
+    def _compute(self) -> dict[str, Any]:
+        compute = self.config.compute
+        return {key: compute[key] for key in ("dtype", "param_dtype", "scan_layers", "remat")}
+
     def encoder(self, rngs: nnx.Rngs) -> AutoregressiveEncoder:
         """The user encoder."""
-        config, compute = self.config.encoder, self.config.compute
+        config = self.config.encoder
         return AutoregressiveEncoder(
             EncoderConfig(
                 features=tuple(config.features),
@@ -43,10 +49,7 @@ class Assembly:
                 hidden=config.hidden,
                 dropout=config.dropout,
                 max_length=self.config.data.history_length,
-                dtype=compute.dtype,
-                param_dtype=compute.param_dtype,
-                scan_layers=compute.scan_layers,
-                remat=compute.remat,
+                **self._compute,
             ),
             item_categories=self.item_categories,
             num_categories=self.num_categories,
@@ -57,15 +60,9 @@ class Assembly:
     @property
     def language_model_config(self) -> LanguageModelConfig:
         """The LLM's dims: the checkpoint's where one is named, else the config's."""
-        config, compute = self.config.llm, self.config.compute
-        common = dict(
-            dtype=compute.dtype,
-            param_dtype=compute.param_dtype,
-            scan_layers=compute.scan_layers,
-            remat=compute.remat,
-        )
+        config = self.config.llm
         if config.checkpoint:
-            return dataclasses.replace(huggingface.load_config(Path(config.checkpoint)), **common)
+            return dataclasses.replace(huggingface.load_config(Path(config.checkpoint)), **self._compute)
         return LanguageModelConfig(
             vocab_size=self.vocabulary_size,
             num_layers=config.num_layers,
@@ -77,7 +74,7 @@ class Assembly:
             max_length=config.max_length,
             rope_theta=config.rope_theta,
             tie_embeddings=config.tie_embeddings,
-            **common,
+            **self._compute,
         )
 
     def language_model(self, rngs: nnx.Rngs) -> LanguageModel:

@@ -31,6 +31,8 @@ def flags_parser(argv: Sequence[str]) -> list[str]:
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise ConfigError(f"unexpected argument {rest[1]!r}: every argument is a flag, --name=value")
+        if flags.FLAGS.config is None:
+            raise ConfigError("name an experiment: --config=configs/simulated.py, say; --help lists the flags")
         validate(flags.FLAGS.config)
     except (ConfigError, flags.Error) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -66,7 +68,16 @@ def load(path: str) -> ConfigDict:
     if file.suffix != ".py" or not file.is_file():
         beside = ", ".join(sorted(str(other) for other in file.parent.glob("*.py"))) or "none there"
         raise ConfigError(f"--config={path}: no such config file; there is {beside}")
-    return config_flags.ConfigFileFlagParser("config").parse(path)
+    try:
+        return config_flags.ConfigFileFlagParser("config").parse(path)
+    except ModuleNotFoundError as error:
+        if error.name != "configs":
+            raise
+        raise ConfigError(f"--config={path}: configs import `configs.base`; run from the root of the clone") from error
+    except TypeError as error:
+        if ":" not in path:
+            raise
+        raise ConfigError(f"--config={path}: {file} takes nothing behind a colon; override keys instead") from error
 
 
 def nearest_keys(key: str, keys: Sequence[str]) -> list[str]:

@@ -22,12 +22,10 @@ _DTYPES = ("float32", "bfloat16")
 
 # Key → the values it may have.
 CHOICES = {
-    "task": ("next_item",),
     "data.dataset": _DATASETS,
-    "encoder.kind": ("autoregressive",),
     "encoder.init": ("pretrained", "random"),
-    "integration.kind": ("cross_attention",),
     "strategy": ("full", "enc", "proj"),
+    "evaluation.answers": ("beams", "exact"),
     "compute.dtype": _DTYPES,
     "compute.param_dtype": _DTYPES,
     "compute.frozen_dtype": _DTYPES,
@@ -52,7 +50,7 @@ RANGES = {
     "data.simulated.mean_events": _COUNT,
     "data.simulated.seed": _SEED,
     "prompt.max_inputs": _COUNT,
-    "prompt.max_targets": _COUNT,
+    "prompt.max_targets": (2, math.inf),
     "encoder.num_layers": _COUNT,
     "encoder.width": _COUNT,
     "encoder.num_heads": _COUNT,
@@ -154,6 +152,11 @@ def _data(config: ConfigDict) -> Iterator[str]:
             f"{_says(config, 'data.min_history')} is more than {_says(config, 'data.history_length')}: "
             "lower it, or set 0 for full histories only"
         )
+    if data.text_history > data.history_length:
+        yield (
+            f"{_says(config, 'data.text_history')} is more than {_says(config, 'data.history_length')}; "
+            "lower it, or raise the other"
+        )
     if data.raw_path and data.dataset == "movielens/simulated":
         yield f"{raw_path}: {data.dataset} writes its own files; leave this empty, or change data.dataset"
     elif data.raw_path and not Path(data.raw_path).exists():
@@ -189,11 +192,6 @@ def _language_model(config: ConfigDict) -> Iterator[str]:
     if prompt.max_inputs + prompt.max_targets > llm.max_length:
         inputs, targets = _says(config, "prompt.max_inputs"), _says(config, "prompt.max_targets")
         yield f"{_says(config, 'llm.max_length')}: expected at least {inputs} and {targets} together"
-    if config.compute.scan_layers and llm.num_layers % config.integration.every:
-        yield (
-            f"{_says(config, 'llm.num_layers')}: scanned layers need a multiple of "
-            f"{_says(config, 'integration.every')}; change one, or set --config.compute.scan_layers=false"
-        )
 
 
 def _compute(config: ConfigDict) -> Iterator[str]:

@@ -75,7 +75,10 @@ def _table(name: str, config: ConfigDict, model, rules: Rules, mesh: AbstractMes
         rows[component] += [shape.size, trains[path] * shape.size, held, trains[path] * held, trains[path] * 2 * held]
     rows["total"] = sum(rows.values())
     devices = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    table = Table(title=f"{config.name}: stage {name}, mesh {devices}", caption="MiB are per device")
+    table = Table(
+        title=f"{config.name}: stage {name}, mesh {devices}",
+        caption="MiB per device; activations, the batch and a chunk of logits come on top",
+    )
     headings = ("parameters", "that train", "parameters MiB", "gradients MiB", "optimizer MiB")
     for heading in ("component", *headings):
         table.add_column(heading, justify="left" if heading == "component" else "right")

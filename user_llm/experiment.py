@@ -8,21 +8,26 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import seqio
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from user_llm.assembly import Assembly
+from user_llm.checkpoints import huggingface
 from user_llm.config import ConfigError
 from user_llm.data.feature_converters import TextSource, UserLLMSource
 from user_llm.data.prompts import NextItemPrompts, catalogue_documents, next_item, noun_of
 from user_llm.data.timelines import Catalogue, TimelineTable, load_timelines
-from user_llm.data.vocabularies import TitleTokens, decode_batch, load_vocabulary, train_sentencepiece
+from user_llm.data.vocabularies import TOKENIZER_FILE, TitleTokens, decode_batch, load_vocabulary, train_sentencepiece
 from user_llm.data.windows import Windows
 from user_llm.decoding.catalogue_trie import CatalogueTrie
-from user_llm.evaluation.report import write_lines
+from user_llm.files import replacing
+from user_llm.models import parameters
 from user_llm.parallel.mesh import batch_shards, make_mesh
+
+VOCABULARY, CATALOGUE = "vocabulary.model", "catalogue.json"  # in the workdir
 
 _logger = logging.getLogger(__name__)
 
@@ -57,11 +62,12 @@ class Experiment:
     @functools.cached_property
     def facts(self) -> dict[str, Any]:
         """The catalogue and rating names, kept in the workdir, so that a finished run needs its dataset no more."""
-        path = self.workdir / "catalogue.json"
+        path = self.workdir / CATALOGUE
         if not path.exists():
             catalogue = dataclasses.asdict(self.table.catalogue)
             catalogue["item_categories"] = catalogue["item_categories"].tolist()
-            write_lines(path, [json.dumps({"catalogue": catalogue, "rating_names": self.table.rating_names})])
+            with replacing(path) as partial:
+                partial.write_text(json.dumps({"catalogue": catalogue, "rating_names": self.table.rating_names}))
         facts = json.loads(path.read_text())
         facts["catalogue"]["item_categories"] = np.array(facts["catalogue"]["item_categories"], np.int32)
         return facts
@@ -85,14 +91,21 @@ class Experiment:
     @functools.cached_property
     def vocabulary(self) -> seqio.SentencePieceVocabulary:
         """The LLM's vocabulary, kept in the workdir: the one named, the checkpoint's, or one trained here."""
-        llm, path = self.config.llm, self.workdir / "vocabulary.model"
-        if not path.exists():
-            if source := llm.vocabulary or llm.checkpoint:
-                file = Path(source) / "tokenizer.model" if Path(source).is_dir() else Path(source)
-                load_vocabulary(file)  # names what is wrong with it
-                shutil.copyfile(file, path)
-            else:
-                train_sentencepiece([*self._documents, *self._wording_texts], llm.vocabulary_size, path)
+        llm, path = self.config.llm, self.workdir / VOCABULARY
+        if path.exists():
+            return load_vocabulary(path)
+        if source := llm.vocabulary or llm.checkpoint:
+            file = Path(source) / TOKENIZER_FILE if Path(source).is_dir() else Path(source)
+            pieces = load_vocabulary(file).vocab_size
+            if llm.checkpoint and pieces > (rows := huggingface.load_config(llm.checkpoint).vocab_size):
+                raise ConfigError(
+                    f"the vocabulary {file} has {pieces} pieces, but the model of config.llm.checkpoint="
+                    f"{llm.checkpoint} has rows for {rows}: use its own tokenizer"
+                )
+            with replacing(path) as partial:
+                shutil.copyfile(file, partial)
+        else:
+            train_sentencepiece([*self._documents, *self._wording_texts], llm.vocabulary_size, path)
         return load_vocabulary(path)
 
     @functools.cached_property
@@ -118,6 +131,38 @@ class Experiment:
         source = TextSource(self._documents, self.source("train"), max_length=self.config.llm.max_length)
         _logger.info("%d texts to learn from; %d documents cut at llm.max_length", len(source), source.cut)
         return source
+
+    def check(self) -> None:
+        """Finds what would stop a later stage, before the first one spends hours: data, prompts, shapes, lengths.
+
+        Raises:
+          ConfigError, ValueError: what does not fit, and the key to change.
+        """
+        if jax.process_count() > 1:
+            raise ConfigError(f"this run has {jax.process_count()} hosts; only one is supported yet")
+        if len(self.windows("train")) == 0 or len(self.windows("test")) == 0:
+            data = self.config.data
+            raise ConfigError(
+                f"no timeline of {data.dataset} is long enough for config.data.history_length={data.history_length} "
+                f"with min_history={data.min_history}: lower them"
+            )
+        if "user_llm" not in self.config.stages:
+            parameters.abstract(self.assembly.encoder)
+            return
+        parameters.abstract(self.assembly.user_llm)
+        source, most = self.source("train"), self.assembly.language_model_config.max_length
+        if source.length > most:
+            raise ConfigError(
+                f"a prompt and its answer take {source.length} tokens, but the LLM reads {most}: lower "
+                "config.prompt.max_inputs or max_targets"
+            )
+        sample = source.gather(np.arange(min(1000, len(source))))["dropped_events"]
+        if sample.any():
+            _logger.warning(
+                "Prompts drop their oldest events: %.1f of text_history=%d on average do not fit into "
+                "config.prompt.max_inputs=%d tokens",
+                *(sample.mean(), self.config.data.text_history, self.config.prompt.max_inputs),
+            )
 
     @functools.cached_property
     def trie(self) -> CatalogueTrie:

@@ -5,6 +5,7 @@ results is printed. Run the same command again: finished stages are skipped, a b
 """
 
 import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from user_llm import command_line, quiet_tensorflow, run  # noqa: F401 - quietly, before `run` does it
+from user_llm.config import ConfigError
 from user_llm.dry_run import print_dry_run
 from user_llm.host import Host
 from user_llm.training.loop import Preempted, TrainingDiverged
@@ -33,37 +35,49 @@ _logger = logging.getLogger("user_llm")
 
 def main(_) -> None:
     _log_to_stderr()
-    gin.parse_config_files_and_bindings(_GIN_FILE.value, _GIN.value)
-    host = Host()
-    if host.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", host.compilation_cache)
-    if _DRY_RUN.value:
-        print_dry_run(_CONFIG.value)
-        return
-    if not _WORKDIR.value:
-        sys.exit("error: name the folder of this run: --workdir=runs/…")
+    signal.signal(signal.SIGTERM, _stop)  # while a stage trains, the loop has its own
     try:
-        run.run(_CONFIG.value, Path(_WORKDIR.value), host)
+        gin.parse_config_files_and_bindings(_GIN_FILE.value, _GIN.value)
+        _run(Host())
     except Preempted as message:
         _logger.info("%s", message)
-    except (ValueError, FileNotFoundError, TrainingDiverged) as error:
+    except KeyboardInterrupt:
+        sys.exit("Stopped. The same command goes on from the last checkpoint.")
+    except (ValueError, OSError, TrainingDiverged) as error:
         _logger.debug("Where it happened:", exc_info=True)
         sys.exit(f"error: {error}")
 
 
+def _run(host: Host) -> None:
+    if host.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", host.compilation_cache)
+    if _DRY_RUN.value:
+        print_dry_run(_CONFIG.value)
+    elif not _WORKDIR.value:
+        raise ConfigError("name the folder of this run: --workdir=runs/…")
+    else:
+        run.run(_CONFIG.value, Path(_WORKDIR.value), host)
+
+
+def _stop(*_) -> None:
+    _logger.info("Stopped. The same command goes on from the last checkpoint.")
+    sys.exit(0)
+
+
 def _log_to_stderr() -> None:
     """Our own lines at INFO (--verbosity=1: DEBUG); the libraries' chatter from WARNING on."""
-    _logger.setLevel(logging.DEBUG if absl_logging.get_verbosity() > 0 else logging.INFO)
+    level = logging.DEBUG if absl_logging.get_verbosity() > 0 else logging.INFO
     absl_logging.set_verbosity(absl_logging.WARNING)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    _logger.addHandler(handler)
-    _logger.propagate = False
+    for logger in (_logger, logging.getLogger("tfds_builders")):
+        logger.setLevel(level)
+        logger.addHandler(handler)
+        logger.propagate = False
 
 
 def cli() -> None:
     """Entry point."""
-    flags.mark_flag_as_required("config")
     app.run(main, flags_parser=command_line.flags_parser)
 
 

@@ -1,5 +1,6 @@
 """One experiment from start to end: claim the workdir, train what is missing, evaluate, report."""
 
+import functools
 import json
 import logging
 from collections.abc import Mapping
@@ -19,9 +20,10 @@ from user_llm.evaluation.evaluator import (
     rank_by_beams,
     rank_by_scores,
     user_llm_beams,
+    user_llm_scores,
 )
 from user_llm.evaluation.metrics import compare, summarise
-from user_llm.experiment import Experiment
+from user_llm.experiment import CATALOGUE, VOCABULARY, Experiment
 from user_llm.host import Host
 from user_llm.stages import Model, run_stages
 
@@ -53,34 +55,44 @@ def run(config: ConfigDict, workdir: Path, host: Host) -> dict:
       ConfigError: the workdir belongs to a run of another config.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    _claim(config, workdir)
+    if (workdir / "config.json").exists():
+        _refuse_another(config, workdir)
+    else:  # nothing here belongs to a run: a config that failed its checks may have left these
+        for name in (VOCABULARY, CATALOGUE):
+            (workdir / name).unlink(missing_ok=True)
     results_file = workdir / "results.json"
     if not results_file.exists():
         experiment = Experiment(config, workdir)
+        experiment.check()
+        report.write_lines(workdir / "config.json", [json.dumps(_plain(config), indent=2)])
         _write_environment(experiment)
         trained = run_stages(experiment, host)
         _evaluate(experiment, trained)
     results = json.loads(results_file.read_text())
     for name, protocol in results["protocols"].items():
         report.print_table(protocol["rows"], title=f"{config.name}: {name}, {protocol['users']:,} test users")
+        report.print_comparisons(protocol["comparisons"])
     _logger.info("Results, predictions and checkpoints are in %s", workdir)
     return results
 
 
-def _claim(config: ConfigDict, workdir: Path) -> None:
-    """Writes the config into the workdir, or refuses a workdir of another one."""
-    path, ours = workdir / "config.json", json.loads(config.to_json_best_effort())
-    if not path.exists():
-        report.write_lines(path, [json.dumps(ours, indent=2)])
-        return
-    theirs = json.loads(path.read_text())
-    if theirs != ours:
-        before, now = _flat(theirs), _flat(ours)
-        changed = [
-            f"config.{key} was {before.get(key)!r}, is {now.get(key)!r}"
-            for key in sorted({*before, *now})
-            if before.get(key) != now.get(key)
-        ]
+# Where things lie on this machine: they may move between two runs. The dataset's fingerprint guards the data.
+_PLACES = ("data.raw_path", "data.data_dir")
+
+
+def _plain(config: ConfigDict) -> dict:
+    return json.loads(config.to_json_best_effort())
+
+
+def _refuse_another(config: ConfigDict, workdir: Path) -> None:
+    """Raises `ConfigError` where the workdir holds a run of another config."""
+    before, now = _flat(json.loads((workdir / "config.json").read_text())), _flat(_plain(config))
+    changed = [
+        f"config.{key} was {before.get(key)!r}, is {now.get(key)!r}"
+        for key in sorted({*before, *now} - {*_PLACES})
+        if before.get(key) != now.get(key)
+    ]
+    if changed:
         raise ConfigError(
             f"{workdir} holds a run of another config; name another --workdir, or delete it. " + "; ".join(changed)
         )
@@ -110,13 +122,14 @@ def _evaluate(experiment: Experiment, trained: Mapping[str, Model]) -> None:
     held_out = [windows, *([experiment.windows("validation")] if experiment.config.data.validation else [])]
     catalogue = experiment.catalogue
     counts = item_counts(experiment.table.item, catalogue.num_items, held_out)
+    in_category = category_popularity_scores(counts, catalogue.item_categories)
     ranks = {
-        POPULARITY: rank_by_scores(popularity_scores(counts), test, **by_scores),
-        CATEGORY: rank_by_scores(category_popularity_scores(counts, catalogue.item_categories), test, **by_scores),
+        POPULARITY: rank_by_scores(popularity_scores(counts), test, **by_scores)[0],
+        CATEGORY: rank_by_scores(in_category, test, **by_scores)[0],
     }
     if encoder := trained.get("encoder"):
         scores = encoder_scores(encoder.graphdef, encoder.buffers, experiment.mesh)
-        ranks[ENCODER] = rank_by_scores(lambda batch: scores(encoder.parameters, batch), test, **by_scores)
+        ranks[ENCODER] = rank_by_scores(lambda batch: scores(encoder.parameters, batch), test, **by_scores)[0]
     items = np.zeros((len(test), 0), np.int32)
     if user_llm := trained.get("user_llm"):
         found, items = _user_llm_ranks(experiment, user_llm, Subset.evenly(experiment.source("test"), config.max_users))
@@ -147,28 +160,34 @@ def _evaluate(experiment: Experiment, trained: Mapping[str, Model]) -> None:
 def _user_llm_ranks(experiment: Experiment, model: Model, test: Subset) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Row → ranks of the rows an LLM answers, and User-LLM's answers."""
     config, trie = experiment.config.evaluation, experiment.trie
+    parts = (model.graphdef, model.parameters, model.buffers, experiment.mesh)
+    eos_id = experiment.vocabulary.eos_id
 
-    def rank(name: str, source, with_context: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    def ranker(with_context: bool):
+        """Compiled once for all rows that read a context, and once for the one that does not."""
+        if config.answers == "exact":
+            scores = user_llm_scores(*parts, trie=trie, eos_id=eos_id, with_context=with_context)
+            return functools.partial(
+                rank_by_scores, scores, batch_size=config.batch_size, exclude_history=config.exclude_history
+            )
         beams = user_llm_beams(
-            model.graphdef,
-            model.parameters,
-            model.buffers,
-            experiment.mesh,
+            *parts,
             trie=trie if config.constrained else None,
-            eos_id=experiment.vocabulary.eos_id,
             num_beams=config.num_beams,
             max_steps=len(trie.fan_out),
-            exclude_history=config.exclude_history and config.constrained,
+            exclude_history=config.exclude_history,
             with_context=with_context,
+            eos_id=eos_id,
         )
         read = None if config.constrained else experiment.read_titles
-        return rank_by_beams(beams, source, trie, batch_size=config.batch_size, description=name, read=read)
+        return functools.partial(rank_by_beams, beams, trie=trie, batch_size=config.batch_size, read=read)
 
-    ranks, items = rank(USER_LLM, test)
+    with_context = ranker(True)
+    ranks, items = with_context(test, description=USER_LLM)
     return {
-        LLM: rank(LLM, test, with_context=False)[0],
+        LLM: ranker(False)(test, description=LLM)[0],
         USER_LLM: ranks,
-        SHUFFLED: rank(SHUFFLED, ShuffledContexts(test))[0],
+        SHUFFLED: with_context(ShuffledContexts(test), description=SHUFFLED)[0],
     }, items
 
 

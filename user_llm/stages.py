@@ -161,7 +161,7 @@ def _validation(
     scores = encoder_scores(model.graphdef, model.buffers, experiment.mesh)
 
     def rankings(values: Parameters) -> dict[str, float]:
-        ranks = rank_by_scores(
+        ranks, _ = rank_by_scores(
             lambda batch: scores(values, batch),
             source,
             batch_size=evaluation.batch_size,

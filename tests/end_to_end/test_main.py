@@ -94,7 +94,7 @@ def test_killed_twice_and_started_again_gives_the_same_bits(finished, tmp_path, 
     assert parameters(workdir) == parameters(finished[0])
 
 
-def test_sigterm_exits_cleanly_and_resumes(tmp_path, data_dir):
+def test_sigterm_exits_cleanly_and_resumes(finished, tmp_path, data_dir):
     workdir = tmp_path / "run"
     stopped = kill_when(workdir, data_dir, "encoder", 8, signal.SIGTERM)
     log = (tmp_path / "log.txt").read_text()
@@ -102,6 +102,35 @@ def test_sigterm_exits_cleanly_and_resumes(tmp_path, data_dir):
     assert "the same command resumes there" in log
     assert "Traceback" not in log
     assert not (workdir / "results.json").exists()
+    assert run(workdir, data_dir).returncode == 0
+    assert (workdir / "results.json").read_bytes() == (finished[0] / "results.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name an experiment: --config="),
+        ([f"--config={CONFIG}"], "name the folder of this run: --workdir="),
+        ([f"--config={CONFIG}", "--workdir=x", "--config.encoder.widht=8"], "did you mean --config.encoder.width"),
+        ([f"--config={CONFIG}", "--workdir=x", "--gin=Host.colour=1"], "colour"),
+        ([f"--config={CONFIG}:x", "--workdir=x"], "takes nothing behind a colon"),
+    ],
+)
+def test_a_wrong_command_is_answered_in_a_line(arguments, message):
+    command = [sys.executable, "-m", "user_llm.main", *arguments]
+    answer = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert answer.returncode in (1, 2)
+    assert message in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_what_a_later_stage_could_not_run_is_said_before_the_first(data_dir, tmp_path):
+    refused = run(tmp_path / "run", data_dir, "--config.prompt.max_inputs=3")
+    assert refused.returncode == 1
+    assert "raise max_inputs" in refused.stderr
+    assert not (tmp_path / "run" / "encoder").exists()
+    # Nothing of the refused config is in the way of the right one.
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_a_finished_run_is_not_run_again(finished, data_dir):

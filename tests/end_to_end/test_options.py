@@ -37,6 +37,7 @@ VARIANTS = {
         "data.validation": False,
         "training.user_llm.keep_best": "",
         "llm.tie_embeddings": False,
+        "evaluation.answers": "exact",
     },
     "the encoder alone, few users, seen items allowed": {
         "stages": ("encoder",),

@@ -13,6 +13,7 @@ from user_llm.evaluation.evaluator import (
     rank_by_beams,
     rank_by_scores,
     user_llm_beams,
+    user_llm_scores,
 )
 from user_llm.parallel.mesh import make_mesh, one_device
 from user_llm.training.objectives import autoregressive_objective
@@ -29,14 +30,20 @@ def everyone(windows):
 @pytest.mark.parametrize("exclude_history", [False, True])
 def test_ranks_by_scores_are_those_of_a_loop_over_users(windows, everyone, exclude_history):
     table = np.random.default_rng(1).integers(0, 4, (len(windows), ITEMS + 1)).astype(np.float32)  # many ties
-    ranks = rank_by_scores(
+    table[:, 0] = -np.inf
+    ranks, items = rank_by_scores(
         lambda batch: table[batch["user"]], windows, batch_size=BATCH, exclude_history=exclude_history
     )
     expected = []
-    for scores, label, history in zip(table, everyone["label/item"], everyone["history/item"], strict=True):
+    for scores, label, history, best in zip(
+        table, everyone["label/item"], everyone["history/item"], items, strict=True
+    ):
         seen = set(history) if exclude_history else set()
         others = [item for item in range(1, ITEMS + 1) if item != label and item not in seen]
         expected.append(1 + sum(scores[item] >= scores[label] for item in others))
+        descending = sorted(scores[[*others, label]], reverse=True)
+        count = min(len(best), len(descending))
+        np.testing.assert_array_equal(scores[best[:count]], descending[:count])
     np.testing.assert_array_equal(ranks, expected)
 
 
@@ -49,9 +56,9 @@ def test_ranks_by_beams_put_a_label_behind_the_titles_it_shares_tokens_with(wind
     found[3, 2:] = 0  # a user with two hypotheses only
 
     def beams(batch):
-        return BeamResult(None, None, found[batch["user"]])
+        return BeamResult(None, None, found[batch["user"]]), None
 
-    ranks, items = rank_by_beams(beams, windows, trie, batch_size=BATCH, description="")
+    ranks, items = rank_by_beams(beams, windows, trie=trie, batch_size=BATCH, description="")
     np.testing.assert_array_equal(items, found)
     expected = []
     for row, label in zip(found.tolist(), everyone["label/item"], strict=True):
@@ -63,13 +70,21 @@ def test_ranks_by_beams_put_a_label_behind_the_titles_it_shares_tokens_with(wind
     assert {np.isinf(rank) for rank in ranks} == {True, False}
 
     def free(batch):  # beams that know no items: their tokens are read
-        return BeamResult(found[batch["user"]][..., None] + 100, None, np.zeros((BATCH, 6), int))
+        return BeamResult(found[batch["user"]][..., None] + 100, None, np.zeros((BATCH, 6), int)), excluded
 
-    read = rank_by_beams(
-        free, windows, trie, batch_size=BATCH, description="", read=lambda tokens: tokens[..., 0] - 100
-    )
+    def read_free():
+        return rank_by_beams(
+            free, windows, trie=trie, batch_size=BATCH, description="", read=lambda tokens: tokens[..., 0] - 100
+        )
+
+    excluded = np.zeros((BATCH, 1), int)
+    read = read_free()
     np.testing.assert_array_equal(read[0], ranks)
     np.testing.assert_array_equal(read[1], found)
+    excluded[:] = 4  # seen: those behind it move up
+    for row, before in zip(read_free()[1].tolist(), found.tolist(), strict=True):
+        kept = [item for item in before if item not in (0, 4)]
+        assert row == kept + [0] * (6 - len(kept))
 
 
 @pytest.mark.parametrize("count", [2, 3, 7, 8])
@@ -119,7 +134,19 @@ def test_the_encoders_scores_are_its_logits_after_the_newest_event(encoder_parts
 def searched(parts, trie, batch, **options):
     options = dict(num_beams=5, max_steps=4, exclude_history=False) | options
     arguments = (parts.graphdef, parts.values, parts.buffers, one_device())
-    return jax.tree.map(np.asarray, user_llm_beams(*arguments, trie=trie, eos_id=EOS, **options)(batch))
+    return jax.tree.map(np.asarray, user_llm_beams(*arguments, trie=trie, eos_id=EOS, **options)(batch)[0])
+
+
+def without_label(trie, batch):
+    """A user's own history, but what cannot be told from the label: that stays an answer."""
+    canonical = np.asarray(trie.canonical_item)
+    history, label = batch["history/item"], batch["label/item"]
+    return np.array(
+        [
+            [0 if canonical[item] == canonical[right] else item for item in row]
+            for row, right in zip(history, label, strict=True)
+        ]
+    )
 
 
 def expected_beams(model, prompts, context, trie, excluded=None):
@@ -151,8 +178,8 @@ def test_beams_read_each_users_history_and_leave_it_out_of_the_answers(user_llm_
     seen = searched(user_llm_parts, trie, everyone)
     assert_same(seen, expected_beams(user_llm_parts.model, prompts, context, trie))
     unseen = searched(user_llm_parts, trie, everyone, exclude_history=True)
-    assert_same(unseen, expected_beams(user_llm_parts.model, prompts, context, trie, item))
-    canonical = np.asarray(trie.canonical_item)
+    assert_same(unseen, expected_beams(user_llm_parts.model, prompts, context, trie, without_label(trie, everyone)))
+    item, canonical = without_label(trie, everyone), np.asarray(trie.canonical_item)
 
     def answered_again(result):
         return [
@@ -167,9 +194,19 @@ def test_a_shuffled_context_is_another_users_and_the_exclusion_the_users_own(use
     batch = ShuffledContexts(windows).gather(np.arange(len(windows)))
     context = context_of(user_llm_parts, batch["context/item"], batch["context/rating"])
     result = searched(user_llm_parts, trie, batch, exclude_history=True)
-    own = everyone["history/item"]
+    own = without_label(trie, everyone)
     assert_same(result, expected_beams(user_llm_parts.model, everyone["prompt_tokens"], context, trie, own))
     assert np.abs(result.scores - searched(user_llm_parts, trie, everyone, exclude_history=True).scores).max() > 0.01
+
+
+def test_exact_scores_rank_as_wide_beams_do(user_llm_parts, trie, everyone):
+    arguments = (user_llm_parts.graphdef, user_llm_parts.values, user_llm_parts.buffers, one_device())
+    scores = np.asarray(user_llm_scores(*arguments, trie=trie, eos_id=EOS)(everyone))
+    wide = searched(user_llm_parts, trie, everyone, num_beams=ITEMS)
+    for row, items, values in zip(scores, wide.items, wide.scores, strict=True):
+        found = items > 0
+        np.testing.assert_allclose(row[items[found]], values[found], atol=1e-4)
+        assert set(items[found]) == set(np.asarray(trie.canonical_item)[1:])
 
 
 @pytest.mark.parametrize("batch_size", [8, 16])

@@ -56,9 +56,7 @@ def test_equals_dense_loss_and_gradients(rows_shape, classes, chunk_rows, first_
     hidden, table, targets, weights = make_inputs(rows_shape, classes, 16, first_class=first_class)
 
     def loss(hidden, table):
-        return chunked_cross_entropy(
-            hidden, table, targets, weights, chunk_rows=chunk_rows, first_class=first_class
-        )
+        return chunked_cross_entropy(hidden, table, targets, weights, chunk_rows=chunk_rows, first_class=first_class)
 
     (loss_sum, weight_sum), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(hidden, table)
     expected, *expected_gradients = dense_reference(hidden, table, targets, weights, first_class)

@@ -182,6 +182,29 @@ def test_a_loss_that_is_no_number_stops_before_the_next_checkpoint(tmp_path):
     np.testing.assert_array_equal(batch["label/item"], stage.batches.batch(bad_step)["label/item"])
 
 
+def test_sigterm_between_checkpoints_changes_neither_what_is_kept_nor_what_wins(tmp_path):
+    """The signal comes while step 4 is evaluated, best of all, where an uninterrupted run keeps no checkpoint."""
+    scores = {4: 0.9, 8: 0.2, 12: 0.1, 16: 0.3}
+    config = training(steps=16, batch_size=8, checkpoint_every=8, eval_every=4, keep_best="recall@10")
+
+    def runs(folder, terminate_at=None):
+        evaluated = []
+
+        def evaluate(values):
+            evaluated.append(4 * (len(evaluated) + 1))
+            if evaluated[-1] == terminate_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return {"recall@10": scores[evaluated[-1]]}
+
+        if terminate_at:
+            with pytest.raises(loop.Preempted, match="saved at step 5"):
+                run(make_stage(config, evaluate=evaluate), folder)
+            assert StageCheckpoints(folder, read_only=True).latest_step() == 5
+        return digest(run(make_stage(config, evaluate=evaluate), folder))
+
+    assert runs(tmp_path / "terminated", terminate_at=4) == runs(tmp_path / "whole")
+
+
 def test_the_best_checkpoint_is_the_one_returned(tmp_path):
     scores = {4: 0.1, 8: 0.9, 12: 0.3}
     seen = {}

@@ -12,7 +12,7 @@ from user_llm.parallel import rules
 
 
 def with_prefix(prefix: str, pretrained: Parameters) -> Parameters:
-    """The parameters of a component, under its name in the whole model: `stack/…` → `encoder/stack/…`."""
+    """The parameters of a component, under its name in the whole model: `layers/…` → `encoder/layers/…`."""
     return {f"{prefix}/{path}": value for path, value in pretrained.items()}
 
 

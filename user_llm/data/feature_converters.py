@@ -189,9 +189,7 @@ class EncoderFeatureConverter(seqio.FeatureConverter):
     def __init__(self):
         super().__init__(pack=False)
 
-    def _convert_features(
-        self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
-    ) -> tf.data.Dataset:
+    def _convert_features(self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]) -> tf.data.Dataset:
         return ds.map(lambda example: {name: example[name] for name in _HISTORY})
 
     def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> dict[str, int]:
@@ -220,9 +218,7 @@ class UserLLMFeatureConverter(seqio.FeatureConverter):
     def __init__(self):
         super().__init__(pack=False)
 
-    def _convert_features(
-        self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
-    ) -> tf.data.Dataset:
+    def _convert_features(self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]) -> tf.data.Dataset:
         lengths = self.get_model_feature_lengths(task_feature_lengths)
 
         def padded(values, length):
@@ -250,7 +246,11 @@ class UserLLMFeatureConverter(seqio.FeatureConverter):
         sequence = task_feature_lengths["inputs"] + task_feature_lengths["targets"] - 1
         lengths = {name: task_feature_lengths[name] for name in (*_HISTORY, "dropped_events")}
         decoder = [name for name in self.MODEL_FEATURES if name.startswith("decoder_")]
-        return lengths | dict.fromkeys(decoder, sequence) | {
-            "prompt_tokens": task_feature_lengths["inputs"],
-            "prompt_lengths": 1,
-        }
+        return (
+            lengths
+            | dict.fromkeys(decoder, sequence)
+            | {
+                "prompt_tokens": task_feature_lengths["inputs"],
+                "prompt_lengths": 1,
+            }
+        )

@@ -32,7 +32,6 @@ class TrainBatches:
         seed: a non-negative integer; with the step, it determines the batch.
         host_index: which host this is.
         host_count: how many hosts share the batch.
-        reader_threads, prefetch_batches: how `iterator` reads ahead; they change no batch.
 
     Raises:
         ValueError: an empty source, a negative seed, or a batch that does not divide among the hosts.
@@ -46,8 +45,6 @@ class TrainBatches:
         *,
         host_index: int = 0,
         host_count: int = 1,
-        reader_threads: int = 2,
-        prefetch_batches: int = 4,
     ):
         if len(source) == 0:
             raise ValueError(
@@ -59,7 +56,6 @@ class TrainBatches:
         self._source = source
         self._batch_size = batch_size
         self._seed = seed
-        self._options = grain.ReadOptions(num_threads=reader_threads, prefetch_buffer_size=prefetch_batches)
         self._permutations: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
         self._lock = threading.Lock()
 

@@ -13,6 +13,7 @@ from tfds_builders.movielens.movielens_dataset_builder import Builder as MovieLe
 from tfds_builders.simulated import SimulatedConfig
 from tfds_builders.timelines import SPLIT
 from user_llm.data.splits import count_windows
+from user_llm.files import replacing
 
 _LOGGER = logging.getLogger(__name__)
 _BUILDERS = {"movielens": MovieLens}
@@ -180,13 +181,10 @@ def _cached_columns(dataset: tfds.core.DatasetBuilder, fingerprint: str) -> dict
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass  # nothing there, or not whole: the dataset itself has it all
     columns = _read_columns(dataset)
-    partial = cache.with_name(f"{cache.name}.{os.getpid()}.partial")
     try:
-        with partial.open("wb") as file:
+        with replacing(cache) as partial, partial.open("wb") as file:
             np.savez(file, fingerprint=np.array(fingerprint), **columns)
-        os.replace(partial, cache)
     except OSError as error:  # a shared dataset that may only be read, a full disk
-        partial.unlink(missing_ok=True)
         _LOGGER.warning("timelines are not cached, so the next start decodes them again: %s", error)
     return columns
 

@@ -16,6 +16,7 @@ import seqio
 from seqio.vocabularies import sentencepiece_model_pb2
 
 from user_llm.data.timelines import Catalogue
+from user_llm.files import replacing
 
 TOKENIZER_FILE = "tokenizer.model"
 MAX_SENTENCE_BYTES = 1 << 20
@@ -64,11 +65,8 @@ def train_sentencepiece(texts: Iterable[str], size: int, path: str | os.PathLike
         )
     except RuntimeError as error:
         raise ValueError(f"SentencePiece could not train a vocabulary of {size} pieces: {error}") from error
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(model.getvalue())
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_bytes(model.getvalue())
 
 
 def load_vocabulary(path: str | os.PathLike) -> seqio.SentencePieceVocabulary:

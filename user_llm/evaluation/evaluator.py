@@ -13,29 +13,38 @@ from tqdm import tqdm
 from user_llm.data.pipeline import evaluation_batches
 from user_llm.decoding.beam import BeamResult, beam_search
 from user_llm.decoding.catalogue_trie import CatalogueTrie
+from user_llm.decoding.ranking import rank_catalogue
 from user_llm.evaluation.metrics import ranks_from_items, ranks_from_scores
 from user_llm.models import parameters
 from user_llm.models.parameters import Parameters
 from user_llm.parallel.mesh import put_batch
 
 Scores = Callable[[Mapping[str, np.ndarray]], np.ndarray]
-Beams = Callable[[Mapping[str, np.ndarray]], BeamResult]
+Beams = Callable[[Mapping[str, np.ndarray]], tuple[BeamResult, np.ndarray]]
+
+TOP = 10  # items kept of a ranking by scores
 
 
-def rank_by_scores(scores: Scores, source: Any, *, batch_size: int, exclude_history: bool) -> np.ndarray:
-    """Ranks `[n]` of the labels of all windows in `source`, by `scores(batch) -> [B, I+1]`."""
-    ranks = []
-    for batch, real in _batches(source, batch_size, "ranking"):
-        excluded = batch["history/item"][real] if exclude_history else None
-        ranks.append(ranks_from_scores(np.asarray(scores(batch))[real], batch["label/item"][real], excluded))
-    return np.concatenate(ranks)
+def rank_by_scores(
+    scores: Scores, source: Any, *, batch_size: int, exclude_history: bool, description: str = "ranking"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks `[n]` of the labels of all windows in `source` by `scores(batch) -> [B, I+1]`, and the `TOP` items."""
+    ranks, items = [], []
+    for batch, real in _batches(source, batch_size, description):
+        values, history = np.array(scores(batch))[real], batch["history/item"][real]
+        labels = batch["label/item"][real]
+        ranks.append(ranks_from_scores(values, labels, history if exclude_history else None))
+        if exclude_history:
+            np.put_along_axis(values, _seen(history, labels), -np.inf, axis=1)
+        items.append(_best(values))
+    return np.concatenate(ranks), np.concatenate(items)
 
 
 def rank_by_beams(
     beams: Beams,
     source: Any,
-    trie: CatalogueTrie,
     *,
+    trie: CatalogueTrie,
     batch_size: int,
     description: str,
     read: Callable[[np.ndarray], np.ndarray] | None = None,
@@ -45,18 +54,37 @@ def rank_by_beams(
     Items whose titles have the same tokens are one hypothesis: a label among them takes the last place of the tie.
 
     Args:
-      beams: batch → `BeamResult`.
+      beams: batch → (`BeamResult`, the items `[B, S]` that are no answer, 0-padded).
       read: for free beams, which come without items: tokens `[B, J, T]` → item ids `[B, J]`, 0 = no title.
     """
     canonical, group_size = np.asarray(trie.canonical_item), np.asarray(trie.group_size)
     ranks, items = [], []
     for batch, real in _batches(source, batch_size, description):
-        result = beams(batch)
-        found = np.asarray(result.items if read is None else read(np.asarray(result.tokens)))[real]
+        result, excluded = beams(batch)
+        found = np.asarray(result.items)
+        if read is not None:
+            found = read(np.asarray(result.tokens))
+            seen = (found[:, :, None] == excluded[:, None, :]).any(axis=2)
+            found = np.where(seen, 0, found)
+            found = np.take_along_axis(found, np.argsort(found == 0, axis=1, kind="stable"), axis=1)
         labels = batch["label/item"][real]
-        ranks.append(ranks_from_items(found, canonical[labels], group_size[labels]))
-        items.append(found)
+        ranks.append(ranks_from_items(found[real], canonical[labels], group_size[labels]))
+        items.append(found[real])
     return np.concatenate(ranks), np.concatenate(items)
+
+
+def _best(scores: np.ndarray) -> np.ndarray:
+    """The `TOP` items `[n, TOP]` of each row, best first."""
+    top = np.argpartition(-scores, TOP - 1, axis=1)[:, :TOP] if scores.shape[1] > TOP else np.argsort(-scores, axis=1)
+    return np.take_along_axis(top, np.argsort(-np.take_along_axis(scores, top, axis=1), axis=1, kind="stable"), axis=1)
+
+
+def _seen(history: np.ndarray, labels: np.ndarray, canonical: np.ndarray | None = None) -> np.ndarray:
+    """Items `[n, S]` that are no answer: the history, but never the label, to which a user may come back."""
+    same = history == labels[:, None]
+    if canonical is not None:  # titles of equal tokens are excluded together
+        same = canonical[history] == canonical[labels][:, None]
+    return np.where(same, 0, history)
 
 
 def encoder_scores(
@@ -91,32 +119,63 @@ def user_llm_beams(
     with_context: bool = True,
 ) -> Beams:
     """Beams of the contextualised LLM, or with `with_context=False` of its LLM with every gate shut."""
+    canonical = None if trie is None else np.asarray(trie.canonical_item)
 
     @jax.jit
-    def apply(values, buffers, trie, batch):
+    def apply(values, buffers, trie, batch, excluded):
         model = parameters.merge(graphdef, values, buffers)
-        item = batch["context/item"]
-        context = model.encode({"item": item, "rating": batch["context/rating"]}, item > 0) if with_context else None
         return beam_search(
             model,
             batch["prompt_tokens"],
-            context,
+            _context(model, batch) if with_context else None,
             num_beams=num_beams,
             max_steps=max_steps,
             eos_id=eos_id,
             trie=trie,
-            excluded_items=batch["history/item"] if exclude_history else None,
+            excluded_items=None if trie is None else excluded["item"],
         )
 
     def beams(batch):
-        # A shuffled source brings other users' events as the context; the history stays the user's own.
-        context = {
-            f"context/{name}": batch.get(f"context/{name}", batch[f"history/{name}"]) for name in ("item", "rating")
-        }
-        wanted = {key: batch[key] for key in ("prompt_tokens", "history/item")}
-        return apply(values, buffers, trie, put_batch({**wanted, **context}, mesh))
+        history = batch["history/item"]
+        excluded = np.zeros_like(history)
+        if exclude_history:
+            # A user to recommend to has no label.
+            excluded = _seen(history, batch.get("label/item", np.zeros(len(history), np.int32)), canonical)
+        inputs = put_batch(_inputs(batch), mesh)
+        return apply(values, buffers, trie, inputs, put_batch({"item": excluded}, mesh)), excluded
 
     return beams
+
+
+def user_llm_scores(
+    graphdef: nnx.GraphDef,
+    values: Parameters,
+    buffers: Parameters,
+    mesh: Mesh,
+    *,
+    trie: CatalogueTrie,
+    eos_id: int,
+    with_context: bool = True,
+) -> Scores:
+    """Log-probability of every title of the catalogue: exact, and affordable for small catalogues."""
+
+    @jax.jit
+    def apply(values, buffers, trie, batch):
+        model = parameters.merge(graphdef, values, buffers)
+        context = _context(model, batch) if with_context else None
+        return rank_catalogue(model, batch["prompt_tokens"], context, trie, eos_id=eos_id)
+
+    return lambda batch: apply(values, buffers, trie, put_batch(_inputs(batch), mesh))
+
+
+def _inputs(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What an LLM answers from. A shuffled source brings other users' events as the context."""
+    context = {name: batch.get(f"context/{name}", batch[f"history/{name}"]) for name in ("item", "rating")}
+    return {"prompt_tokens": batch["prompt_tokens"], **context}
+
+
+def _context(model, batch: Mapping[str, jax.Array]):
+    return model.encode({"item": batch["item"], "rating": batch["rating"]}, batch["item"] > 0)
 
 
 class Subset:

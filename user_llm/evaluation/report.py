@@ -6,7 +6,6 @@ bytes, and a killed one leaves no half file.
 
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -20,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from user_llm.evaluation.metrics import METRICS, Interval
+from user_llm.files import replacing
 
 TOP = 10  # titles of a prediction
 
@@ -44,6 +44,14 @@ def print_table(rows: Mapping[str, Mapping[str, Interval]], *, title: str = "", 
         cells = [_cell(row[metric], bold=row[metric]["value"] == best[metric]) for metric in METRICS]
         table.add_row(Text(name), *cells)
     console.print(table)
+
+
+def print_comparisons(comparisons: Mapping[str, Mapping[str, Interval]], metric: str = "recall@10") -> None:
+    """Prints how far one row is ahead of another on the same users, and whether more than chance would give."""
+    for name, row in comparisons.items():
+        value, low, high = (row[metric][key] for key in ("value", "low", "high"))
+        verdict = "ahead" if low > 0 else "behind" if high < 0 else "within noise"
+        print(f"  {metric}  {name}: {value:+.3f} [{low:+.3f}, {high:+.3f}]  {verdict}")
 
 
 def _cell(interval: Interval, bold: bool) -> Text:
@@ -131,11 +139,6 @@ def write_predictions(
 
 def write_lines(path: Path, lines: Iterable[str]) -> Path:
     """Puts the lines into `path`, which holds either its old content or all of the new at any moment."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in lines)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in lines)
     return path

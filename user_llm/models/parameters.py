@@ -1,6 +1,6 @@
 """A module's parameters as a flat `{path: array}` dict, the form training, sharding and checkpoints share.
 
-Paths join attribute names and list indices with "/", as in `encoder/stack/layers/0/attention/q_DNH`, so
+Paths join attribute names and list indices with "/", as in `encoder/layers/0/attention/q_DNH`, so
 that one regular expression can name a strategy's tensors, a sharding or a checkpoint's keys. Plain dicts
 also cost `jax.jit` far less Python time per step than NNX states do.
 """

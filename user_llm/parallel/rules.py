@@ -23,7 +23,6 @@ RULES: dict[str, str | None] = {
     "kv_heads": "tensor",
     "head_dim": None,
     "feature": None,
-    "positions": None,
     "norm": None,
     "layers": None,
 }

@@ -108,8 +108,9 @@ def train(stage: Stage, folder: Path, mesh: Mesh, *, seed: int, host: Host) -> P
         with _Interrupt() as interrupt, Progress(stage.name, step, config.steps, config.batch_size) as progress:
             while True:
                 done, at = step == config.steps, functools.partial(_multiple, step)
-                save = done or interrupt.received or at(config.checkpoint_every)
-                if pending and (save or at(config.log_every) or at(config.eval_every)):
+                stop = interrupt.received  # once: a signal that comes later is handled after the next step
+                checkpoint = done or at(config.checkpoint_every)
+                if pending and (checkpoint or stop or at(config.log_every) or at(config.eval_every)):
                     values, bad_step = _fetch(pending)
                     if bad_step >= 0:
                         raise _diverged(stage, folder, bad_step, checkpoints)
@@ -121,13 +122,14 @@ def train(stage: Stage, folder: Path, mesh: Mesh, *, seed: int, host: Host) -> P
                     measured = stage.evaluate({**state["parameters"], **frozen})
                     writer.write(step, "validation", measured)
                     progress.show(step, validation=measured)
-                    metric = _to_maximise(config.keep_best, measured)
-                if save and checkpoints.latest_step() != step:
+                    # A step saved only because of a signal must not win: the uninterrupted run has none there.
+                    metric = _to_maximise(config.keep_best, measured) if checkpoint else None
+                if (checkpoint or stop) and checkpoints.latest_step() != step:
                     note = {"step": step, "seconds": time.perf_counter() - clock}
                     checkpoints.save(step, state, note, metric)
                 if done:
                     break
-                if interrupt.received:
+                if stop:
                     checkpoints.close()
                     writer.close()
                     raise Preempted(f"Stage {stage.name} is saved at step {step}; the same command resumes there.")
@@ -238,16 +240,20 @@ def _multiple(step: int, every: int) -> bool:
 def _to_maximise(name: str, measured: Mapping[str, float]) -> float | None:
     if not name:
         return None
+    if not np.isfinite(measured[name]):
+        raise TrainingDiverged(f"The validation metric {name} is {measured[name]}: it can choose no checkpoint.")
     return -measured[name] if name.startswith("loss") else measured[name]
 
 
 def _diverged(stage: Stage, folder: Path, step: int, checkpoints: StageCheckpoints) -> TrainingDiverged:
+    newest = checkpoints.latest_step()
     checkpoints.close()
     path = folder / f"bad_batch_{step}.npz"
     np.savez(path, **stage.batches.batch(step))
     return TrainingDiverged(
         f"Stage {stage.name}: the loss or gradient of step {step} is not finite. Its batch is in {path}; the newest "
-        f"checkpoint is step {checkpoints.latest_step()}, before it. Lower config.training.{stage.name}.learning_rate "
+        f"checkpoint is {'not there yet' if newest is None else f'step {newest}, before it'}. "
+        f"Lower config.training.{stage.name}.learning_rate "
         "or set clip_norm, or look for odd values in the batch."
     )
 

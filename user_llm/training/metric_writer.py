@@ -1,11 +1,12 @@
 """Metrics of a stage: `metrics.jsonl`, one row a line, and TensorBoard events beside it."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+
+from user_llm.files import replacing
 
 
 class MetricWriter:
@@ -23,12 +24,11 @@ class MetricWriter:
         kept = [row for row in _rows(path) if row["step"] <= restored_step]
         self._evaluated = {row["step"] for row in kept if row["kind"] == "validation"}
         if jax.process_index() == 0:
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-            os.replace(temporary, path)
+            with replacing(path) as partial:
+                partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
             self._file = path.open("a")
             if tensorboard:
-                from clu import metric_writers  # brings TensorFlow: 0.6 GB and seconds that a run without it is spared
+                from clu import metric_writers  # brings TensorFlow, which the loop itself never needs
 
                 self._events = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(folder)))
 

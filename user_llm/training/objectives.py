@@ -55,7 +55,7 @@ def autoregressive_objective(chunk_rows: int) -> Objective:
 
 
 def text_objective(chunk_rows: int) -> Objective:
-    """Next-token prediction of the answer, for the LLM alone (stage `llm`)."""
+    """Next-token prediction of whatever the batch gives weight to, by the LLM alone (stage `llm`)."""
 
     def objective(model, batch: Batch, key: jax.Array | None):
         del key
