@@ -6,6 +6,7 @@ import pytest
 
 from user_llm.decoding.beam import BeamResult, beam_search
 from user_llm.evaluation.evaluator import (
+    TOP,
     ShuffledContexts,
     Subset,
     encoder_scores,
@@ -30,61 +31,64 @@ def everyone(windows):
 @pytest.mark.parametrize("exclude_history", [False, True])
 def test_ranks_by_scores_are_those_of_a_loop_over_users(windows, everyone, exclude_history):
     table = np.random.default_rng(1).integers(0, 4, (len(windows), ITEMS + 1)).astype(np.float32)  # many ties
-    table[:, 0] = -np.inf
-    ranks, items = rank_by_scores(
+    before = table.copy()
+    ranks, best = rank_by_scores(
         lambda batch: table[batch["user"]], windows, batch_size=BATCH, exclude_history=exclude_history
     )
-    expected = []
-    for scores, label, history, best in zip(
-        table, everyone["label/item"], everyone["history/item"], items, strict=True
-    ):
-        seen = set(history) if exclude_history else set()
-        others = [item for item in range(1, ITEMS + 1) if item != label and item not in seen]
-        expected.append(1 + sum(scores[item] >= scores[label] for item in others))
-        descending = sorted(scores[[*others, label]], reverse=True)
-        count = min(len(best), len(descending))
-        np.testing.assert_array_equal(scores[best[:count]], descending[:count])
-    np.testing.assert_array_equal(ranks, expected)
+    users = zip(table, everyone["label/item"], everyone["history/item"], ranks, best, strict=True)
+    for scores, label, history, rank, found in users:
+        seen = set(history) - {label} if exclude_history else set()
+        rankable = [item for item in range(1, ITEMS + 1) if item not in seen]
+        assert rank == sum(scores[item] >= scores[label] for item in rankable)
+        answers = [item for item in found if item]
+        assert len(answers) == min(TOP, len(rankable))
+        assert found.tolist() == answers + [0] * (TOP - len(answers))
+        assert set(answers) <= set(rankable)
+        assert scores[answers].tolist() == sorted(scores[rankable], reverse=True)[: len(answers)]
+    np.testing.assert_array_equal(table, before)
 
 
-def test_ranks_by_beams_put_a_label_behind_the_titles_it_shares_tokens_with(windows, everyone, trie):
-    """Items 2, 5 and 9 are one hypothesis, which beams call 2; 3 and 8 another."""
-    groups = {2: [2, 5, 9], 5: [2, 5, 9], 9: [2, 5, 9], 3: [3, 8], 8: [3, 8]}
-    distinct = [item for item in range(1, ITEMS + 1) if item == groups.get(item, [item])[0]]
+GROUPS = {2: [2, 5, 9], 5: [2, 5, 9], 9: [2, 5, 9], 3: [3, 8], 8: [3, 8]}  # titles of equal tokens
+DISTINCT = [item for item in range(1, ITEMS + 1) if item == GROUPS.get(item, [item])[0]]
+
+
+@pytest.fixture(scope="module")
+def found(windows):
+    """Six hypotheses a user, and one user with two."""
     generator = np.random.default_rng(2)
-    found = np.array([generator.permutation(distinct)[:6] for _ in range(len(windows))])
-    found[3, 2:] = 0  # a user with two hypotheses only
+    found = np.array([generator.permutation(DISTINCT)[:6] for _ in range(len(windows))])
+    found[3, 2:] = 0
+    return found
 
+
+def test_ranks_by_beams_put_a_label_behind_the_titles_it_shares_tokens_with(windows, everyone, trie, found):
     def beams(batch):
-        return BeamResult(None, None, found[batch["user"]]), None
+        return BeamResult(None, None, found[batch["user"]]), batch["history/item"]
 
     ranks, items = rank_by_beams(beams, windows, trie=trie, batch_size=BATCH, description="")
     np.testing.assert_array_equal(items, found)
-    expected = []
-    for row, label in zip(found.tolist(), everyone["label/item"], strict=True):
-        group = groups.get(label, [label])
-        expected.append(row.index(group[0]) + len(group) if group[0] in row else np.inf)
-    np.testing.assert_array_equal(ranks, expected)
-    labels = set(everyone["label/item"])
-    assert labels & {5, 8, 9}
-    assert {np.isinf(rank) for rank in ranks} == {True, False}
+    for row, label, rank in zip(found.tolist(), everyone["label/item"], ranks, strict=True):
+        group = GROUPS.get(label, [label])
+        assert rank == (row.index(group[0]) + len(group) if group[0] in row else np.inf)
+    assert set(everyone["label/item"]) & {5, 8, 9}
+    assert set(np.isinf(ranks)) == {True, False}
 
-    def free(batch):  # beams that know no items: their tokens are read
-        return BeamResult(found[batch["user"]][..., None] + 100, None, np.zeros((BATCH, 6), int)), excluded
 
-    def read_free():
-        return rank_by_beams(
-            free, windows, trie=trie, batch_size=BATCH, description="", read=lambda tokens: tokens[..., 0] - 100
-        )
+def test_free_beams_are_read_and_what_was_seen_is_taken_out(windows, everyone, trie, found):
+    def beams(batch):  # beams that know no items
+        tokens = found[batch["user"]][..., None] + 100
+        excluded = np.where(batch["user"][:, None] % 2, found[batch["user"]][:, [0, 3]], 0)
+        return BeamResult(tokens, None, np.zeros(tokens.shape[:2], int)), excluded
 
-    excluded = np.zeros((BATCH, 1), int)
-    read = read_free()
-    np.testing.assert_array_equal(read[0], ranks)
-    np.testing.assert_array_equal(read[1], found)
-    excluded[:] = 4  # seen: those behind it move up
-    for row, before in zip(read_free()[1].tolist(), found.tolist(), strict=True):
-        kept = [item for item in before if item not in (0, 4)]
-        assert row == kept + [0] * (6 - len(kept))
+    ranks, items = rank_by_beams(
+        beams, windows, trie=trie, batch_size=BATCH, description="", read=lambda tokens: tokens[..., 0] - 100
+    )
+    for user, (row, label, rank) in enumerate(zip(items.tolist(), everyone["label/item"], ranks, strict=True)):
+        left = found[user].tolist() if user % 2 == 0 else found[user, [1, 2, 4, 5]].tolist()
+        answers = [item for item in left if item]
+        assert row == answers + [0] * (6 - len(answers))
+        group = GROUPS.get(label, [label])
+        assert rank == (answers.index(group[0]) + len(group) if group[0] in answers else np.inf)
 
 
 @pytest.mark.parametrize("count", [2, 3, 7, 8])
@@ -132,21 +136,11 @@ def test_the_encoders_scores_are_its_logits_after_the_newest_event(encoder_parts
 
 
 def searched(parts, trie, batch, **options):
+    """(beams, the items that were no answer)"""
     options = dict(num_beams=5, max_steps=4, exclude_history=False) | options
     arguments = (parts.graphdef, parts.values, parts.buffers, one_device())
-    return jax.tree.map(np.asarray, user_llm_beams(*arguments, trie=trie, eos_id=EOS, **options)(batch)[0])
-
-
-def without_label(trie, batch):
-    """A user's own history, but what cannot be told from the label: that stays an answer."""
-    canonical = np.asarray(trie.canonical_item)
-    history, label = batch["history/item"], batch["label/item"]
-    return np.array(
-        [
-            [0 if canonical[item] == canonical[right] else item for item in row]
-            for row, right in zip(history, label, strict=True)
-        ]
-    )
+    result, excluded = user_llm_beams(*arguments, trie=trie, eos_id=EOS, **options)(batch)
+    return jax.tree.map(np.asarray, result), excluded
 
 
 def expected_beams(model, prompts, context, trie, excluded=None):
@@ -166,47 +160,68 @@ def context_of(parts, item, rating):
     return jax.jit(lambda model: model.encode({"item": item, "rating": rating}, item > 0))(parts.model)
 
 
+def unanswerable(batch):
+    """Each user's history, but for items that share the label's title: a user may come back to one."""
+    kept = [GROUPS.get(label, [label]) for label in batch["label/item"]]
+    rows = zip(batch["history/item"], kept, strict=True)
+    return np.array([[0 if item in group else item for item in history] for history, group in rows], np.int32)
+
+
 def test_without_context_it_is_the_language_model_alone(user_llm_parts, trie, everyone):
     alone = expected_beams(user_llm_parts.model.language_model, everyone["prompt_tokens"], None, trie)
-    assert_same(searched(user_llm_parts, trie, everyone, with_context=False), alone)
-    assert np.abs(searched(user_llm_parts, trie, everyone).scores - alone.scores).max() > 0.1
+    result, excluded = searched(user_llm_parts, trie, everyone, with_context=False)
+    assert_same(result, alone)
+    assert not excluded.any()
+    assert np.abs(searched(user_llm_parts, trie, everyone)[0].scores - alone.scores).max() > 0.1
 
 
 def test_beams_read_each_users_history_and_leave_it_out_of_the_answers(user_llm_parts, trie, everyone):
-    item, rating, prompts = (everyone[key] for key in ("history/item", "history/rating", "prompt_tokens"))
-    context = context_of(user_llm_parts, item, rating)
-    seen = searched(user_llm_parts, trie, everyone)
+    # One user comes back to an item, another to one whose title is spelled like that of an item they know.
+    batch = {**everyone, "history/item": everyone["history/item"].copy()}
+    batch["label/item"] = batch["label/item"].copy()
+    batch["label/item"][0] = batch["history/item"][0, -1]
+    batch["label/item"][1], batch["history/item"][1, -1] = 9, 5
+    item, prompts = batch["history/item"], batch["prompt_tokens"]
+    context = context_of(user_llm_parts, item, batch["history/rating"])
+    seen, _ = searched(user_llm_parts, trie, batch)
     assert_same(seen, expected_beams(user_llm_parts.model, prompts, context, trie))
-    unseen = searched(user_llm_parts, trie, everyone, exclude_history=True)
-    assert_same(unseen, expected_beams(user_llm_parts.model, prompts, context, trie, without_label(trie, everyone)))
-    item, canonical = without_label(trie, everyone), np.asarray(trie.canonical_item)
+    unseen, excluded = searched(user_llm_parts, trie, batch, exclude_history=True)
+    np.testing.assert_array_equal(excluded, unanswerable(batch))
+    assert ((item > 0) & (excluded == 0)).any(axis=1)[:2].all()
+    assert_same(unseen, expected_beams(user_llm_parts.model, prompts, context, trie, excluded))
+    canonical = np.asarray(trie.canonical_item)
 
     def answered_again(result):
-        return [
-            bool(set(row[row > 0]) & set(canonical[history])) for row, history in zip(result.items, item, strict=True)
-        ]
+        rows = zip(result.items, excluded, strict=True)
+        return [bool(set(found[found > 0]) & set(canonical[banned])) for found, banned in rows]
 
     assert any(answered_again(seen))
     assert not any(answered_again(unseen))
+    # Someone to recommend to has no label: nothing of their history comes out.
+    nobody = {key: value for key, value in batch.items() if not key.startswith("label/")}
+    np.testing.assert_array_equal(searched(user_llm_parts, trie, nobody, exclude_history=True)[1], item)
 
 
 def test_a_shuffled_context_is_another_users_and_the_exclusion_the_users_own(user_llm_parts, trie, windows, everyone):
     batch = ShuffledContexts(windows).gather(np.arange(len(windows)))
     context = context_of(user_llm_parts, batch["context/item"], batch["context/rating"])
-    result = searched(user_llm_parts, trie, batch, exclude_history=True)
-    own = without_label(trie, everyone)
-    assert_same(result, expected_beams(user_llm_parts.model, everyone["prompt_tokens"], context, trie, own))
-    assert np.abs(result.scores - searched(user_llm_parts, trie, everyone, exclude_history=True).scores).max() > 0.01
+    result, excluded = searched(user_llm_parts, trie, batch, exclude_history=True)
+    np.testing.assert_array_equal(excluded, unanswerable(everyone))
+    prompts = everyone["prompt_tokens"]
+    assert_same(result, expected_beams(user_llm_parts.model, prompts, context, trie, excluded))
+    own, _ = searched(user_llm_parts, trie, everyone, exclude_history=True)
+    assert np.abs(result.scores - own.scores).max() > 0.01
 
 
-def test_exact_scores_rank_as_wide_beams_do(user_llm_parts, trie, everyone):
-    arguments = (user_llm_parts.graphdef, user_llm_parts.values, user_llm_parts.buffers, one_device())
-    scores = np.asarray(user_llm_scores(*arguments, trie=trie, eos_id=EOS)(everyone))
-    wide = searched(user_llm_parts, trie, everyone, num_beams=ITEMS)
-    for row, items, values in zip(scores, wide.items, wide.scores, strict=True):
-        found = items > 0
-        np.testing.assert_allclose(row[items[found]], values[found], atol=1e-4)
-        assert set(items[found]) == set(np.asarray(trie.canonical_item)[1:])
+@pytest.mark.parametrize("with_context", [False, True])
+def test_exact_scores_are_those_of_beams_as_many_as_titles(user_llm_parts, trie, everyone, with_context):
+    parts = (user_llm_parts.graphdef, user_llm_parts.values, user_llm_parts.buffers, one_device())
+    scores = np.asarray(user_llm_scores(*parts, trie=trie, eos_id=EOS, with_context=with_context)(everyone))
+    wide, _ = searched(user_llm_parts, trie, everyone, num_beams=len(DISTINCT), with_context=with_context)
+    assert np.sort(wide.items, axis=1).tolist() == [DISTINCT] * len(everyone["user"])
+    np.testing.assert_allclose(np.take_along_axis(scores, wide.items, axis=1), wide.scores, atol=1e-4)
+    np.testing.assert_allclose(scores[:, [5, 9, 8]], scores[:, [2, 2, 3]], atol=1e-5)
+    assert (scores[:, 0] == -np.inf).all()
 
 
 @pytest.mark.parametrize("batch_size", [8, 16])
