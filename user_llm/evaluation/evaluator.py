@@ -34,6 +34,7 @@ def rank_by_scores(
         values, history = np.array(scores(batch))[real], batch["history/item"][real]
         labels = batch["label/item"][real]
         ranks.append(ranks_from_scores(values, labels, history if exclude_history else None))
+        values[:, 0] = -np.inf
         if exclude_history:
             np.put_along_axis(values, _seen(history, labels), -np.inf, axis=1)
         items.append(_best(values))
@@ -74,9 +75,10 @@ def rank_by_beams(
 
 
 def _best(scores: np.ndarray) -> np.ndarray:
-    """The `TOP` items `[n, TOP]` of each row, best first."""
+    """The `TOP` items `[n, TOP]` of each row, best first; 0 behind the last that is an answer (not -inf)."""
     top = np.argpartition(-scores, TOP - 1, axis=1)[:, :TOP] if scores.shape[1] > TOP else np.argsort(-scores, axis=1)
-    return np.take_along_axis(top, np.argsort(-np.take_along_axis(scores, top, axis=1), axis=1, kind="stable"), axis=1)
+    top = np.take_along_axis(top, np.argsort(-np.take_along_axis(scores, top, axis=1), axis=1, kind="stable"), axis=1)
+    return np.where(np.take_along_axis(scores, top, axis=1) > -np.inf, top, 0)
 
 
 def _seen(history: np.ndarray, labels: np.ndarray, canonical: np.ndarray | None = None) -> np.ndarray:
