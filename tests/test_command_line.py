@@ -73,9 +73,7 @@ def test_an_override_before_the_file_is_refused():
 
 def test_a_config_file_may_take_an_argument(tmp_path):
     path = tmp_path / "sweep.py"
-    path.write_text(
-        "from ml_collections import ConfigDict\ndef get_config(n): return ConfigDict({'n': int(n)})\n"
-    )
+    path.write_text("from ml_collections import ConfigDict\ndef get_config(n): return ConfigDict({'n': int(n)})\n")
     assert command_line.load(f"{path}:7").n == 7
 
 

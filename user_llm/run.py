@@ -172,7 +172,8 @@ def _user_llm_ranks(experiment: Experiment, model: Model, test: Subset) -> tuple
             )
         beams = user_llm_beams(
             *parts,
-            trie=trie if config.constrained else None,
+            trie=trie,
+            constrained=config.constrained,
             num_beams=config.num_beams,
             max_steps=len(trie.fan_out),
             exclude_history=config.exclude_history,

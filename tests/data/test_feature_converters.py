@@ -19,9 +19,7 @@ def titles(table, vocabulary):
 def make_source(table, titles):
     def make(text_history=0, split="train", **options):
         windows = Windows(table, history_length=5, split=split, **options)
-        prompts = NextItemPrompts(
-            titles, next_item("movie"), max_inputs=MAX_INPUTS, text_history=text_history
-        )
+        prompts = NextItemPrompts(titles, next_item("movie"), max_inputs=MAX_INPUTS, text_history=text_history)
         return UserLLMSource(windows, prompts)
 
     return make
@@ -37,9 +35,7 @@ def test_decoder_features_of_a_known_sequence():
 
 @pytest.mark.parametrize("min_history", [None, 1])
 @pytest.mark.parametrize("text_history", [0, 2, 5])
-def test_batch_is_prompt_title_eos_with_weight_on_the_answer(
-    table, titles, make_source, text_history, min_history
-):
+def test_batch_is_prompt_title_eos_with_weight_on_the_answer(table, titles, make_source, text_history, min_history):
     source = make_source(text_history, min_history=min_history)
     ids = np.random.default_rng(0).permutation(len(source))
     batch = source.gather(ids)

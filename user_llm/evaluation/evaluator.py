@@ -113,15 +113,19 @@ def user_llm_beams(
     buffers: Parameters,
     mesh: Mesh,
     *,
-    trie: CatalogueTrie | None,
+    trie: CatalogueTrie,
+    constrained: bool = True,
     eos_id: int,
     num_beams: int,
     max_steps: int,
     exclude_history: bool,
     with_context: bool = True,
 ) -> Beams:
-    """Beams of the contextualised LLM, or with `with_context=False` of its LLM with every gate shut."""
-    canonical = None if trie is None else np.asarray(trie.canonical_item)
+    """Beams of the contextualised LLM, or with `with_context=False` of its LLM with every gate shut.
+
+    `constrained` beams answer titles of the catalogue and nothing else.
+    """
+    canonical = np.asarray(trie.canonical_item)
 
     @jax.jit
     def apply(values, buffers, trie, batch, excluded):
@@ -133,8 +137,8 @@ def user_llm_beams(
             num_beams=num_beams,
             max_steps=max_steps,
             eos_id=eos_id,
-            trie=trie,
-            excluded_items=None if trie is None else excluded["item"],
+            trie=trie if constrained else None,
+            excluded_items=excluded["item"] if constrained else None,
         )
 
     def beams(batch):
@@ -142,7 +146,7 @@ def user_llm_beams(
         excluded = np.zeros_like(history)
         if exclude_history:
             # A user to recommend to has no label.
-            excluded = _seen(history, batch.get("label/item", np.zeros(len(history), np.int32)), canonical)
+            excluded = canonical[_seen(history, batch.get("label/item", np.zeros(len(history), np.int32)), canonical)]
         inputs = put_batch(_inputs(batch), mesh)
         return apply(values, buffers, trie, inputs, put_batch({"item": excluded}, mesh)), excluded
 
@@ -230,7 +234,7 @@ def mean_metrics(objective, graphdef: nnx.GraphDef, buffers: Parameters, source:
     def evaluate(values: Parameters) -> dict[str, float]:
         totals: dict[str, jax.Array] = {}
         for batch in evaluation_batches(source, batch_size):
-            metrics = apply(values, buffers, put_batch(batch, mesh))
+            metrics = jax.block_until_ready(apply(values, buffers, put_batch(batch, mesh)))  # CPU meshes: no pile-up
             totals = metrics if not totals else jax.tree.map(jnp.add, totals, metrics)
         return {name: float(total / jnp.maximum(weight, 1e-9)) for name, (total, weight) in totals.items()}
 
