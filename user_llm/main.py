@@ -65,9 +65,9 @@ def _stop(*_) -> None:
 
 
 def _log_to_stderr() -> None:
-    """Our own lines at INFO (--verbosity=1: DEBUG); the libraries' chatter from WARNING on."""
+    """Our own lines at INFO (--verbosity=1: DEBUG); of the libraries only errors."""
     level = logging.DEBUG if absl_logging.get_verbosity() > 0 else logging.INFO
-    absl_logging.set_verbosity(absl_logging.WARNING)
+    absl_logging.set_verbosity(absl_logging.ERROR)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     for logger in (_logger, logging.getLogger("tfds_builders")):
