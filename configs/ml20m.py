@@ -42,11 +42,12 @@ def get_config():
     config.training.llm = base.training(
         steps=5_000, batch_size=1024, learning_rate=1e-3, weight_decay=1e-2, eval_every=1000, checkpoint_every=1000
     )
-    # Appendix C. Its learning rate of 1e-1 for the encoder belongs to another optimizer: AdamW diverges there.
+    # Appendix C, which does not name its optimizer. With our AdamW a rate of 1e-1 trains, but on simulated users it
+    # lost to 3e-3 (Recall@10 0.47 against 0.57 after 400 steps): lower it first when you tune.
     config.training.encoder = base.training(
         steps=10_000,
         batch_size=32_768,
-        learning_rate=1e-3,
+        learning_rate=1e-1,
         weight_decay=1e-1,
         eval_every=1000,
         checkpoint_every=1000,

@@ -114,6 +114,7 @@ def test_what_we_save_transformers_loads(untied, folder):
 
 
 def test_what_transformers_saves_in_shards_we_load(tmp_path):
+    pytest.importorskip("torch", reason="needs the [test] extra's torch")
     transformers = pytest.importorskip("transformers", reason="needs the [test] extra's transformers")
     config = transformers.LlamaConfig(
         vocab_size=24,
