@@ -3,8 +3,8 @@
     python -m user_llm.main --config=configs/simulated.py --workdir=runs/demo        (what `make demo` runs)
 
 All three stages: a small LM from scratch, the user encoder, the contextualised LLM; then the results table. On two
-idle cores about 3 minutes; to expect Recall@10 of 0.05 for popularity, 0.58 for the encoder alone, 0.54 for User-LLM, and
-0.02 for User-LLM with shuffled contexts.
+idle cores about 3 minutes. Expect Recall@10 of 0.05 for popularity, 0.58 for the encoder alone, 0.54 for User-LLM,
+and 0.02 for User-LLM with shuffled contexts.
 """
 
 from configs import base

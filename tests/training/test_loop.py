@@ -19,7 +19,7 @@ from user_llm.data.pipeline import TrainBatches
 from user_llm.host import Host
 from user_llm.models import parameters
 from user_llm.models.autoregressive_encoder import AutoregressiveEncoder, EncoderConfig
-from user_llm.parallel.mesh import make_mesh
+from user_llm.parallel.mesh import one_device
 from user_llm.training import loop
 from user_llm.training.objectives import autoregressive_objective
 from user_llm.training.trainable import EVERYTHING
@@ -59,7 +59,7 @@ def build(rngs, dropout=0.1):
 
 
 def make_stage(config: ConfigDict, *, rules=EVERYTHING, source=None, evaluate=None, dropout=0.1) -> loop.Stage:
-    mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
+    mesh = one_device()
     graphdef, values, buffers = initialise(functools.partial(build, dropout=dropout), 0, mesh)
     return loop.Stage(
         name="encoder",
@@ -76,7 +76,7 @@ def make_stage(config: ConfigDict, *, rules=EVERYTHING, source=None, evaluate=No
 
 
 def run(stage, folder):
-    mesh = make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
+    mesh = one_device()
     return loop.train(stage, folder, mesh, seed=3, host=Host(tensorboard=False))
 
 

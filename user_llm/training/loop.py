@@ -35,7 +35,7 @@ from user_llm.training.trainable import Rules, trainable
 
 _logger = logging.getLogger(__name__)
 
-_DISPATCH_AHEAD = 8  # steps; bounds memory, and CPU meshes deadlock when collectives pile up
+_DISPATCH_AHEAD = 8  # steps; bounds memory
 
 
 class TrainingDiverged(RuntimeError):
@@ -104,6 +104,8 @@ def train(stage: Stage, folder: Path, mesh: Mesh, *, seed: int, host: Host) -> P
         reader = stage.batches.iterator(step, threads=host.reader_threads, prefetch=host.prefetch_batches)
         batches = _on_device(reader, mesh)
         pending: collections.deque = collections.deque()  # metrics of steps not yet written
+        # Virtual CPU devices share few threads: collectives of two steps at once wait for one another for ever.
+        ahead = 1 if mesh.size > 1 and jax.default_backend() == "cpu" else _DISPATCH_AHEAD
         clock = time.perf_counter() - seconds
         with _Interrupt() as interrupt, Progress(stage.name, step, config.steps, config.batch_size) as progress:
             while True:
@@ -136,8 +138,8 @@ def train(stage: Stage, folder: Path, mesh: Mesh, *, seed: int, host: Host) -> P
                 state, metrics = train_step(state, frozen, stage.buffers, next(batches))
                 step += 1
                 pending.append(metrics)
-                if len(pending) > _DISPATCH_AHEAD:
-                    jax.block_until_ready(pending[-_DISPATCH_AHEAD])
+                if len(pending) >= ahead:
+                    jax.block_until_ready(pending[-ahead])
                 progress.advance(step)
         writer.close()
 
