@@ -6,8 +6,8 @@
 Histories of up to 50 events; shorter ones are admitted, so that every user is tested (all-users leave-one-out), and
 the users with a full history of 50 are reported besides (the paper's protocol).
 
-Well under 40 minutes on two cores. Expect Recall@10 of 0.08 (all users) and 0.05 (full histories) for the encoder alone,
-against 0.04 and 0.02 for the stronger popularity row; User-LLM, with a small LLM from scratch, stays near 0.01.
+Well under 40 minutes on two cores. Expect Recall@10 of 0.08 (all users) and 0.05 (full histories) for the encoder
+alone, against 0.04 and 0.02 for the stronger popularity row; User-LLM, with a small LLM from scratch, stays near 0.01.
 """
 
 from configs import base
