@@ -1,6 +1,6 @@
 """Measures the data pipeline and the encoder's training step, side by side with their peers.
 
-    python -m benchmarks            # about 15 minutes on 2 cores
+    python -m benchmarks            # about 10 minutes on 2 cores
     python -m benchmarks --quick    # under 3 minutes: batch 128, tuned malloc
 
 Prints the tables of README.md and writes the numbers to `benchmarks/results/<date>.json`.
@@ -125,7 +125,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     mallocs = ["tuned"] if arguments.quick else list(MALLOC)
-    rounds = {128: 2} if arguments.quick else {128: 4, 512: 2}
+    rounds = {128: 2} if arguments.quick else {128: 3, 512: 1}
     described = machine()
     pipeline = [measure_pipeline(malloc, 5) for malloc in mallocs]
     encoder = []
