@@ -117,7 +117,9 @@ def train(stage: Stage, folder: Path, mesh: Mesh, *, seed: int, host: Host) -> P
                     if bad_step >= 0:
                         raise _diverged(stage, folder, bad_step, checkpoints)
                     progress.show(step, values["loss"])
-                    writer.write(step, "train", {**values, "learning_rate": float(learning_rate(step - 1))})
+                    seconds = time.perf_counter() - clock  # over all starts of this stage
+                    rate = float(learning_rate(step - 1))
+                    writer.write(step, "train", {**values, "learning_rate": rate, "seconds": seconds})
                 metric = None
                 evaluates = stage.evaluate and config.eval_every and (done or at(config.eval_every))
                 if evaluates and not writer.restored(step):
