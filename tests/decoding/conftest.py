@@ -28,7 +28,8 @@ class Truth:
     """
 
     model: UserLLM
-    prompts: np.ndarray  # [3, P], right-padded
+    prompts: np.ndarray  # [3, P]; one holds a word 0, and another word stands behind the shorter ones
+    lengths: np.ndarray  # [3]
     context: Any
     next_log_probs: list[dict[Prefix, np.ndarray]]
     eos_id: int = EOS
@@ -83,15 +84,15 @@ def truth() -> Truth:
     model = UserLLM(encoder, connector, language_model)
     items = jnp.array([[1, 2, 3, 4], [0, 5, 2, 1], [0, 0, 0, 5]])
     context = model.encode({"item": items, "rating": items}, items > 0)
-    prompts = [[1, 4, 3, 6, 5], [1, 5], [1, 6, 6]]
-    padded = np.zeros((3, MAX_PROMPT), np.int32)
+    prompts = [[1, 4, 3, 6, 5], [1, 5], [1, 6, 0]]
+    padded = np.full((3, MAX_PROMPT), 3, np.int32)
     for row, prompt in zip(padded, prompts, strict=True):
         row[: len(prompt)] = prompt
     users = [
         jax.tree.map(lambda x, r=row: x[:, r : r + 1] if x.ndim == 5 else x[r : r + 1], context) for row in range(3)
     ]
     table = [_next_log_probs(model, prompt, user) for prompt, user in zip(prompts, users, strict=True)]
-    return Truth(model, padded, context, table)
+    return Truth(model, padded, np.array([5, 2, 3], np.int32), context, table)
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,8 @@ class Catalogue:
 
 @pytest.fixture(scope="session")
 def catalogue() -> Catalogue:
-    """40 titles of 1 to 3 tokens: some equal, some the beginning of others."""
+    """40 titles of 1 to 3 tokens, 0 among them: some equal, some the beginning of others."""
     rng = np.random.default_rng(1)
-    titles = [tuple(rng.choice([1, 3, 4, 5, 6], size=rng.integers(1, MAX_PREFIX + 1)).tolist()) for _ in range(40)]
+    titles = [tuple(rng.choice([0, 1, 3, 4, 5, 6], size=rng.integers(1, MAX_PREFIX + 1)).tolist()) for _ in range(40)]
     assert len(set(titles)) < len(titles)
     return Catalogue(dict(enumerate(titles, start=1)))

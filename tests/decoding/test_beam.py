@@ -36,7 +36,7 @@ def prefixes(titles, eos_id):
 def search(truth, **kwargs):
     return jax.tree.map(
         np.asarray,
-        beam_search(truth.model, truth.prompts, truth.context, eos_id=truth.eos_id, **kwargs),
+        beam_search(truth.model, truth.prompts, truth.lengths, truth.context, eos_id=truth.eos_id, **kwargs),
     )
 
 
@@ -128,7 +128,9 @@ def test_too_few_steps_leave_beams_unfinished_and_without_item(truth, trie):
 
 def test_rows_of_padding_stay_finite_and_leave_the_others_alone(truth, trie):
     prompts = np.concatenate([truth.prompts[:2], np.zeros((1, 5), np.int32)])
-    result = beam_search(truth.model, prompts, truth.context, num_beams=4, max_steps=4, eos_id=truth.eos_id, trie=trie)
+    lengths = np.array([*truth.lengths[:2], 0])
+    options = dict(num_beams=4, max_steps=4, eos_id=truth.eos_id, trie=trie)
+    result = beam_search(truth.model, prompts, lengths, truth.context, **options)
     expected = search(truth, num_beams=4, max_steps=4, trie=trie)
     np.testing.assert_array_equal(result.items[:2], expected.items[:2])
     assert np.isfinite(result.scores).all()
@@ -137,7 +139,7 @@ def test_rows_of_padding_stay_finite_and_leave_the_others_alone(truth, trie):
 def test_bad_arguments_are_named(truth):
     def call(**changes):
         options = {"num_beams": 2, "max_steps": 2, "eos_id": 2} | changes
-        return beam_search(truth.model, truth.prompts, truth.context, **options)
+        return beam_search(truth.model, truth.prompts, truth.lengths, truth.context, **options)
 
     with pytest.raises(ValueError, match="num_beams must be at least 1, got 0"):
         call(num_beams=0)
@@ -146,4 +148,6 @@ def test_bad_arguments_are_named(truth):
     with pytest.raises(ValueError, match="excluded_items needs trie="):
         call(excluded_items=jnp.zeros((3, 1), jnp.int32))
     with pytest.raises(ValueError, match=r"prompt_tokens must be .* got shape \(3, 0\)"):
-        beam_search(truth.model, truth.prompts[:, :0], truth.context, num_beams=2, max_steps=2, eos_id=2)
+        beam_search(truth.model, truth.prompts[:, :0], truth.lengths, num_beams=2, max_steps=2, eos_id=2)
+    with pytest.raises(ValueError, match=r"prompt_lengths must be \[3\], .* got shape \(2,\)"):
+        beam_search(truth.model, truth.prompts, truth.lengths[:2], num_beams=2, max_steps=2, eos_id=2)

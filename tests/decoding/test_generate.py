@@ -11,7 +11,9 @@ from user_llm.decoding.generate import generate
 
 
 def test_greedy_is_the_argmax_of_full_forward_passes(truth):
-    tokens = np.asarray(generate(truth.model, truth.prompts, truth.context, max_new_tokens=4, eos_id=truth.eos_id))
+    tokens = np.asarray(
+        generate(truth.model, truth.prompts, truth.lengths, truth.context, max_new_tokens=4, eos_id=truth.eos_id)
+    )
     for row in truth.rows:
         expected = ()
         while len(expected) < 4 and expected[-1:] != (truth.eos_id,):
@@ -21,9 +23,11 @@ def test_greedy_is_the_argmax_of_full_forward_passes(truth):
 
 def test_generation_stops_at_eos_and_pads(truth):
     """Any token may serve as EOS: take the second that greedy decoding gives."""
-    plain = generate(truth.model, truth.prompts, truth.context, max_new_tokens=4, eos_id=-1)
+    plain = generate(truth.model, truth.prompts, truth.lengths, truth.context, max_new_tokens=4, eos_id=-1)
     eos_id = int(plain[0, 1])
-    stopped = generate(truth.model, truth.prompts, truth.context, max_new_tokens=4, eos_id=eos_id, pad_id=0)
+    stopped = generate(
+        truth.model, truth.prompts, truth.lengths, truth.context, max_new_tokens=4, eos_id=eos_id, pad_id=0
+    )
     for row, full in zip(np.asarray(stopped), np.asarray(plain), strict=True):
         ends = np.flatnonzero(full == eos_id)
         length = ends[0] + 1 if ends.size else 4
@@ -41,6 +45,7 @@ def test_samples_follow_the_softmax_at_the_temperature(truth, temperature):
     tokens = generate(
         truth.model,
         prompts,
+        jnp.repeat(truth.lengths[:1], draws),
         context,
         max_new_tokens=2,
         eos_id=truth.eos_id,
@@ -68,7 +73,8 @@ def test_a_published_checkpoint_tells_its_known_story(shared_dir):
     padded = np.zeros((2, max(map(len, prompts))), np.int32)
     for row, prompt in zip(padded, prompts, strict=True):
         row[: len(prompt)] = prompt
-    tokens = generate(model, padded, max_new_tokens=55, eos_id=tokenizer.eos_id())
+    lengths = np.array([len(prompt) for prompt in prompts])
+    tokens = generate(model, padded, lengths, max_new_tokens=55, eos_id=tokenizer.eos_id())
     story = "Once upon a time" + tokenizer.decode(tokens[0].tolist())
     assert story.startswith(
         "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "
@@ -79,7 +85,7 @@ def test_a_published_checkpoint_tells_its_known_story(shared_dir):
 def test_bad_arguments_are_named(truth):
     def call(**changes):
         options = {"max_new_tokens": 2, "eos_id": 2} | changes
-        return generate(truth.model, truth.prompts, truth.context, **options)
+        return generate(truth.model, truth.prompts, truth.lengths, truth.context, **options)
 
     with pytest.raises(ValueError, match="max_new_tokens must be at least 1, got 0"):
         call(max_new_tokens=0)

@@ -18,6 +18,7 @@ def test_every_title_has_its_exact_log_probability(truth, catalogue, trie, nodes
         rank_catalogue(
             truth.model,
             truth.prompts,
+            truth.lengths,
             truth.context,
             trie,
             eos_id=truth.eos_id,
@@ -33,11 +34,11 @@ def test_every_title_has_its_exact_log_probability(truth, catalogue, trie, nodes
 
 def test_titles_of_one_token(truth):
     trie = CatalogueTrie.build(np.array([[0], [5], [3]]), np.array([0, 1, 1]), truth.eos_id)
-    scores = rank_catalogue(truth.model, truth.prompts, truth.context, trie, eos_id=truth.eos_id)
+    scores = rank_catalogue(truth.model, truth.prompts, truth.lengths, truth.context, trie, eos_id=truth.eos_id)
     expected = [[truth.log_prob(row, (token, truth.eos_id)) for token in (5, 3)] for row in truth.rows]
     np.testing.assert_allclose(scores[:, 1:], expected, atol=2e-5)
 
 
 def test_bad_chunks_are_named(truth, trie):
     with pytest.raises(ValueError, match="nodes_per_chunk must be at least 1, got 0"):
-        rank_catalogue(truth.model, truth.prompts, truth.context, trie, eos_id=2, nodes_per_chunk=0)
+        rank_catalogue(truth.model, truth.prompts, truth.lengths, truth.context, trie, eos_id=2, nodes_per_chunk=0)

@@ -47,6 +47,7 @@ class _Beams(NamedTuple):
 def beam_search(
     model: DecodingModel,
     prompt_tokens: jax.Array,
+    prompt_lengths: jax.Array,
     context: Any = None,
     *,
     num_beams: int,
@@ -66,7 +67,7 @@ def beam_search(
     come back if `max_steps` is at least the longest title with its EOS (more steps cost nothing).
 
     Args:
-        prompt_tokens: int32 `[B, P]`, right-padded with `pad_id`, starting with BOS.
+        prompt_tokens: int32 `[B, P]`, starting with BOS; prompt_lengths: int32 `[B]`, tokens in each row.
         context: what the model attends to besides the text (`UserLLM.encode`), or None.
         num_beams: J.
         excluded_items: int32 `[B, E]`, 0-padded: items that must not come out for this row. An item whose
@@ -82,7 +83,7 @@ def beam_search(
         raise ValueError("excluded_items needs trie=: free beams know no items")
     steps = max_steps if trie is None else min(max_steps, len(trie.fan_out))
     excluded_before = None if excluded_items is None else _count_excluded(trie, excluded_items)
-    prompt = prefill(model, prompt_tokens, context, free_slots=steps * num_beams, pad_id=pad_id)
+    prompt = prefill(model, prompt_tokens, prompt_lengths, context, free_slots=steps * num_beams)
 
     def choose(beams: _Beams, hidden: jax.Array, fan_out: int | None) -> _Beams:
         """One more token for the beams `[B, K]` whose last states are `hidden`; leaves `[B, J]`."""

@@ -71,13 +71,13 @@ class CatalogueTrie:
         """Builds the trie.
 
         Args:
-            title_tokens: int `[I+1, T]`, row i the tokens of item i's title without EOS, 0 behind them.
-                Row 0 is padding and is not read.
+            title_tokens: int `[I+1, T]`, row i the tokens of item i's title without EOS; what stands behind its
+                length is not read. Row 0 is padding and is not read.
             lengths: int `[I+1]`, tokens in each title.
             eos_id: the token that closes a title.
 
         Raises:
-            ValueError: no items, or a title that is empty, longer than the table, or holds padding or EOS.
+            ValueError: no items, or a title that is empty, longer than the table, or holds EOS.
         """
         title_tokens, lengths = np.asarray(title_tokens), np.asarray(lengths)
         _check_titles(title_tokens, lengths, eos_id)
@@ -112,7 +112,6 @@ def _check_titles(title_tokens: np.ndarray, lengths: np.ndarray, eos_id: int) ->
     for wrong, what, fix in (
         (lengths < 1, "is empty", "give every item a title"),
         (lengths > title_tokens.shape[1], "is longer than the table", "widen the table or cut the title"),
-        ((inside & (title_tokens == 0)).any(axis=1), "holds the padding id 0", "keep id 0 for padding"),
         ((inside & (title_tokens == eos_id)).any(axis=1), f"holds EOS ({eos_id})", "leave EOS to the trie"),
     ):
         items = np.flatnonzero(wrong[1:]) + 1
@@ -123,8 +122,8 @@ def _check_titles(title_tokens: np.ndarray, lengths: np.ndarray, eos_id: int) ->
 def _distinct_titles(title_tokens: np.ndarray, lengths: np.ndarray):
     """Sorted distinct titles `[R, longest + 1]`, their lengths, each item's row, each row's lowest item."""
     longest = lengths[1:].max()
-    table = np.where(np.arange(longest) < lengths[:, None], title_tokens[:, :longest], 0)
-    table = np.pad(table, ((0, 0), (0, 1)))  # room for the EOS of the longest
+    table = np.where(np.arange(longest) < lengths[:, None], title_tokens[:, :longest], -1)  # before every token
+    table = np.pad(table, ((0, 0), (0, 1)), constant_values=-1)  # room for the EOS of the longest
     order = np.lexsort(table[1:].T[::-1]) + 1  # stable: equal titles stay in order of item id
     starts = np.ones(len(order), bool)
     starts[1:] = (table[order[1:]] != table[order[:-1]]).any(axis=1)

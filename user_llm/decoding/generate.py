@@ -19,6 +19,7 @@ class _State(NamedTuple):
 def generate(
     model: DecodingModel,
     prompt_tokens: jax.Array,
+    prompt_lengths: jax.Array,
     context: Any = None,
     *,
     max_new_tokens: int,
@@ -32,7 +33,7 @@ def generate(
     Compiled once per shape of its inputs; any temperature above 0 shares one program.
 
     Args:
-        prompt_tokens: int32 `[B, P]`, right-padded with `pad_id`, starting with BOS.
+        prompt_tokens: int32 `[B, P]`, starting with BOS; prompt_lengths: int32 `[B]`, tokens in each row.
         context: what the model attends to besides the text (`UserLLM.encode`), or None.
         temperature: 0 takes the likeliest token; above 0 draws from softmax(logits / temperature).
         key: PRNG key; needed when temperature is above 0.
@@ -52,6 +53,7 @@ def generate(
     return _generate(
         model,
         prompt_tokens,
+        prompt_lengths,
         context,
         temperature,
         key if temperature > 0 else None,
@@ -62,8 +64,8 @@ def generate(
 
 
 @functools.partial(jax.jit, static_argnames=("max_new_tokens",))
-def _generate(model, prompt_tokens, context, temperature, key, *, max_new_tokens, eos_id, pad_id):
-    prompt = prefill(model, prompt_tokens, context, free_slots=max_new_tokens, pad_id=pad_id)
+def _generate(model, prompt_tokens, prompt_lengths, context, temperature, key, *, max_new_tokens, eos_id, pad_id):
+    prompt = prefill(model, prompt_tokens, prompt_lengths, context, free_slots=max_new_tokens)
 
     def choose(state: _State, hidden: jax.Array) -> _State:
         logits = model.logits(hidden[:, 0])

@@ -13,7 +13,7 @@ class DecodingModel(Protocol):
 
     def logits(self, hidden: jax.Array) -> jax.Array: ...
 
-    def init_cache(self, batch: int, length: int) -> Any: ...
+    def init_cache(self, batch: int, length: int, context: Any) -> Any: ...
 
 
 class Prompt(NamedTuple):
@@ -23,7 +23,7 @@ class Prompt(NamedTuple):
         hidden: `[B, 1, D]`, the state after each row's last token.
         lengths: int32 `[B]`, tokens in each row.
         visible: bool `[B, P]`, cache slots that hold a token rather than padding.
-        cache: the model's cache of `P + free_slots` slots.
+        cache: the model's cache, with `P + free_slots` slots for text.
         context: the model's context, or None.
     """
 
@@ -34,23 +34,28 @@ class Prompt(NamedTuple):
     context: Any
 
 
-def prefill(model: DecodingModel, tokens: jax.Array, context: Any, *, free_slots: int, pad_id: int) -> Prompt:
+def prefill(model: DecodingModel, tokens: jax.Array, lengths: jax.Array, context: Any, *, free_slots: int) -> Prompt:
     """Reads right-padded prompts into a fresh cache.
 
-    A row ends at its last token that is not `pad_id`. A row of padding only (a batch's filler) is read as
-    the single token `pad_id`, so that nothing becomes NaN.
-
     Args:
-        tokens: int32 `[B, P]`.
+        tokens: int32 `[B, P]`; what stands behind a row's length is never seen.
+        lengths: int32 `[B]`, tokens in each row. They, and no padding id, say where a prompt ends: every id may be
+            a word of some vocabulary. A row of length 0 (a batch's filler) is read as one token, so that nothing
+            becomes NaN.
         free_slots: cache slots to keep behind the prompt for what follows.
+
+    Raises:
+        ValueError: tokens or lengths of another shape.
     """
     if tokens.ndim != 2 or tokens.shape[1] == 0:
         raise ValueError(
             f"prompt_tokens must be [batch, length >= 1], got shape {tokens.shape}: start prompts with BOS"
         )
     batch, length = tokens.shape
+    if lengths.shape != (batch,):
+        raise ValueError(f"prompt_lengths must be [{batch}], one for each prompt, got shape {lengths.shape}")
     slots = jnp.arange(length)
-    lengths = jnp.maximum(jnp.max(jnp.where(tokens != pad_id, slots + 1, 0), axis=1), 1).astype(jnp.int32)
+    lengths = jnp.maximum(lengths, 1)
     visible = slots < lengths[:, None]
     causal = (slots[:, None] >= slots) & visible[:, None, :]
     hidden, cache = model(
@@ -58,7 +63,7 @@ def prefill(model: DecodingModel, tokens: jax.Array, context: Any, *, free_slots
         jnp.broadcast_to(slots, tokens.shape),
         jnp.pad(causal, ((0, 0), (0, 0), (0, free_slots))),
         context=context,
-        cache=model.init_cache(batch, length + free_slots),
+        cache=model.init_cache(batch, length + free_slots, context),
         offset=0,
     )
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)

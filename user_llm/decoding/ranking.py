@@ -19,11 +19,11 @@ from user_llm.decoding.prefill import DecodingModel, extend, prefill
 def rank_catalogue(
     model: DecodingModel,
     prompt_tokens: jax.Array,
+    prompt_lengths: jax.Array,
     context: Any,
     trie: CatalogueTrie,
     *,
     eos_id: int,
-    pad_id: int = 0,
     nodes_per_chunk: int = 256,
 ) -> jax.Array:
     """log p(title, EOS | prompt, context) of every item.
@@ -32,7 +32,7 @@ def rank_catalogue(
     `[B, nodes_per_chunk + longest title, V]`.
 
     Args:
-        prompt_tokens: int32 `[B, P]`, right-padded with `pad_id`, starting with BOS.
+        prompt_tokens: int32 `[B, P]`, starting with BOS; prompt_lengths: int32 `[B]`, tokens in each row.
         context: what the model attends to besides the text (`UserLLM.encode`), or None.
         nodes_per_chunk: how many nodes of the trie one call of the model reads; memory against calls.
 
@@ -44,7 +44,8 @@ def rank_catalogue(
     """
     if nodes_per_chunk < 1:
         raise ValueError(f"nodes_per_chunk must be at least 1, got {nodes_per_chunk}")
-    prompt = prefill(model, prompt_tokens, context, free_slots=trie.tree.max_depth - 1 + nodes_per_chunk, pad_id=pad_id)
+    free_slots = trie.tree.max_depth - 1 + nodes_per_chunk
+    prompt = prefill(model, prompt_tokens, prompt_lengths, context, free_slots=free_slots)
     batch = prompt_tokens.shape[0]
 
     def score_chunk(cache: Any, nodes: jax.Array) -> tuple[Any, jax.Array]:
