@@ -119,8 +119,8 @@ class LanguageModel(nnx.Module):
         table = self.output_table().astype(self.config.dtype)
         return jnp.einsum("...D,VD->...V", hidden, table, preferred_element_type=jnp.float32)
 
-    def init_cache(self, batch: int, length: int) -> Cache:
-        """Empty keys and values of `length` slots for `batch` rows."""
+    def init_cache(self, batch: int, length: int, context: Context | None = None) -> Cache:
+        """Empty keys and values of `length` slots for `batch` rows; a `context` of cross-attention takes none."""
         config = self.config
         shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
         return {name: jnp.zeros(shape, config.dtype) for name in ("key", "value")}

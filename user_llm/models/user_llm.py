@@ -44,6 +44,6 @@ class UserLLM(nnx.Module):
         """float32 [..., V] of hidden states [..., D]."""
         return self.language_model.logits(hidden)
 
-    def init_cache(self, batch: int, length: int) -> Cache:
-        """Empty keys and values of `length` slots for `batch` rows."""
-        return self.language_model.init_cache(batch, length)
+    def init_cache(self, batch: int, length: int, context: Context | None = None) -> Cache:
+        """Empty keys and values of `length` slots for `batch` rows that will attend to `context`."""
+        return self.language_model.init_cache(batch, length, context)
