@@ -1,97 +1,20 @@
-"""The autoregressive user encoder (paper 3.1 and appendix A): events in, one embedding an event out."""
+"""The autoregressive user encoder (paper 3.1 and appendix A): events in, one embedding an event out.
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+With the item feature alone it is SASRec (Kang & McAuley 2018) trained by a softmax over the whole catalogue.
+"""
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from flax import nnx
 
-from user_llm.models.event_embedding import FEATURES, EventEmbedding
 from user_llm.models.language_model import causal_mask
-from user_llm.models.layers import RMSNorm, cast, dropout, fan_in, normal, parameter
-from user_llm.models.stack import StackConfig, apply_layers, init_layers
+from user_llm.models.user_encoder import EncoderConfig, EventEncoder, History
+
+__all__ = ["AutoregressiveEncoder", "EncoderConfig"]
 
 
-@dataclass(frozen=True)
-class EncoderConfig:
-    """The paper's encoder by default: 6 layers, width 128, 8 heads. `max_length`: longest history, events."""
+class AutoregressiveEncoder(EventEncoder):
+    """A causal Transformer over events: what follows an event is read off its embedding."""
 
-    max_length: int
-    features: tuple[str, ...] = FEATURES
-    num_layers: int = 6
-    width: int = 128
-    num_heads: int = 8
-    hidden: int = 512
-    dropout: float = 0.0
-    scan_layers: bool = False
-    remat: bool = False
-    dtype: str = "float32"
-    param_dtype: str = "float32"
-
-    @property
-    def stack(self) -> StackConfig:
-        if self.width % self.num_heads:
-            raise ValueError(f"Encoder width {self.width} must be a multiple of num_heads {self.num_heads}.")
-        return StackConfig(
-            num_layers=self.num_layers,
-            width=self.width,
-            num_heads=self.num_heads,
-            num_kv_heads=self.num_heads,
-            head_dim=self.width // self.num_heads,
-            hidden=self.hidden,
-            activation="relu",
-            gated=False,
-            norm_eps=1e-6,
-            rope_theta=None,
-            dropout=self.dropout,
-            scan_layers=self.scan_layers,
-            remat=self.remat,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            width_axis="user",
-            hidden_axis="user_mlp",
-        )
-
-
-class AutoregressiveEncoder(nnx.Module):
-    """A causal Transformer over events, with a softmax per feature tied to the feature's embeddings.
-
-    Args:
-      item_categories: int [I + 1, C], category ids of each item, 0 padded; row 0 is the padding item.
-      num_categories, num_ratings: numbers of classes, the padding id 0 not counted.
-    """
-
-    def __init__(
-        self,
-        config: EncoderConfig,
-        *,
-        item_categories: np.ndarray,
-        num_categories: int,
-        num_ratings: int,
-        rngs: nnx.Rngs,
-    ):
-        self.config = config
-        width, param_dtype = config.width, config.param_dtype
-        self.embedding = EventEmbedding(
-            config.features,
-            width,
-            item_categories=item_categories,
-            num_categories=num_categories,
-            num_ratings=num_ratings,
-            dtype=config.dtype,
-            param_dtype=param_dtype,
-            rngs=rngs,
-        )
-        self.position_SU = parameter(rngs, normal(0.02), (config.max_length, width), (None, "user"), param_dtype)
-        self.layers = init_layers(config.stack, rngs=rngs)
-        self.final_norm = RMSNorm(width, epsilon=config.stack.norm_eps, param_dtype=param_dtype, rngs=rngs)
-        for feature in config.features:
-            head = parameter(rngs, fan_in(width), (width, width), ("user", "feature"), param_dtype)
-            setattr(self, f"{feature}_head_UU", head)
-
-    def __call__(self, history: Mapping[str, jax.Array], mask: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+    def __call__(self, history: History, mask: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
         """User embeddings [B, S, U]: embedding s has seen events 0 … s; zero where there is no event.
 
         Args:
@@ -99,29 +22,8 @@ class AutoregressiveEncoder(nnx.Module):
           mask: bool [B, S], where there is an event.
           key: of dropout; None runs without.
         """
-        length, config = mask.shape[-1], self.config
-        if length > config.max_length:
-            raise ValueError(f"History of {length} slots; this encoder was built for at most {config.max_length}.")
-        embedding_key, layers_key = (None, None) if key is None else jax.random.split(key)
-        # Positions count from the newest event, so a shorter array of slots gives the same embeddings.
-        x = self.embedding(history) + cast(self.position_SU, config.dtype)[config.max_length - length :]
-        x = dropout(x, config.dropout, embedding_key)
-        slots = jnp.broadcast_to(jnp.arange(length), mask.shape)
-        x, _ = apply_layers(self.layers, config.stack, x, slots, causal_mask(mask), key=layers_key)
-        return jnp.where(mask[..., None], self.final_norm(x), 0)
+        return self.transform(self.embedding(history), mask, causal_mask(mask), key=key)
 
-    def feature_table(self, feature: str) -> jax.Array:
-        """[V, U]: the feature's embeddings, which are also its softmax weights."""
-        return self.embedding.table(feature)[...]
-
-    def feature_hidden(self, embeddings: jax.Array, feature: str) -> jax.Array:
-        """User embeddings [..., U] projected back to a feature's space: times its tableᵀ they are logits."""
-        self.embedding.table(feature)
-        return embeddings @ cast(getattr(self, f"{feature}_head_UU"), self.config.dtype)
-
-    def item_logits(self, embeddings: jax.Array) -> jax.Array:
-        """float32 [..., I + 1], the next item's logits; -inf for the padding item 0."""
-        table = self.feature_table("item").astype(self.config.dtype)
-        hidden = self.feature_hidden(embeddings, "item")
-        logits = jnp.einsum("...U,VU->...V", hidden, table, preferred_element_type=jnp.float32)
-        return logits.at[..., 0].set(-jnp.inf)
+    def next_item_logits(self, history: History, mask: jax.Array) -> jax.Array:
+        """float32 [B, I + 1], the logits of the item after the newest event; -inf for the padding item 0."""
+        return self.item_logits(self(history, mask)[:, -1])

@@ -1,0 +1,65 @@
+"""BERT4Rec (Sun et al. 2019): events that see both ways, trained to fill in the ones that are masked."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from user_llm.models.layers import cast, normal, parameter
+from user_llm.models.user_encoder import EncoderConfig, EventEncoder, History
+
+
+class Bert4Rec(EventEncoder):
+    """A bidirectional Transformer over events; a masked event is read off the embedding in its slot.
+
+    With the item feature alone it is the published model; with more, a masked event hides all its features.
+    """
+
+    def __init__(
+        self,
+        config: EncoderConfig,
+        *,
+        item_categories: np.ndarray,
+        num_categories: int,
+        num_ratings: int,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(
+            config,
+            item_categories=item_categories,
+            num_categories=num_categories,
+            num_ratings=num_ratings,
+            rngs=rngs,
+        )
+        self.mask_U = parameter(rngs, normal(0.02), (config.width,), ("user",), config.param_dtype)
+
+    def __call__(
+        self,
+        history: History,
+        mask: jax.Array,
+        *,
+        masked: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """User embeddings [B, S, U]: each has seen all events that are not masked; zero where there is none.
+
+        Args:
+          history: `item` and `rating`, int [B, S], padded on the left: the newest event is in slot S - 1.
+          mask: bool [B, S], where there is an event.
+          masked: bool [B, S], the events to hide; None hides none.
+          key: of dropout; None runs without.
+        """
+        x = self.embedding(history)
+        if masked is not None:
+            x = jnp.where(masked[..., None], cast(self.mask_U, self.config.dtype), x)
+        sees = jnp.broadcast_to(mask[:, None, :], (*mask.shape, mask.shape[-1]))
+        return self.transform(x, mask, sees, key=key)
+
+    def next_item_logits(self, history: History, mask: jax.Array) -> jax.Array:
+        """float32 [B, I + 1], the logits of the item after the newest event; -inf for the padding item 0.
+
+        The history moves one slot to the left, and the oldest of S events out: a masked event stands behind it.
+        """
+        later = {name: jnp.roll(ids, -1, axis=1) for name, ids in history.items()}
+        last = jnp.broadcast_to(jnp.arange(mask.shape[1]) == mask.shape[1] - 1, mask.shape)
+        return self.item_logits(self(later, jnp.roll(mask, -1, axis=1) | last, masked=last)[:, -1])

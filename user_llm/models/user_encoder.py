@@ -1,0 +1,152 @@
+"""What the user encoders share: their dims, a Transformer over slots of history, and a tied softmax a feature.
+
+Every encoder is built with `(config, *, item_categories, num_categories, num_ratings, rngs)` and has
+
+    encoder(history, mask, *, key=None) -> [B, S', U]      user embeddings, zero where `output_mask` is False
+    encoder.output_mask(mask) -> bool [B, S']              which of them there are
+    encoder.next_item_logits(history, mask) -> [B, I + 1]  the encoder alone as a recommender
+
+so that integration and evaluation never ask which one they hold. `history` has `item` and `rating`, int [B, S],
+padded on the left (the newest event is in slot S - 1), `mask` bool [B, S] says where there is an event.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from user_llm.models.event_embedding import FEATURES, EventEmbedding
+from user_llm.models.layers import RMSNorm, cast, dropout, fan_in, normal, parameter
+from user_llm.models.stack import StackConfig, apply_layers, init_layers
+
+History = Mapping[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The paper's encoder by default: 6 layers, width 128, 8 heads. `max_length`: longest history, events."""
+
+    max_length: int
+    features: tuple[str, ...] = FEATURES
+    num_layers: int = 6
+    width: int = 128
+    num_heads: int = 8
+    hidden: int = 512
+    dropout: float = 0.0
+    scan_layers: bool = False
+    remat: bool = False
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    @property
+    def stack(self) -> StackConfig:
+        if self.width % self.num_heads:
+            raise ValueError(f"Encoder width {self.width} must be a multiple of num_heads {self.num_heads}.")
+        return StackConfig(
+            num_layers=self.num_layers,
+            width=self.width,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_heads,
+            head_dim=self.width // self.num_heads,
+            hidden=self.hidden,
+            activation="relu",
+            gated=False,
+            norm_eps=1e-6,
+            rope_theta=None,
+            dropout=self.dropout,
+            scan_layers=self.scan_layers,
+            remat=self.remat,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            width_axis="user",
+            hidden_axis="user_mlp",
+        )
+
+
+class HistoryTransformer(nnx.Module):
+    """Learned positions, the package's one stack of layers, and a norm, over the slots of a history."""
+
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        position = (config.max_length, config.width)
+        self.position_SU = parameter(rngs, normal(0.02), position, (None, "user"), config.param_dtype)
+        self.layers = init_layers(config.stack, rngs=rngs)
+        self.final_norm = RMSNorm(
+            config.width, epsilon=config.stack.norm_eps, param_dtype=config.param_dtype, rngs=rngs
+        )
+
+    def transform(self, x: jax.Array, mask: jax.Array, sees: jax.Array, *, key: jax.Array | None) -> jax.Array:
+        """[B, S, U] of vectors [B, S, U], zero where there is no event.
+
+        Args:
+          mask: bool [B, S], where there is an event.
+          sees: bool [B, S, S], the slots each slot attends to.
+          key: of dropout; None runs without.
+        """
+        length, config = mask.shape[-1], self.config
+        if length > config.max_length:
+            raise ValueError(f"History of {length} slots; this encoder was built for at most {config.max_length}.")
+        input_key, layers_key = (None, None) if key is None else jax.random.split(key)
+        # Positions count from the newest event, so a shorter array of slots gives the same embeddings.
+        x = x + cast(self.position_SU, config.dtype)[config.max_length - length :]
+        x = dropout(x, config.dropout, input_key)
+        slots = jnp.broadcast_to(jnp.arange(length), mask.shape)
+        x, _ = apply_layers(self.layers, config.stack, x, slots, sees, key=layers_key)
+        return jnp.where(mask[..., None], self.final_norm(x), 0)
+
+
+class EventEncoder(HistoryTransformer):
+    """One embedding an event, made of all its features (early fusion), with a tied softmax a feature.
+
+    Args:
+      item_categories: int [I + 1, C], category ids of each item, 0 padded; row 0 is the padding item.
+      num_categories, num_ratings: numbers of classes, the padding id 0 not counted.
+    """
+
+    def __init__(
+        self,
+        config: EncoderConfig,
+        *,
+        item_categories: np.ndarray,
+        num_categories: int,
+        num_ratings: int,
+        rngs: nnx.Rngs,
+    ):
+        width, param_dtype = config.width, config.param_dtype
+        self.embedding = EventEmbedding(
+            config.features,
+            width,
+            item_categories=item_categories,
+            num_categories=num_categories,
+            num_ratings=num_ratings,
+            dtype=config.dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+        super().__init__(config, rngs=rngs)
+        for feature in config.features:
+            head = parameter(rngs, fan_in(width), (width, width), ("user", "feature"), param_dtype)
+            setattr(self, f"{feature}_head_UU", head)
+
+    def output_mask(self, mask: jax.Array) -> jax.Array:
+        """bool [B, S]: one embedding an event, where `mask` has one."""
+        return mask
+
+    def feature_table(self, feature: str) -> jax.Array:
+        """[V, U]: the feature's embeddings, which are also its softmax weights."""
+        return self.embedding.table(feature)[...]
+
+    def feature_hidden(self, embeddings: jax.Array, feature: str) -> jax.Array:
+        """User embeddings [..., U] projected back to a feature's space: times its tableᵀ they are logits."""
+        self.embedding.table(feature)
+        return embeddings @ cast(getattr(self, f"{feature}_head_UU"), self.config.dtype)
+
+    def item_logits(self, embeddings: jax.Array) -> jax.Array:
+        """float32 [..., I + 1], an item's logits at the event of each embedding; -inf for the padding item 0."""
+        table = self.feature_table("item").astype(self.config.dtype)
+        hidden = self.feature_hidden(embeddings, "item")
+        logits = jnp.einsum("...U,VU->...V", hidden, table, preferred_element_type=jnp.float32)
+        return logits.at[..., 0].set(-jnp.inf)
