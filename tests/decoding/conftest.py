@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from user_llm.models.autoregressive_encoder import AutoregressiveEncoder, EncoderConfig
-from user_llm.models.cross_attention import Connector, ConnectorConfig
+from user_llm.models.cross_attention import CrossAttention, CrossAttentionConfig
 from user_llm.models.language_model import LanguageModel, LanguageModelConfig, causal_mask
 from user_llm.models.user_llm import UserLLM
 
@@ -75,13 +75,13 @@ def truth() -> Truth:
     encoder = AutoregressiveEncoder(
         encoder_config, item_categories=np.ones((6, 1), int), num_categories=1, num_ratings=5, rngs=rngs
     )
-    connector = Connector(
-        ConnectorConfig(every=1, num_heads=2, head_dim=4, hidden=8), language_config.stack, 8, rngs=rngs
+    connector = CrossAttention(
+        CrossAttentionConfig(every=1, num_heads=2, head_dim=4, hidden=8), language_config, 8, rngs=rngs
     )
     for block in connector.blocks:
         block.attention_gate_D[...] = jnp.full_like(block.attention_gate_D[...], 2.0)
         block.mlp_gate_D[...] = jnp.full_like(block.mlp_gate_D[...], 2.0)
-    model = UserLLM(encoder, connector, language_model)
+    model = UserLLM(encoder, None, connector, language_model)
     items = jnp.array([[1, 2, 3, 4], [0, 5, 2, 1], [0, 0, 0, 5]])
     context = model.encode({"item": items, "rating": items}, items > 0)
     prompts = [[1, 4, 3, 6, 5], [1, 5], [1, 6, 0]]

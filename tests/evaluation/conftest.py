@@ -10,7 +10,7 @@ from flax import nnx
 from user_llm.decoding.catalogue_trie import CatalogueTrie
 from user_llm.models import parameters
 from user_llm.models.autoregressive_encoder import AutoregressiveEncoder, EncoderConfig
-from user_llm.models.cross_attention import Connector, ConnectorConfig
+from user_llm.models.cross_attention import CrossAttention, CrossAttentionConfig
 from user_llm.models.language_model import LanguageModel, LanguageModelConfig
 from user_llm.models.user_llm import UserLLM
 
@@ -68,8 +68,8 @@ def _encoder(rngs: nnx.Rngs) -> AutoregressiveEncoder:
 def _user_llm(rngs: nnx.Rngs) -> UserLLM:
     dims = dict(num_layers=1, width=12, num_heads=2, num_kv_heads=1, head_dim=6, hidden=16)
     llm = LanguageModelConfig(vocab_size=VOCABULARY, **dims)
-    connector = Connector(ConnectorConfig(every=1, num_heads=2, head_dim=6, hidden=16), llm.stack, 8, rngs=rngs)
-    return UserLLM(_encoder(rngs), connector, LanguageModel(llm, rngs=rngs))
+    connector = CrossAttention(CrossAttentionConfig(every=1, num_heads=2, head_dim=6, hidden=16), llm, 8, rngs=rngs)
+    return UserLLM(_encoder(rngs), None, connector, LanguageModel(llm, rngs=rngs))
 
 
 def _lively(build: parameters.Builder) -> Parts:

@@ -12,7 +12,7 @@ from flax import nnx
 
 from user_llm.models import parameters
 from user_llm.models.autoregressive_encoder import AutoregressiveEncoder, EncoderConfig
-from user_llm.models.cross_attention import Connector, ConnectorConfig
+from user_llm.models.cross_attention import CrossAttention, CrossAttentionConfig
 from user_llm.models.language_model import LanguageModel, LanguageModelConfig
 from user_llm.models.user_llm import UserLLM
 
@@ -28,7 +28,8 @@ def _build(rngs: nnx.Rngs, *, every: int = 2, dropout: float = 0.0, **numerics) 
     sizes = dict(item_categories=ITEM_CATEGORIES, num_categories=3, num_ratings=5)
     return UserLLM(
         AutoregressiveEncoder(encoder, **sizes, rngs=rngs),
-        Connector(ConnectorConfig(every=every, num_heads=2, head_dim=4, hidden=16), llm.stack, 8, rngs=rngs),
+        None,
+        CrossAttention(CrossAttentionConfig(every=every, num_heads=2, head_dim=4, hidden=16), llm, 8, rngs=rngs),
         LanguageModel(llm, rngs=rngs),
     )
 

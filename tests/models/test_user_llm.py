@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from user_llm.models import parameters
-from user_llm.models.cross_attention import Connector, ConnectorConfig
+from user_llm.models.cross_attention import CrossAttention, CrossAttentionConfig
 from user_llm.models.language_model import causal_mask
 
 
@@ -122,6 +122,6 @@ def test_every_parameter_names_its_axes_and_none_is_left_to_initialise(build_use
 
 def test_a_connector_that_cannot_fit_is_refused(user_llm):
     stack = user_llm.language_model.config.stack
-    config = ConnectorConfig(every=4, num_heads=2, head_dim=4, hidden=16)
+    config = CrossAttentionConfig(every=4, num_heads=2, head_dim=4, hidden=16)
     with pytest.raises(ValueError, match="every 4 layers does not fit a language model of 3 layers"):
-        Connector(config, stack, 8, rngs=nnx.Rngs(0))
+        CrossAttention(config, stack, 8, rngs=nnx.Rngs(0))

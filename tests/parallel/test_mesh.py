@@ -12,7 +12,7 @@ from configs.base import training
 from user_llm.checkpoints.transfer import initialise
 from user_llm.models import parameters
 from user_llm.models.autoregressive_encoder import AutoregressiveEncoder, EncoderConfig
-from user_llm.models.cross_attention import Connector, ConnectorConfig
+from user_llm.models.cross_attention import CrossAttention, CrossAttentionConfig
 from user_llm.models.language_model import LanguageModel, LanguageModelConfig
 from user_llm.models.user_llm import UserLLM
 from user_llm.parallel import mesh as meshes
@@ -43,9 +43,9 @@ def build_user_llm(rngs, scan_layers=False):
         hidden=32,
         scan_layers=scan_layers,
     )
-    dims = ConnectorConfig(every=1, num_heads=2, head_dim=8, hidden=32)
+    dims = CrossAttentionConfig(every=1, num_heads=2, head_dim=8, hidden=32)
     encoder = build_encoder(rngs, scan_layers)
-    return UserLLM(encoder, Connector(dims, llm.stack, 16, rngs=rngs), LanguageModel(llm, rngs=rngs))
+    return UserLLM(encoder, None, CrossAttention(dims, llm, 16, rngs=rngs), LanguageModel(llm, rngs=rngs))
 
 
 def make_batch():

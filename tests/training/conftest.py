@@ -10,7 +10,7 @@ from flax import nnx
 
 from user_llm.models import parameters
 from user_llm.models.autoregressive_encoder import AutoregressiveEncoder, EncoderConfig
-from user_llm.models.cross_attention import Connector, ConnectorConfig
+from user_llm.models.cross_attention import CrossAttention, CrossAttentionConfig
 from user_llm.models.language_model import LanguageModel, LanguageModelConfig
 from user_llm.models.user_llm import UserLLM
 
@@ -40,10 +40,11 @@ def _build_user_llm(rngs: nnx.Rngs, *, dropout: float = 0.0, scan_layers: bool =
         tie_embeddings=False,
         scan_layers=scan_layers,
     )
-    dims = ConnectorConfig(every=1, num_heads=2, head_dim=6, hidden=16)
+    dims = CrossAttentionConfig(every=1, num_heads=2, head_dim=6, hidden=16)
     return UserLLM(
         _build_encoder(rngs, dropout=dropout, scan_layers=scan_layers),
-        Connector(dims, llm.stack, 8, rngs=rngs),
+        None,
+        CrossAttention(dims, llm, 8, rngs=rngs),
         LanguageModel(llm, rngs=rngs),
     )
 

@@ -1,13 +1,14 @@
 """Gated cross-attention from language model to user embeddings (paper 3.2; Flamingo, Alayrac et al. 2022)."""
 
-from dataclasses import dataclass
+import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from user_llm.models.attention import Attention
+from user_llm.models.attention import Attention, Cache
+from user_llm.models.language_model import LanguageModel, LanguageModelConfig
 from user_llm.models.layers import MLP, RMSNorm, parameter
 from user_llm.models.stack import StackConfig, repeat
 
@@ -20,8 +21,8 @@ class Context(NamedTuple):
     mask: jax.Array  # bool [B, L]
 
 
-@dataclass(frozen=True)
-class ConnectorConfig:
+@dataclasses.dataclass(frozen=True)
+class CrossAttentionConfig:
     """Cross-attention before every `every`-th layer of the language model; heads and MLP of each block."""
 
     every: int
@@ -30,7 +31,57 @@ class ConnectorConfig:
     hidden: int
 
 
-class GatedCrossAttention(nnx.Module):
+class CrossBlock(nnx.Module):
+    """Pre-norm layer of vectors that attend to a context: x + attention(norm(x), context), then x + mlp(norm(x)).
+
+    Args:
+      config: of the stack the block belongs to; what is about its self-attention (rotary positions) is not used.
+      context_width: U, of the vectors that keys and values are made of.
+      output_scale: of what each of the two sublayers adds to unit-variance vectors.
+    """
+
+    def __init__(self, config: StackConfig, context_width: int, *, output_scale: float, rngs: nnx.Rngs):
+        norm = dict(epsilon=config.norm_eps, param_dtype=config.param_dtype, rngs=rngs)
+        common = dict(
+            output_scale=output_scale,
+            width_axis=config.width_axis,
+            dtype=config.dtype,
+            param_dtype=config.param_dtype,
+            rngs=rngs,
+        )
+        self.attention_norm = RMSNorm(config.width, **norm)
+        self.attention = Attention(
+            config.width,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            key_width=context_width,
+            key_axis="user",
+            **common,
+        )
+        self.mlp_norm = RMSNorm(config.width, **norm)
+        self.mlp = MLP(
+            config.width,
+            config.hidden,
+            activation=config.activation,
+            gated=config.gated,
+            hidden_axis=config.hidden_axis,
+            **common,
+        )
+
+    def attend(self, x: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
+        """What [B, T, D] get from a projected context [B, L, K, H] under bool `mask` [B, L]."""
+        attended = self.attention(self.attention_norm(x), key, value, mask[:, None])
+        # A user without any event has nothing to attend to, and would otherwise get the mean of the padding.
+        return jnp.where(jnp.any(mask, axis=-1)[:, None, None], attended, 0)
+
+    def __call__(self, x: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
+        """[B, T, D] → [B, T, D]; the context as in `attend`."""
+        x = x + self.attend(x, key, value, mask)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class GatedCrossBlock(CrossBlock):
     """x + tanh(gate)·attention(norm(x), context), then x + tanh(gate)·mlp(norm(x)); gates start at zero.
 
     Flamingo's gate is one number a sublayer. Here it is one a channel: a single one has to agree with a whole
@@ -38,49 +89,34 @@ class GatedCrossAttention(nnx.Module):
     of the context), where a gate a channel takes 200.
     """
 
-    def __init__(self, config: ConnectorConfig, language_model: StackConfig, context_width: int, *, rngs: nnx.Rngs):
-        width, dtype, param_dtype = language_model.width, language_model.dtype, language_model.param_dtype
-        norm = dict(epsilon=language_model.norm_eps, param_dtype=param_dtype, rngs=rngs)
-        common = dict(output_scale=1.0, width_axis="embed", dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.attention_norm = RMSNorm(width, **norm)
-        self.attention = Attention(
-            width,
-            num_heads=config.num_heads,
-            num_kv_heads=config.num_heads,
-            head_dim=config.head_dim,
-            key_width=context_width,
-            key_axis="user",
-            **common,
-        )
-        self.mlp_norm = RMSNorm(width, **norm)
-        self.mlp = MLP(
-            width,
-            config.hidden,
-            activation=language_model.activation,
-            gated=language_model.gated,
-            hidden_axis="mlp",
-            **common,
-        )
-        gate = (jax.nn.initializers.zeros, (width,), ("norm",), param_dtype)
+    def __init__(self, config: StackConfig, context_width: int, *, rngs: nnx.Rngs):
+        super().__init__(config, context_width, output_scale=1.0, rngs=rngs)
+        gate = (jax.nn.initializers.zeros, (config.width,), ("norm",), config.param_dtype)
         self.attention_gate_D = parameter(rngs, *gate)
         self.mlp_gate_D = parameter(rngs, *gate)
 
     def __call__(self, x: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
-        """[B, T, D] attends to projected context [B, L, K, H] under bool `mask` [B, L]."""
-        attended = self.attention(self.attention_norm(x), key, value, mask[:, None])
-        # A user without any event has nothing to attend to, and would otherwise get the mean of the padding.
-        attended = jnp.where(jnp.any(mask, axis=-1)[:, None, None], attended, 0)
-        x = x + jnp.tanh(self.attention_gate_D[...]).astype(x.dtype) * attended
+        """[B, T, D] → [B, T, D], the same bits while the gates are zero."""
+        x = x + jnp.tanh(self.attention_gate_D[...]).astype(x.dtype) * self.attend(x, key, value, mask)
         return x + jnp.tanh(self.mlp_gate_D[...]).astype(x.dtype) * self.mlp(self.mlp_norm(x))
 
 
-class Connector(nnx.Module):
-    """The cross-attention blocks: block g comes before layer g · every of a language model.
+class CrossAttention(nnx.Module):
+    """The connector that adds cross-attention blocks: block g comes before layer g · every of a language model.
 
     Layers that are scanned need blocks that are scanned, so the language model's stack decides on both.
+
+    Args:
+      language_model: of the model the blocks are put into.
+      context_width: U, of the user embeddings.
+
+    Raises:
+      ValueError: `every` is no number of the language model's layers.
     """
 
-    def __init__(self, config: ConnectorConfig, language_model: StackConfig, context_width: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self, config: CrossAttentionConfig, language_model: LanguageModelConfig, context_width: int, *, rngs: nnx.Rngs
+    ):
         if not 1 <= config.every <= language_model.num_layers:
             raise ValueError(
                 f"Cross-attention every {config.every} layers does not fit a language model of "
@@ -90,8 +126,15 @@ class Connector(nnx.Module):
         self.num_blocks = language_model.num_layers // config.every
         self.dtype = language_model.dtype
         self.scanned = language_model.scan_layers
+        block = dataclasses.replace(
+            language_model.stack,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_heads,
+            head_dim=config.head_dim,
+            hidden=config.hidden,
+        )
         self.blocks = repeat(
-            lambda rngs: GatedCrossAttention(config, language_model, context_width, rngs=rngs),
+            lambda rngs: GatedCrossBlock(block, context_width, rngs=rngs),
             self.num_blocks,
             scan=self.scanned,
             rngs=rngs,
@@ -106,3 +149,22 @@ class Connector(nnx.Module):
             projected = [block.attention.keys_values(embeddings) for block in self.blocks]
             key, value = (jnp.stack(parts) for parts in zip(*projected, strict=True))
         return Context(key, value, mask)
+
+    def __call__(
+        self,
+        language_model: LanguageModel,
+        tokens: jax.Array,
+        positions: jax.Array,
+        mask: jax.Array,
+        *,
+        context: Context,
+        cache: Cache | None,
+        offset: int | jax.Array,
+    ) -> tuple[jax.Array, Cache | None]:
+        """As `LanguageModel.__call__`, its layers attending to `context` in between."""
+        return language_model(tokens, positions, mask, cache=cache, offset=offset, cross=self, context=context)
+
+    def init_cache(self, language_model: LanguageModel, batch: int, length: int, context: Context) -> Cache:
+        """The language model's own cache: this context takes no slots of it."""
+        del context
+        return language_model.init_cache(batch, length)

@@ -6,24 +6,58 @@ import jax
 from flax import nnx
 
 from user_llm.models.attention import Cache
-from user_llm.models.cross_attention import Connector, Context
+from user_llm.models.cross_attention import Context, CrossAttention
 from user_llm.models.language_model import LanguageModel
+from user_llm.models.perceiver import Perceiver
+from user_llm.models.soft_prompt import Prefix, SoftPrompt
 
 
 class UserLLM(nnx.Module):
-    """An encoder, a language model, and the connector between them.
+    """A user encoder, a language model, and between them a connector, with a Perceiver before it or not.
 
-    Any encoder will do that maps (history, mask) to embeddings [B, S, U] of the connector's context width.
+    Without encoder and connector it is the language model alone, which knows a user from the prompt's text (the
+    paper's TextPrompt).
+
+    Args:
+      encoder: maps (history, mask) to embeddings [B, S', U], and its `output_mask` a mask [B, S] to theirs [B, S'].
+      perceiver: reads the embeddings into few latents; None hands on the embeddings themselves.
+      connector: what the language model does with either.
+
+    Raises:
+      ValueError: an encoder without a connector, or a Perceiver or a connector without an encoder.
     """
 
-    def __init__(self, encoder: nnx.Module, connector: Connector, language_model: LanguageModel):
+    def __init__(
+        self,
+        encoder: nnx.Module | None,
+        perceiver: Perceiver | None,
+        connector: CrossAttention | SoftPrompt | None,
+        language_model: LanguageModel,
+    ):
+        if (encoder is None) != (connector is None) or (encoder is None and perceiver is not None):
+            parts = {"encoder": encoder, "Perceiver": perceiver, "connector": connector}
+            given = " and ".join(name for name, part in parts.items() if part is not None)
+            raise ValueError(
+                f"User-LLM with {given} alone: an encoder needs a connector, and a Perceiver or a connector an encoder."
+            )
         self.encoder = encoder
+        self.perceiver = perceiver
         self.connector = connector
         self.language_model = language_model
 
-    def encode(self, history: Mapping[str, jax.Array], mask: jax.Array, *, key: jax.Array | None = None) -> Context:
-        """Context of the users whose events are `history` (int [B, S] each) where bool `mask` [B, S]."""
-        return self.connector.context(self.encoder(history, mask, key=key), mask)
+    def encode(
+        self, history: Mapping[str, jax.Array], mask: jax.Array, *, key: jax.Array | None = None
+    ) -> Context | Prefix | None:
+        """Context of the users whose events are `history` (int [B, S] each) where bool `mask` [B, S].
+
+        It may be stored and used for any number of texts. None where the model has no encoder.
+        """
+        if self.encoder is None:
+            return None
+        embeddings, mask = self.encoder(history, mask, key=key), self.encoder.output_mask(mask)
+        if self.perceiver is not None:
+            embeddings, mask = self.perceiver(embeddings, mask)
+        return self.connector.context(embeddings, mask)
 
     def __call__(
         self,
@@ -31,19 +65,24 @@ class UserLLM(nnx.Module):
         positions: jax.Array,
         mask: jax.Array,
         *,
-        context: Context | None = None,
+        context: Context | Prefix | None = None,
         cache: Cache | None = None,
         offset: int | jax.Array = 0,
     ) -> tuple[jax.Array, Cache | None]:
-        """As `LanguageModel.__call__`, attending to `context`; None is the language model alone."""
-        return self.language_model(
-            tokens, positions, mask, cache=cache, offset=offset, cross=self.connector, context=context
-        )
+        """As `LanguageModel.__call__`, reading `context`; None is the language model alone.
+
+        A cache comes from `init_cache` with the same context.
+        """
+        if context is None:
+            return self.language_model(tokens, positions, mask, cache=cache, offset=offset)
+        return self.connector(self.language_model, tokens, positions, mask, context=context, cache=cache, offset=offset)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """float32 [..., V] of hidden states [..., D]."""
         return self.language_model.logits(hidden)
 
-    def init_cache(self, batch: int, length: int, context: Context | None = None) -> Cache:
-        """Empty keys and values of `length` slots for `batch` rows that will attend to `context`."""
-        return self.language_model.init_cache(batch, length, context)
+    def init_cache(self, batch: int, length: int, context: Context | Prefix | None = None) -> Cache:
+        """A cache with `length` free slots for the text of `batch` rows that will be read with `context`."""
+        if context is None:
+            return self.language_model.init_cache(batch, length)
+        return self.connector.init_cache(self.language_model, batch, length, context)
