@@ -2,13 +2,13 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from user_llm.models.attention import Cache
-from user_llm.models.cross_attention import Connector, Context
 from user_llm.models.layers import RMSNorm, lookup, normal, parameter
 from user_llm.models.stack import StackConfig, apply_layers, init_layers
 
@@ -82,8 +82,8 @@ class LanguageModel(nnx.Module):
         *,
         cache: Cache | None = None,
         offset: int | jax.Array = 0,
-        cross: Connector | None = None,
-        context: Context | None = None,
+        cross: nnx.Module | None = None,
+        context: Any = None,
     ) -> tuple[jax.Array, Cache | None]:
         """Hidden states [B, T, D] (after the final norm) and the updated cache.
 
@@ -119,7 +119,7 @@ class LanguageModel(nnx.Module):
         table = self.output_table().astype(self.config.dtype)
         return jnp.einsum("...D,VD->...V", hidden, table, preferred_element_type=jnp.float32)
 
-    def init_cache(self, batch: int, length: int, context: Context | None = None) -> Cache:
+    def init_cache(self, batch: int, length: int, context: Any = None) -> Cache:
         """Empty keys and values of `length` slots for `batch` rows; a `context` of cross-attention takes none."""
         config = self.config
         shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)

@@ -131,7 +131,7 @@ def apply_layers(
       x: [B, T, D] in the compute dtype; positions: int [B, T], for rotary positions.
       mask: bool [B, T, S], the key slots each query sees; S = T without a cache, else the cache's length.
       cache: keys and values [layers, B, S, K, H]; the T new ones go to slots offset … offset + T - 1.
-      cross: a `Connector`; context: its `Context` of the batch's users.
+      cross: a `CrossAttention`; context: its `Context` of the batch's users.
       key: of dropout; None runs without.
     Returns:
       [B, T, D] (before any final norm) and the cache, None when none came in.
