@@ -57,20 +57,32 @@ def get_config() -> ConfigDict:
     )
     config.encoder = ConfigDict(
         dict(
+            kind="autoregressive",  # autoregressive | dual_encoder | bert4rec
             init="pretrained",  # pretrained | random (the paper's PT | RD)
-            features=("item", "category", "rating"),
+            checkpoint="",  # workdir of a finished run whose encoder is taken; stage `encoder` is then skipped
+            features=("item", "category", "rating"),  # ("item",) with the autoregressive kind is SASRec
             num_layers=6,
             width=128,
             num_heads=8,
             hidden=512,
             dropout=0.0,
             chunk_rows=512,  # rows of logits held at once by the softmax over the catalogue
+            bert4rec=ConfigDict(dict(mask_rate=0.2)),  # share of a history's events that are masked
+            dual_encoder=ConfigDict(
+                dict(
+                    num_outputs=1,  # user embeddings a history is fused to
+                    fusion_layers=1,
+                    label="item",  # what the label tower reads: item | category of the next event
+                    sampling_correction=True,  # logQ: popular labels are no easier for being often in the batch
+                )
+            ),
         )
     )
     config.llm = ConfigDict(
         dict(
-            checkpoint="",  # Hugging Face folder; its dims replace those below, and stage `llm` is skipped
-            vocabulary="",  # SentencePiece model; "" = the checkpoint's, or one trained on the catalogue
+            checkpoint="",  # Hugging Face folder or hub name; stage `llm` is then skipped, its dims replace those below
+            architecture="",  # Hugging Face config.json whose dims replace those below, as configs/llm/gpt2.json
+            vocabulary="",  # tokenizer.model or tokenizer.json; "" = the checkpoint's, or one trained on the catalogue
             vocabulary_size=2048,  # pieces, when one is trained
             num_layers=4,
             width=128,
@@ -85,13 +97,25 @@ def get_config() -> ConfigDict:
     )
     config.integration = ConfigDict(
         dict(
+            kind="cross_attention",  # cross_attention | soft_prompt | none (TextPrompt, with data.text_history)
             every=1,  # a cross-attention block before every k-th LLM layer
-            num_heads=4,
+            num_heads=4,  # of the cross-attention blocks
             head_dim=32,
             hidden=256,  # of the block's gated MLP
+            task_prompt=10,  # learned vectors of the soft prompt, besides the user's
+            perceiver=ConfigDict(  # between encoder and either integration (paper 3.2.2, 4.2)
+                dict(enabled=False, num_layers=6, num_latents=16, num_heads=4, hidden=256)
+            ),
         )
     )
-    config.strategy = "full"  # full | enc | proj (paper 3.2.3)
+    config.strategy = "full"  # full | lora | enc | proj (paper 3.2.3)
+    config.lora = ConfigDict(
+        dict(
+            rank=8,  # the paper's
+            alpha=16.0,  # adapters are scaled by alpha / rank
+            targets=("q", "v"),  # projections of the LLM: q | k | v | o | gate | up | down
+        )
+    )
 
     config.compute = ConfigDict(
         dict(

@@ -42,6 +42,7 @@ def test_every_config_of_the_project_is_valid(path):
 
 def test_every_number_and_every_name_of_the_schema_has_a_rule():
     free_text = {"name", "data.raw_path", "data.data_dir", "llm.checkpoint", "llm.vocabulary"}
+    free_text |= {"llm.architecture", "encoder.checkpoint"}
     ruled = set(config_lib.CHOICES) | free_text
     for key in config_lib.RANGES:
         ruled |= {key.replace("*", stage) for stage in config_lib.STAGES}
@@ -52,7 +53,7 @@ def test_every_number_and_every_name_of_the_schema_has_a_rule():
 
 def test_a_value_off_its_list_is_answered_with_the_nearest():
     said = message(changed(strategy="porj"))
-    assert said == "config.strategy='porj': expected 'full' or 'enc' or 'proj'; did you mean 'proj'?"
+    assert said == "config.strategy='porj': expected 'full' or 'lora' or 'enc' or 'proj'; did you mean 'proj'?"
 
 
 @pytest.mark.parametrize(
@@ -72,8 +73,19 @@ def test_a_value_off_its_list_is_answered_with_the_nearest():
         (dict(encoder__width=100), "config.encoder.num_heads=8, as in --config.encoder.width=104"),
         (dict(encoder__features=("rating",)), "expected 'item'"),
         (dict(encoder__features=("item", "item")), "expected 'item'"),
-        (dict(llm__vocabulary="/no/such.model"), "expected a SentencePiece model"),
-        (dict(llm__checkpoint="/no/such"), "expected a Hugging Face folder"),
+        (dict(encoder__checkpoint="/no/such"), "expected the workdir of a finished run"),
+        (
+            dict(encoder__kind="dual_encoder", encoder__dual_encoder__label="category"),
+            "ranks no items, so that config.training.encoder.keep_best='recall@10' cannot be had",
+        ),
+        (dict(integration__kind="none", strategy="enc"), "take full or lora"),
+        (dict(integration__kind="none", integration__perceiver__enabled=True), "leave it out"),
+        (dict(integration__perceiver__num_heads=3), "expected a multiple of config.integration.perceiver.num_heads=3"),
+        (dict(lora__targets=("q", "query")), "config.lora.targets=('q', 'query'): expected some of ('q',"),
+        (dict(lora__targets=("v", "q")), "each once and in this order"),
+        (dict(llm__vocabulary="/no/such.model"), "expected tokenizer.model, tokenizer.json or their folder"),
+        (dict(llm__checkpoint="/no/such"), "or a Hugging Face folder"),
+        (dict(llm__architecture="/no/such.json"), "expected a Hugging Face config.json, as"),
         (
             dict(llm__num_kv_heads=3),
             "config.llm.num_heads=4: expected a multiple of config.llm.num_kv_heads=3",
@@ -105,6 +117,8 @@ def test_what_cannot_run_is_named_with_the_fix(values, expected):
         dict(stages=("user_llm",), encoder__init="random"),
         dict(data__validation=False, training__encoder__keep_best="", training__user_llm__keep_best=""),
         dict(llm__max_length=56),
+        dict(stages=("llm", "user_llm"), integration__kind="none", strategy="lora"),
+        dict(llm__checkpoint="organisation/model", stages=("encoder", "user_llm"), strategy="lora"),
     ],
 )
 def test_what_can_run_passes(values):
@@ -114,6 +128,17 @@ def test_what_can_run_passes(values):
 def test_a_checkpoint_takes_the_place_of_the_dimensions(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     config_lib.validate(changed(llm__checkpoint=str(tmp_path), llm__num_kv_heads=3))
+
+
+def test_an_encoder_of_another_run_takes_the_place_of_the_stage(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    config_lib.validate(changed(encoder__checkpoint=str(tmp_path), stages=("llm", "user_llm")))
+
+
+def test_dimensions_come_from_one_place(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    both = changed(llm__checkpoint=str(tmp_path), llm__architecture=str(tmp_path / "config.json"))
+    assert "leave one of the two out" in message(both)
 
 
 def test_all_problems_are_told_at_once():

@@ -23,7 +23,7 @@ def printed(config, capsys):
     print_dry_run(config)
     stages, rows = {}, {}
     for line in capsys.readouterr().out.splitlines():
-        if title := re.search(r"ml20m: stage (\w+), mesh", line):
+        if title := re.search(r"ml20m: stage (\w+),.* mesh", line):
             rows = stages.setdefault(title[1], {})
         cells = [cell.strip() for cell in line.split("│")[1:-1]]
         if cells and re.fullmatch(r"[\d,]+", cells[1]):

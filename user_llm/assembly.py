@@ -1,7 +1,6 @@
 """From a config and a dataset's sizes to models: the one place that turns config keys into constructors."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,9 +8,15 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from user_llm.checkpoints import huggingface
-from user_llm.models.autoregressive_encoder import AutoregressiveEncoder, EncoderConfig
-from user_llm.models.cross_attention import Connector, ConnectorConfig
+from user_llm.models.autoregressive_encoder import AutoregressiveEncoder
+from user_llm.models.bert4rec import Bert4Rec
+from user_llm.models.cross_attention import CrossAttention, CrossAttentionConfig
+from user_llm.models.dual_encoder import DualEncoder, DualEncoderConfig
 from user_llm.models.language_model import LanguageModel, LanguageModelConfig
+from user_llm.models.lora import LoraConfig
+from user_llm.models.perceiver import Perceiver, PerceiverConfig
+from user_llm.models.soft_prompt import SoftPrompt, SoftPromptConfig
+from user_llm.models.user_encoder import EncoderConfig
 from user_llm.models.user_llm import UserLLM
 
 
@@ -37,32 +42,37 @@ class Assembly:
         compute = self.config.compute
         return {key: compute[key] for key in ("dtype", "param_dtype", "scan_layers", "remat")}
 
-    def encoder(self, rngs: nnx.Rngs) -> AutoregressiveEncoder:
+    def encoder(self, rngs: nnx.Rngs) -> AutoregressiveEncoder | Bert4Rec | DualEncoder:
         """The user encoder."""
         config = self.config.encoder
-        return AutoregressiveEncoder(
-            EncoderConfig(
-                features=tuple(config.features),
-                num_layers=config.num_layers,
-                width=config.width,
-                num_heads=config.num_heads,
-                hidden=config.hidden,
-                dropout=config.dropout,
-                max_length=self.config.data.history_length,
-                **self._compute,
-            ),
-            item_categories=self.item_categories,
-            num_categories=self.num_categories,
-            num_ratings=self.num_ratings,
-            rngs=rngs,
+        dims = dict(
+            features=tuple(config.features),
+            num_layers=config.num_layers,
+            width=config.width,
+            num_heads=config.num_heads,
+            hidden=config.hidden,
+            dropout=config.dropout,
+            max_length=self.config.data.history_length,
+            **self._compute,
         )
+        sizes = dict(
+            item_categories=self.item_categories, num_categories=self.num_categories, num_ratings=self.num_ratings
+        )
+        if config.kind == "autoregressive":
+            return AutoregressiveEncoder(EncoderConfig(**dims), **sizes, rngs=rngs)
+        if config.kind == "bert4rec":
+            return Bert4Rec(EncoderConfig(**dims), **sizes, rngs=rngs)
+        dual = config.dual_encoder
+        dims |= dict(num_outputs=dual.num_outputs, fusion_layers=dual.fusion_layers, label=dual.label)
+        return DualEncoder(DualEncoderConfig(**dims), **sizes, rngs=rngs)
 
     @property
     def language_model_config(self) -> LanguageModelConfig:
-        """The LLM's dims: the checkpoint's where one is named, else the config's."""
+        """The LLM's dims: those of the checkpoint or the architecture where one is named, else the config's."""
         config = self.config.llm
-        if config.checkpoint:
-            return dataclasses.replace(huggingface.load_config(Path(config.checkpoint)), **self._compute)
+        if config.checkpoint or config.architecture:
+            read = huggingface.load_config(config.checkpoint or config.architecture)
+            return dataclasses.replace(read, **self._compute)
         return LanguageModelConfig(
             vocab_size=self.vocabulary_size,
             num_layers=config.num_layers,
@@ -78,17 +88,51 @@ class Assembly:
         )
 
     def language_model(self, rngs: nnx.Rngs) -> LanguageModel:
-        """The LLM alone."""
+        """The LLM alone, as it is pretrained."""
         return LanguageModel(self.language_model_config, rngs=rngs)
 
-    def connector(self, rngs: nnx.Rngs) -> Connector:
-        """What trains between encoder and LLM."""
-        config, llm = self.config.integration, self.language_model_config
-        dims = ConnectorConfig(
-            every=config.every, num_heads=config.num_heads, head_dim=config.head_dim, hidden=config.hidden
-        )
-        return Connector(dims, llm.stack, self.config.encoder.width, rngs=rngs)
-
     def user_llm(self, rngs: nnx.Rngs) -> UserLLM:
-        """The contextualised LLM."""
-        return UserLLM(self.encoder(rngs), self.connector(rngs), self.language_model(rngs))
+        """The contextualised LLM; with `integration.kind=none` an LLM that has its prompt only (TextPrompt)."""
+        config = self.config.integration
+        llm = self.language_model_config
+        if self.config.strategy == "lora":
+            lora = self.config.lora
+            llm = dataclasses.replace(llm, lora=LoraConfig(lora.rank, lora.alpha, tuple(lora.targets)))
+        if config.kind == "none":
+            return UserLLM(None, None, None, LanguageModel(llm, rngs=rngs))
+        encoder, width = self.encoder(rngs), self.config.encoder.width
+        perceiver = self._perceiver(rngs) if config.perceiver.enabled else None
+        if config.kind == "soft_prompt":
+            connector = SoftPrompt(SoftPromptConfig(config.task_prompt), llm, width, rngs=rngs)
+        else:
+            blocks = CrossAttentionConfig(config.every, config.num_heads, config.head_dim, config.hidden)
+            connector = CrossAttention(blocks, llm, width, rngs=rngs)
+        return UserLLM(encoder, perceiver, connector, LanguageModel(llm, rngs=rngs))
+
+    def _perceiver(self, rngs: nnx.Rngs) -> Perceiver:
+        dims = self.config.integration.perceiver
+        config = PerceiverConfig(
+            num_layers=dims.num_layers,
+            num_latents=dims.num_latents,
+            num_heads=dims.num_heads,
+            hidden=dims.hidden,
+            **self._compute,
+        )
+        return Perceiver(config, self.config.encoder.width, rngs=rngs)
+
+    @property
+    def context_length(self) -> int:
+        """How many vectors a user is to the LLM: its events' embeddings, a dual encoder's, or a Perceiver's latents."""
+        config = self.config
+        if config.integration.kind == "none":
+            return 0
+        if config.integration.perceiver.enabled:
+            return config.integration.perceiver.num_latents
+        dual = config.encoder.kind == "dual_encoder"
+        return config.encoder.dual_encoder.num_outputs if dual else config.data.history_length
+
+    @property
+    def soft_prompt_length(self) -> int:
+        """How many positions a soft prompt takes of the LLM's `max_length`."""
+        integration = self.config.integration
+        return self.context_length + integration.task_prompt if integration.kind == "soft_prompt" else 0

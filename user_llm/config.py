@@ -6,6 +6,7 @@ is not there and for a value of the wrong type.
 
 import difflib
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ml_collections.config_flags import config_path
 
 STAGES = ("llm", "encoder", "user_llm")
 FEATURES = ("item", "category", "rating")
+PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")  # of an LLM's layer, that LoRA may adapt
 BYTE_PIECES = 256 + 4  # of a SentencePiece model with byte fallback: every byte, and pad, bos, eos, unk
 RECALL_DEPTH = 10  # the deepest cut of the reported metrics
 
@@ -23,8 +25,11 @@ _DTYPES = ("float32", "bfloat16")
 # Key → the values it may have.
 CHOICES = {
     "data.dataset": _DATASETS,
+    "encoder.kind": ("autoregressive", "dual_encoder", "bert4rec"),
     "encoder.init": ("pretrained", "random"),
-    "strategy": ("full", "enc", "proj"),
+    "encoder.dual_encoder.label": ("item", "category"),
+    "integration.kind": ("cross_attention", "soft_prompt", "none"),
+    "strategy": ("full", "lora", "enc", "proj"),
     "evaluation.answers": ("beams", "exact"),
     "compute.dtype": _DTYPES,
     "compute.param_dtype": _DTYPES,
@@ -57,6 +62,9 @@ RANGES = {
     "encoder.hidden": _COUNT,
     "encoder.dropout": (0.0, 0.99),
     "encoder.chunk_rows": _COUNT,
+    "encoder.bert4rec.mask_rate": (0.01, 1.0),
+    "encoder.dual_encoder.num_outputs": _COUNT,
+    "encoder.dual_encoder.fusion_layers": _COUNT,
     "llm.vocabulary_size": (BYTE_PIECES, math.inf),
     "llm.num_layers": _COUNT,
     "llm.width": _COUNT,
@@ -70,6 +78,13 @@ RANGES = {
     "integration.num_heads": _COUNT,
     "integration.head_dim": _COUNT,
     "integration.hidden": _COUNT,
+    "integration.task_prompt": _COUNT_OR_OFF,
+    "integration.perceiver.num_layers": _COUNT,
+    "integration.perceiver.num_latents": _COUNT,
+    "integration.perceiver.num_heads": _COUNT,
+    "integration.perceiver.hidden": _COUNT,
+    "lora.rank": _COUNT,
+    "lora.alpha": (0.0, math.inf),
     "training.*.steps": _COUNT,
     "training.*.batch_size": _COUNT,
     "training.*.accumulate": _COUNT,
@@ -97,7 +112,7 @@ def validate(config: ConfigDict) -> None:
     """Raises `ConfigError`, with a line for each value that cannot be, or does not go with another."""
     problems = [*_choices(config), *_ranges(config), *_stages(config)]
     if not problems:  # the rest divides by these numbers
-        rules = (_data, _encoder, _language_model, _compute, _training)
+        rules = (_data, _encoder, _integration, _language_model, _compute, _training)
         problems = [problem for rule in rules for problem in rule(config)]
     if problems:
         heading = [f"{len(problems)} values cannot be used:"] if len(problems) > 1 else []
@@ -136,8 +151,13 @@ def _stages(config: ConfigDict) -> Iterator[str]:
         yield f"{says}: expected some of {STAGES}, each once and in this order"
     if "user_llm" not in stages:
         return
-    if config.encoder.init == "pretrained" and "encoder" not in stages:
-        yield f"{says} pretrains no encoder: add 'encoder', or set --config.encoder.init=random"
+    encoder = config.encoder
+    reads = config.integration.kind != "none"
+    if reads and encoder.init == "pretrained" and "encoder" not in stages and not encoder.checkpoint:
+        yield (
+            f"{says} pretrains no encoder: add 'encoder', name a finished run that has one with "
+            "--config.encoder.checkpoint=WORKDIR, or set --config.encoder.init=random"
+        )
     if config.strategy != "full" and not config.llm.checkpoint and "llm" not in stages:
         yield (
             f"{_says(config, 'strategy')} freezes a language model that nothing has trained: add 'llm' to "
@@ -172,17 +192,53 @@ def _encoder(config: ConfigDict) -> Iterator[str]:
         yield f"{_says(config, 'encoder.width')}: expected a multiple of {heads}, as in {example}"
     if features != tuple(feature for feature in FEATURES if feature in features) or "item" not in features:
         yield f"{_says(config, 'encoder.features')}: expected 'item' and others of {FEATURES}, in this order"
+    if config.encoder.checkpoint and not (Path(config.encoder.checkpoint) / "config.json").is_file():
+        yield f"{_says(config, 'encoder.checkpoint')}: no config.json there; expected the workdir of a finished run"
+    keep_best = config.training.encoder.keep_best
+    if trains_categories(config) and "encoder" in config.stages and keep_best not in ("", "loss"):
+        yield (
+            f"{_says(config, 'encoder.dual_encoder.label')} ranks no items, so that "
+            f"{_says(config, 'training.encoder.keep_best')} cannot be had: set --config.training.encoder.keep_best=loss"
+        )
+
+
+def trains_categories(config: ConfigDict) -> bool:
+    """Whether the encoder learns the next category instead of the next item."""
+    return config.encoder.kind == "dual_encoder" and config.encoder.dual_encoder.label == "category"
+
+
+def _integration(config: ConfigDict) -> Iterator[str]:
+    kind, strategy, perceiver = config.integration.kind, config.strategy, config.integration.perceiver
+    targets = tuple(config.lora.targets)
+    if not targets or targets != tuple(name for name in PROJECTIONS if name in targets):
+        yield f"{_says(config, 'lora.targets')}: expected some of {PROJECTIONS}, each once and in this order"
+    if config.encoder.width % perceiver.num_heads:
+        heads = _says(config, "integration.perceiver.num_heads")
+        yield f"{_says(config, 'encoder.width')}: expected a multiple of {heads}"
+    if kind != "none":
+        return
+    says = _says(config, "integration.kind")
+    if strategy in ("enc", "proj"):
+        yield f"{says} has no encoder, of which strategy={strategy!r} would train something: take full or lora"
+    if perceiver.enabled:
+        yield f"{says} has no user embeddings for config.integration.perceiver.enabled=True: leave it out"
 
 
 def _language_model(config: ConfigDict) -> Iterator[str]:
     llm, prompt = config.llm, config.prompt
-    if llm.vocabulary and not Path(llm.vocabulary).is_file():
-        yield f"{_says(config, 'llm.vocabulary')}: no such file; expected a SentencePiece model"
-    if llm.checkpoint:  # whose dimensions replace those of the config
-        if not (Path(llm.checkpoint) / "config.json").is_file():
+    if llm.vocabulary and not Path(llm.vocabulary).exists():
+        yield f"{_says(config, 'llm.vocabulary')}: no such file; expected tokenizer.model, tokenizer.json or their folder"
+    if llm.architecture and not Path(llm.architecture).is_file():
+        presets = ", ".join(sorted(str(file) for file in Path("configs/llm").glob("*.json")))
+        yield f"{_says(config, 'llm.architecture')}: no such file; expected a Hugging Face config.json, as {presets}"
+    if llm.architecture and llm.checkpoint:
+        yield f"{_says(config, 'llm.architecture')}: the checkpoint says its own; leave one of the two out"
+    if llm.checkpoint or llm.architecture:  # whose dimensions replace those of the config
+        is_hub_name = re.fullmatch(r"[\w.-]+/[\w.-]+", llm.checkpoint) and not Path(llm.checkpoint).parent.is_dir()
+        if llm.checkpoint and not is_hub_name and not (Path(llm.checkpoint) / "config.json").is_file():
             yield (
-                f"{_says(config, 'llm.checkpoint')}: no config.json there; expected a Hugging Face folder, "
-                "with config.json, model.safetensors and tokenizer.model"
+                f"{_says(config, 'llm.checkpoint')}: no config.json there; expected a hub name (organisation/model) or "
+                "a Hugging Face folder, with config.json, model.safetensors and tokenizer.model or tokenizer.json"
             )
         return
     if llm.num_heads % llm.num_kv_heads:

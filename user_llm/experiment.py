@@ -16,13 +16,14 @@ from ml_collections import ConfigDict
 
 from user_llm.assembly import Assembly
 from user_llm.checkpoints import huggingface
-from user_llm.config import ConfigError
+from user_llm.config import ConfigError, trains_categories
 from user_llm.data.feature_converters import TextSource, UserLLMSource
 from user_llm.data.prompts import NextItemPrompts, catalogue_documents, next_item, noun_of
 from user_llm.data.timelines import Catalogue, TimelineTable, load_timelines
 from user_llm.data.vocabularies import TOKENIZER_FILE, TitleTokens, decode_batch, load_vocabulary, train_sentencepiece
 from user_llm.data.windows import Windows
 from user_llm.decoding.catalogue_trie import CatalogueTrie
+from user_llm.evaluation.baselines import item_counts
 from user_llm.files import replacing
 from user_llm.models import parameters
 from user_llm.parallel.mesh import batch_shards, make_mesh
@@ -61,13 +62,21 @@ class Experiment:
 
     @functools.cached_property
     def facts(self) -> dict[str, Any]:
-        """The catalogue and rating names, kept in the workdir, so that a finished run needs its dataset no more."""
+        """Catalogue, rating names and the data's fingerprint, kept: a finished run needs its dataset no more."""
         path = self.workdir / CATALOGUE
         if not path.exists():
             catalogue = dataclasses.asdict(self.table.catalogue)
             catalogue["item_categories"] = catalogue["item_categories"].tolist()
             with replacing(path) as partial:
-                partial.write_text(json.dumps({"catalogue": catalogue, "rating_names": self.table.rating_names}))
+                partial.write_text(
+                    json.dumps(
+                        {
+                            "catalogue": catalogue,
+                            "rating_names": self.table.rating_names,
+                            "fingerprint": self.table.fingerprint,
+                        }
+                    )
+                )
         facts = json.loads(path.read_text())
         facts["catalogue"]["item_categories"] = np.array(facts["catalogue"]["item_categories"], np.int32)
         return facts
@@ -87,6 +96,23 @@ class Experiment:
             min_history=data.min_history or None,
             validation=data.validation,
         )
+
+    @functools.cached_property
+    def item_counts(self) -> np.ndarray:
+        """int64 `[I+1]`: how often each item occurs among the events a model may learn from."""
+        held_out = [self.windows(split) for split in ("test", *(["validation"] if self.config.data.validation else []))]
+        return item_counts(self.table.item, self.catalogue.num_items, held_out)
+
+    @property
+    def label_frequencies(self) -> np.ndarray:
+        """float64: how often the dual encoder's label is each item `[I+1]`, or each category `[categories+1]`."""
+        counts = self.item_counts.astype(np.float64)
+        if not trains_categories(self.config):
+            return counts
+        categories = self.catalogue.item_categories
+        share = counts / np.maximum((categories > 0).sum(axis=1), 1)
+        weights = np.where(categories > 0, share[:, None], 0)
+        return np.bincount(categories.ravel(), weights.ravel(), minlength=len(self.catalogue.category_names))
 
     @functools.cached_property
     def vocabulary(self) -> seqio.SentencePieceVocabulary:
@@ -146,15 +172,18 @@ class Experiment:
                 f"no timeline of {data.dataset} is long enough for config.data.history_length={data.history_length} "
                 f"with min_history={data.min_history}: lower them"
             )
-        if "user_llm" not in self.config.stages:
+        if not {"llm", "user_llm"} & set(self.config.stages):
             parameters.abstract(self.assembly.encoder)
             return
         parameters.abstract(self.assembly.user_llm)
         source, most = self.source("train"), self.assembly.language_model_config.max_length
-        if source.length > most:
+        soft = self.assembly.soft_prompt_length
+        if soft + source.length > most:
+            also = f" after a soft prompt of {soft}" if soft else ""
             raise ConfigError(
-                f"a prompt and its answer take {source.length} tokens, but the LLM reads {most}: lower "
+                f"a prompt and its answer take {source.length} tokens{also}, but the LLM reads {most}: lower "
                 "config.prompt.max_inputs or max_targets"
+                + (", data.history_length, or enable integration.perceiver" if soft else "")
             )
         sample = source.gather(np.arange(min(1000, len(source))))["dropped_events"]
         if sample.any():

@@ -10,9 +10,9 @@ import gin
 import numpy as np
 from ml_collections import ConfigDict
 
-from user_llm.config import ConfigError
+from user_llm.config import ConfigError, trains_categories
 from user_llm.evaluation import report
-from user_llm.evaluation.baselines import category_popularity_scores, item_counts, popularity_scores
+from user_llm.evaluation.baselines import category_popularity_scores, popularity_scores
 from user_llm.evaluation.evaluator import (
     ShuffledContexts,
     Subset,
@@ -34,6 +34,7 @@ CATEGORY = "Popularity in the latest category"
 ENCODER = "Encoder alone"
 LLM = "LLM without context"
 USER_LLM = "User-LLM"
+TEXT_PROMPT = "TextPrompt"
 SHUFFLED = "User-LLM, shuffled contexts"
 
 # Which differences are tested on the same users: (row, what it should beat).
@@ -45,6 +46,8 @@ _COMPARED = (
     (USER_LLM, ENCODER),
     (USER_LLM, LLM),
     (USER_LLM, SHUFFLED),
+    (TEXT_PROMPT, POPULARITY),
+    (TEXT_PROMPT, CATEGORY),
 )
 
 
@@ -119,21 +122,23 @@ def _evaluate(experiment: Experiment, trained: Mapping[str, Model]) -> None:
     by_scores = dict(batch_size=config.batch_size, exclude_history=config.exclude_history)
     test = Subset.evenly(windows, config.max_users)
 
-    held_out = [windows, *([experiment.windows("validation")] if experiment.config.data.validation else [])]
-    catalogue = experiment.catalogue
-    counts = item_counts(experiment.table.item, catalogue.num_items, held_out)
+    catalogue, counts = experiment.catalogue, experiment.item_counts
     in_category = category_popularity_scores(counts, catalogue.item_categories)
     ranks = {
         POPULARITY: rank_by_scores(popularity_scores(counts), test, **by_scores)[0],
         CATEGORY: rank_by_scores(in_category, test, **by_scores)[0],
     }
-    if encoder := trained.get("encoder"):
+    if (encoder := trained.get("encoder")) and not trains_categories(experiment.config):
         scores = encoder_scores(encoder.graphdef, encoder.buffers, experiment.mesh)
         ranks[ENCODER] = rank_by_scores(lambda batch: scores(encoder.parameters, batch), test, **by_scores)[0]
     items = np.zeros((len(test), 0), np.int32)
+    dropped = {}
     if user_llm := trained.get("user_llm"):
-        found, items = _user_llm_ranks(experiment, user_llm, Subset.evenly(experiment.source("test"), config.max_users))
+        prompted = Subset.evenly(experiment.source("test"), config.max_users)
+        found, items = _user_llm_ranks(experiment, user_llm, prompted)
         ranks |= found
+        if experiment.config.data.text_history:
+            dropped = {"dropped_events": float(prompted.gather(np.arange(len(test)))["dropped_events"].mean())}
 
     batch = test.gather(np.arange(len(test)))
     full = (batch["history/item"] > 0).all(axis=1)
@@ -153,6 +158,7 @@ def _evaluate(experiment: Experiment, trained: Mapping[str, Model]) -> None:
     report.write_results(
         experiment.workdir,
         protocols={name: _summary(experiment, ranks, chosen) for name, chosen in protocols.items() if chosen.any()},
+        facts=dropped,
         provenance=report.provenance(experiment.table.fingerprint),
     )
 
@@ -183,6 +189,9 @@ def _user_llm_ranks(experiment: Experiment, model: Model, test: Subset) -> tuple
         read = None if config.constrained else experiment.read_titles
         return functools.partial(rank_by_beams, beams, trie=trie, batch_size=config.batch_size, read=read)
 
+    if experiment.config.integration.kind == "none":
+        ranks, items = ranker(False)(test, description=TEXT_PROMPT)
+        return {TEXT_PROMPT: ranks}, items
     with_context = ranker(True)
     ranks, items = with_context(test, description=USER_LLM)
     return {

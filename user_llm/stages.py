@@ -2,26 +2,39 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from ml_collections import ConfigDict
+from ml_collections.config_flags import config_path
 
 from user_llm.checkpoints import huggingface
 from user_llm.checkpoints.manager import StageCheckpoints
 from user_llm.checkpoints.transfer import initialise, with_prefix
+from user_llm.config import STAGES, ConfigError, trains_categories
 from user_llm.data.pipeline import TrainBatches
 from user_llm.evaluation.evaluator import Subset, encoder_scores, mean_metrics, rank_by_scores
 from user_llm.evaluation.metrics import METRICS
 from user_llm.experiment import Experiment
+from user_llm.files import replacing
 from user_llm.host import Host
 from user_llm.models import parameters
 from user_llm.models.parameters import Builder, Parameters
+from user_llm.parameter_table import print_parameter_table
 from user_llm.training.loop import Stage, train
-from user_llm.training.objectives import Objective, autoregressive_objective, contextualised_objective, text_objective
+from user_llm.training.objectives import (
+    Objective,
+    autoregressive_objective,
+    contextualised_objective,
+    dual_encoder_objective,
+    masked_objective,
+    text_objective,
+)
 from user_llm.training.trainable import EVERYTHING, STRATEGIES, Rules, trainable
 
 
@@ -40,29 +53,43 @@ Models = dict[str, Model]
 
 
 def run_stages(experiment: Experiment, host: Host) -> Models:
-    """Trains, resumes or restores every stage the config names; returns their finished models."""
-    finished: Models = {}
-    for name in stage_names(experiment):
+    """Trains, resumes or restores every stage the config names; returns their finished models.
+
+    A language model trained here is left as a Hugging Face folder too (`<workdir>/llm/huggingface`), for other runs
+    to name with `llm.checkpoint`.
+    """
+    config = experiment.config
+    finished = _borrowed(experiment)
+    for name in stage_names(config):
         model = _initial(experiment, name, finished)
+        axes = parameters.logical_axes(parameters.abstract(model.build))
+        print_parameter_table(config, name, model.parameters, axes, model.rules, experiment.mesh)
         values = train(
             _stage(experiment, name, model),
             experiment.workdir / name,
             experiment.mesh,
-            seed=experiment.config.seed,
+            seed=config.seed,
             host=host,
         )
         finished[name] = dataclasses.replace(model, parameters=values)
+        if name == "llm":
+            _export(experiment, finished[name])
     return finished
 
 
-def restore_stages(experiment: Experiment) -> Models:
+def restore_stages(experiment: Experiment, names: Sequence[str] = STAGES) -> Models:
     """The models of a finished run, without its data, optimizer or metrics.
+
+    Args:
+      names: of the stages wanted, as far as the run has them.
 
     Raises:
       FileNotFoundError: a stage has no checkpoint, or none of its last step yet.
     """
-    finished: Models = {}
-    for name in stage_names(experiment):
+    finished = _borrowed(experiment)
+    for name in stage_names(experiment.config):
+        if name not in names:
+            continue
         folder, training = experiment.workdir / name, experiment.config.training[name]
         if not (folder / "checkpoints").is_dir():
             raise FileNotFoundError(f"{folder} has no checkpoints: this run is not finished; run its command again.")
@@ -80,10 +107,58 @@ def restore_stages(experiment: Experiment) -> Models:
     return finished
 
 
-def stage_names(experiment: Experiment) -> list[str]:
-    """The stages that apply: with a downloaded LLM there is none to train."""
-    config = experiment.config
-    return [name for name in config.stages if not (name == "llm" and config.llm.checkpoint)]
+def stage_names(config: ConfigDict) -> list[str]:
+    """The stages that apply: what is pretrained elsewhere is not trained here."""
+    elsewhere = {"llm": config.llm.checkpoint, "encoder": config.encoder.checkpoint}
+    return [name for name in config.stages if not elsewhere.get(name)]
+
+
+# An encoder of another run must have read the same data in the same shape.
+_ENCODER_OF = (
+    *("data.dataset", "data.history_length", "encoder.kind", "encoder.features", "encoder.num_layers"),
+    *("encoder.width", "encoder.num_heads", "encoder.hidden", "encoder.dual_encoder.num_outputs"),
+    *("encoder.dual_encoder.fusion_layers", "compute.scan_layers"),
+)
+
+
+def _borrowed(experiment: Experiment) -> Models:
+    """The encoder of the finished run that `encoder.checkpoint` names, if it does.
+
+    Raises:
+      ConfigError: that run's encoder has another shape, other data, or has learnt from what we validate on.
+    """
+    config, workdir = experiment.config, Path(experiment.config.encoder.checkpoint)
+    if not config.encoder.checkpoint or config.encoder.init == "random":
+        return {}
+    theirs = ConfigDict(json.loads((workdir / "config.json").read_text()))
+    says = f"config.encoder.checkpoint={workdir}"
+
+    def plain(value):
+        return list(value) if isinstance(value, tuple) else value  # JSON knows no tuples
+
+    for key in _ENCODER_OF:
+        ours, other = plain(config_path.get_value(key, config)), plain(config_path.get_value(key, theirs))
+        if ours != other:
+            raise ConfigError(f"{says} was made with config.{key}={other!r}, this run has {ours!r}: they must agree")
+    if "encoder" not in stage_names(theirs):
+        raise ConfigError(f"{says} trained {', '.join(theirs.stages)}: name a run that has trained an encoder")
+    if config.data.validation and not theirs.data.validation:
+        raise ConfigError(f"{says} has learnt from the events this run validates on: set config.data.validation=false")
+    fingerprint = json.loads((workdir / "environment.json").read_text())["dataset"]
+    if fingerprint != experiment.facts["fingerprint"]:
+        raise ConfigError(f"{says} was trained on other raw files (their content's hash differs)")
+    return restore_stages(Experiment(theirs, workdir, experiment.mesh), ["encoder"])
+
+
+def _export(experiment: Experiment, model: Model) -> None:
+    folder = experiment.workdir / "llm" / "huggingface"
+    if not folder.exists():
+        trained = parameters.merge(model.graphdef, model.parameters, model.buffers)
+        vocabulary = experiment.vocabulary
+        with replacing(folder) as partial:
+            huggingface.save_language_model(
+                trained, partial, experiment.workdir, bos_id=vocabulary.bos_id, eos_id=vocabulary.eos_id
+            )
 
 
 def _initial(experiment: Experiment, name: str, finished: Mapping[str, Model]) -> Model:
@@ -121,7 +196,7 @@ def _pretrained(experiment: Experiment, finished: Mapping[str, Model]) -> Parame
 def _stage(experiment: Experiment, name: str, model: Model) -> Stage:
     """The training run of a model: its data, its objective, its validation."""
     config, training = experiment.config, experiment.config.training[name]
-    objective = _OBJECTIVES[name](config.encoder.chunk_rows)
+    objective = _objective(experiment, name)
     source = {
         "llm": experiment.text_source,
         "encoder": lambda: experiment.windows("train"),
@@ -141,11 +216,18 @@ def _stage(experiment: Experiment, name: str, model: Model) -> Stage:
     )
 
 
-_OBJECTIVES: Mapping[str, Callable[[int], Objective]] = {
-    "llm": text_objective,
-    "encoder": autoregressive_objective,
-    "user_llm": contextualised_objective,
-}
+def _objective(experiment: Experiment, name: str) -> Objective:
+    encoder = experiment.config.encoder
+    if name == "llm":
+        return text_objective(encoder.chunk_rows)
+    if name == "user_llm":
+        return contextualised_objective(encoder.chunk_rows)
+    if encoder.kind == "autoregressive":
+        return autoregressive_objective(encoder.chunk_rows)
+    if encoder.kind == "bert4rec":
+        return masked_objective(encoder.chunk_rows, encoder.bert4rec.mask_rate)
+    frequencies = experiment.label_frequencies if encoder.dual_encoder.sampling_correction else None
+    return dual_encoder_objective(encoder.chunk_rows, frequencies)
 
 
 def _validation(
@@ -156,7 +238,7 @@ def _validation(
     source: Any = experiment.windows("validation") if name == "encoder" else experiment.source("validation")
     source = Subset.evenly(source, evaluation.max_validation)
     losses = mean_metrics(objective, model.graphdef, model.buffers, source, evaluation.batch_size, experiment.mesh)
-    if name != "encoder":
+    if name != "encoder" or trains_categories(experiment.config):
         return losses
     scores = encoder_scores(model.graphdef, model.buffers, experiment.mesh)
 

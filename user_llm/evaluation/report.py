@@ -88,15 +88,18 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def write_results(workdir: Path, *, protocols: Mapping[str, Any], provenance: Mapping[str, Any]) -> Path:
+def write_results(
+    workdir: Path, *, protocols: Mapping[str, Any], provenance: Mapping[str, Any], facts: Mapping[str, float]
+) -> Path:
     """Writes `results.json` and returns its path.
 
     Args:
       protocols: which test users → `users` (how many), `rows` (name → `metrics.summarise(...)`) and `comparisons`
         ("one row - another" → `metrics.compare(...)`).
       provenance: of `provenance`.
+      facts: more numbers on the run, such as `dropped_events`: of a text history, a test user on average.
     """
-    results = {"protocols": protocols, "provenance": provenance}
+    results = {"protocols": protocols, **facts, "provenance": provenance}
     text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False)
     return write_lines(Path(workdir) / "results.json", [text])
 

@@ -5,13 +5,17 @@ from collections.abc import Iterable, Sequence
 
 Rules = Sequence[tuple[str, bool]]
 
-# The encoder's heads (its own softmaxes) are no part of the contextualised LLM: no loss reaches them.
-_HEADS: Rules = ((r"encoder/\w+_head_UU", False),)
+# What only the encoder's own pretraining uses (its softmaxes, BERT4Rec's mask embedding, the dual encoder's label
+# tower and temperature) is no part of the contextualised LLM: no loss reaches it.
+_PRETRAINING: Rules = ((r"encoder/(\w+_head_UU|mask_U|label_tower/.*|log_scale)", False),)
+_CONNECTOR = r"(connector|perceiver)/.*"
+_ADAPTERS = r"language_model/.*/lora/.*"
 
 STRATEGIES: dict[str, Rules] = {
-    "full": (*_HEADS, (r"(encoder|connector|language_model)/.*", True)),
-    "enc": (*_HEADS, (r"(encoder|connector)/.*", True), (r"language_model/.*", False)),
-    "proj": (*_HEADS, (r"connector/.*", True), (r"(encoder|language_model)/.*", False)),
+    "full": (*_PRETRAINING, (_CONNECTOR, True), (r"(encoder|language_model)/.*", True)),
+    "lora": (*_PRETRAINING, (_CONNECTOR, True), (r"encoder/.*", True), (_ADAPTERS, True), (r"language_model/.*", False)),
+    "enc": (*_PRETRAINING, (_CONNECTOR, True), (r"encoder/.*", True), (r"language_model/.*", False)),
+    "proj": (*_PRETRAINING, (_CONNECTOR, True), (r"(encoder|language_model)/.*", False)),
 }
 EVERYTHING: Rules = ((r".*", True),)  # the stages that train one model from scratch
 

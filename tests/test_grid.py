@@ -1,0 +1,178 @@
+"""Every combination the paper speaks of, at toy size: encoder × integration × Perceiver × strategy × initialisation.
+
+One step of training each, on the models a config assembles. Compiled functions are shared by the cells that may.
+"""
+
+import functools
+import hashlib
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base
+from user_llm.assembly import Assembly
+from user_llm.checkpoints.transfer import initialise, with_prefix
+from user_llm.config import validate
+from user_llm.models import parameters
+from user_llm.models.language_model import causal_mask
+from user_llm.parallel.mesh import one_device
+from user_llm.training import loop
+from user_llm.training.objectives import contextualised_objective, history
+from user_llm.training.optimizer import make_optimizer
+from user_llm.training.trainable import STRATEGIES
+
+ITEMS, CATEGORIES, RATINGS, VOCABULARY = 12, 3, 5, 19
+USERS, EVENTS, TOKENS = 4, 6, 7
+
+ENCODERS = ("autoregressive", "dual_encoder", "bert4rec")
+PERCEIVER = {"perceiver": True, "events": False}
+# A TextPrompt baseline has no encoder, so only the LLM can train.
+CELLS = [
+    *itertools.product(ENCODERS, ("cross_attention", "soft_prompt"), PERCEIVER, STRATEGIES),
+    *itertools.product(("autoregressive",), ("none",), ("events",), ("full", "lora")),
+]
+FROZEN = {"full": (), "lora": ("language_model",), "enc": ("language_model",), "proj": ("encoder", "language_model")}
+PRETRAINING_ONLY = ("_head_UU", "mask_U")  # and the label tower: what is no part of the contextualised LLM
+
+
+def configured(encoder, integration, perceiver, strategy):
+    config = base.get_config()
+    config.data.history_length = EVENTS
+    config.encoder.update(kind=encoder, num_layers=1, width=8, num_heads=2, hidden=8)
+    config.encoder.dual_encoder.num_outputs = 2  # attention to a single vector would have no use for its queries
+    config.llm.update(num_layers=2, width=8, num_heads=2, num_kv_heads=1, head_dim=4, hidden=8)
+    config.integration.update(kind=integration, num_heads=2, head_dim=4, hidden=8, task_prompt=2)
+    config.integration.perceiver.update(
+        enabled=PERCEIVER[perceiver], num_layers=1, num_latents=3, num_heads=2, hidden=8
+    )
+    config.strategy, config.lora.rank, config.lora.targets = strategy, 2, ("q", "v", "down")
+    config.training.user_llm = base.training(
+        steps=1, learning_rate=0.01, warmup_fraction=0.0, weight_decay=0.0, keep_best="loss"
+    )
+    validate(config)
+    return config
+
+
+def assembled(config) -> Assembly:
+    categories = np.zeros((ITEMS + 1, 2), np.int32)
+    categories[1:, 0] = np.arange(ITEMS) % CATEGORIES + 1
+    return Assembly(config, categories, CATEGORIES, RATINGS, VOCABULARY)
+
+
+@functools.cache
+def pretrained(encoder: str) -> dict[str, dict]:
+    """Encoder and LLM of earlier stages."""
+    assembly = assembled(configured(encoder, "cross_attention", "events", "full"))
+    trained = {
+        name: initialise(getattr(assembly, name), seed, one_device())[1]
+        for name, seed in (("encoder", 7), ("language_model", 8))
+    }
+    return {name: with_prefix(name, values) for name, values in trained.items()}
+
+
+@functools.cache
+def compiled(cell):
+    """(structure, train step, optimizer, logits of a batch with and without its users) of a cell."""
+    config = configured(*cell)
+    build = assembled(config).user_llm
+    model = parameters.abstract(build)
+    graphdef, shapes, _ = parameters.split(model)
+    axes, rules = parameters.logical_axes(model), STRATEGIES[config.strategy]
+    trains = loop.trainable(shapes, rules)
+    optimizer = make_optimizer(config.training.user_llm, {path: axes[path] for path in shapes if trains[path]})
+    objective = contextualised_objective(chunk_rows=8)
+    stage = loop.Stage("user_llm", config.training.user_llm, graphdef, {}, {}, axes, rules, objective, None)
+    return trains, optimizer, loop.make_train_step(stage, optimizer, seed=0), logits_of(cell, graphdef)
+
+
+def logits_of(cell, graphdef):
+    @functools.partial(jax.jit, static_argnames="with_context")
+    def logits(values, buffers, batch, with_context=True):
+        model = parameters.merge(graphdef, values, buffers)
+        context = model.encode(*history(batch)) if with_context else None
+        tokens = batch["decoder_input_tokens"]
+        mask = causal_mask(jnp.ones(tokens.shape, bool))
+        return model.logits(model(tokens, batch["decoder_positions"], mask, context=context)[0])
+
+    return logits
+
+
+@functools.cache
+def example():
+    random = np.random.default_rng(0)
+    items = random.integers(1, ITEMS + 1, (USERS, EVENTS), dtype=np.int32)
+    items[np.arange(EVENTS) < np.array([0, 1, 2, 3])[:, None]] = 0
+    tokens = random.integers(1, VOCABULARY, (USERS, TOKENS), dtype=np.int32)
+    return {
+        "history/item": items,
+        "history/rating": np.where(items > 0, random.integers(1, RATINGS + 1, items.shape), 0).astype(np.int32),
+        "decoder_input_tokens": tokens,
+        "decoder_target_tokens": np.roll(tokens, -1, axis=1),
+        "decoder_positions": np.tile(np.arange(TOKENS, dtype=np.int32), (USERS, 1)),
+        "decoder_loss_weights": np.ones(tokens.shape, np.float32),
+        "dropped_events": np.zeros(USERS, np.int32),
+    }
+
+
+def opened(values):
+    """Gates and adapters start at zero and shut off what lies behind them: as training would soon open them."""
+    random = np.random.default_rng(1)
+    shut = {path for path, value in values.items() if not np.any(np.asarray(value))}
+    return {
+        path: jnp.asarray(0.3 + 0.1 * random.random(value.shape, np.float32)) if path in shut else value
+        for path, value in values.items()
+    }
+
+
+def digest(values):
+    return {path: hashlib.sha256(np.asarray(value).tobytes()).hexdigest() for path, value in values.items()}
+
+
+@pytest.mark.parametrize("init", ["pretrained", "random"])
+@pytest.mark.parametrize("cell", CELLS, ids="-".join)
+def test_a_step_of_every_combination(cell, init):
+    encoder, integration, _, strategy = cell
+    trains, optimizer, train_step, logits = compiled(cell)
+    given = dict(pretrained(encoder)["language_model"])
+    if init == "pretrained" and integration != "none":
+        own = initialise(assembled(configured(*cell)).user_llm, 0, one_device())[1]
+        given |= {path: value for path, value in pretrained(encoder)["encoder"].items() if path in own}
+    _, values, buffers = initialise(assembled(configured(*cell)).user_llm, 0, one_device(), given)
+    batch = example()
+    assert digest(given).items() <= digest(values).items()
+
+    # What is added to an LLM leaves it as it was, to the bit, until it is trained.
+    alone = logits(values, buffers, batch, with_context=False)
+    if integration != "soft_prompt":
+        np.testing.assert_array_equal(logits(values, buffers, batch), alone)
+
+    values = opened(values)
+    known = logits(values, buffers, batch)
+    if integration != "none":
+        others = {name: np.roll(batch[name], 1, axis=0) for name in ("history/item", "history/rating")}
+        changed = np.abs(logits(values, buffers, {**batch, **others}) - known).max(axis=(1, 2))
+        assert (changed > 1e-4).all(), "another user's history must be felt"
+        padding = np.where(batch["history/item"] > 0, batch["history/rating"], 3)
+        padded = logits(values, buffers, {**batch, "history/rating": padding})
+        np.testing.assert_allclose(padded, known, atol=1e-6)
+        last = {name: batch[name][3:, -3:] for name in ("history/item", "history/rating")}
+        shorter = logits(values, buffers, {name: column[3:] for name, column in batch.items()} | last)
+        np.testing.assert_allclose(shorter, known[3:], atol=1e-5)
+
+    before = digest(values)
+    tuned = {path: jnp.copy(value) for path, value in values.items() if trains[path]}
+    frozen = {path: value for path, value in values.items() if not trains[path]}
+    state = {"parameters": tuned, **loop.fresh_state(optimizer, tuned)}
+    state, metrics = train_step(state, frozen, buffers, batch)
+    assert np.isfinite(metrics["loss"][0])
+    after = digest({**frozen, **state["parameters"]})
+
+    def expected(path):
+        if path.endswith(PRETRAINING_ONLY) or "label_tower" in path:
+            return False
+        return path.split("/")[0] not in FROZEN[strategy] or "/lora/" in path
+
+    assert {path for path in before if after[path] != before[path]} == {path for path in before if expected(path)}

@@ -1,0 +1,66 @@
+"""What a stage's model weighs: parameters, those that train, and what they cost on each device."""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AbstractMesh, Mesh
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from user_llm.parallel.rules import partition_spec
+from user_llm.training.trainable import Rules, trainable
+
+_MIN_WIDTH = 100  # columns; a narrower table would cut numbers
+_HEADINGS = ("parameters", "that train", "parameters MiB", "gradients MiB", "optimizer MiB")
+
+
+def print_parameter_table(
+    config: ConfigDict,
+    stage: str,
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
+    axes: Mapping[str, Sequence[str | None]],
+    rules: Rules,
+    mesh: Mesh | AbstractMesh,
+) -> None:
+    """Prints one row a component and their total.
+
+    Args:
+      config: the experiment.
+      stage: its name.
+      shapes, axes: path → (abstract) parameter, and its logical axes.
+      rules: which parameters train.
+      mesh: the devices they are cut over; an abstract one will do.
+    """
+    trains = trainable(shapes, rules)
+    rows: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(_HEADINGS), np.int64))
+    for path, shape in shapes.items():
+        spec = partition_spec(path, shape.shape, axes[path], mesh)
+        cut = math.prod(mesh.shape[axis] for axis in spec if axis is not None)
+        dtype = jnp.dtype(config.compute.param_dtype if trains[path] else config.compute.frozen_dtype)
+        held = math.prod(shape.shape) // cut * dtype.itemsize
+        counts = [math.prod(shape.shape), trains[path] * math.prod(shape.shape)]
+        rows[_component(stage, path)] += [*counts, held, trains[path] * held, trains[path] * 2 * held]
+    rows["total"] = sum(rows.values())
+    devices = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    strategy = f", strategy {config.strategy}" if stage == "user_llm" else ""
+    table = Table(
+        title=f"{config.name}: stage {stage}{strategy}, mesh {devices}",
+        caption="MiB per device; activations, the batch and a chunk of logits come on top",
+    )
+    for heading in ("component", *_HEADINGS):
+        table.add_column(heading, justify="left" if heading == "component" else "right")
+    for component, values in rows.items():
+        table.add_row(component, *(f"{v:,}" for v in values[:2]), *(f"{v / 2**20:,.1f}" for v in values[2:]))
+    Console(width=max(_MIN_WIDTH, Console().width)).print(table)
+
+
+def _component(stage: str, path: str) -> str:
+    if stage != "user_llm":
+        return stage
+    component = path.split("/", 1)[0]
+    return f"{component}, LoRA" if "/lora/" in path else component
