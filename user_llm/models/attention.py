@@ -4,20 +4,38 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from user_llm.models.layers import cast, fan_in, parameter, rotate
+from user_llm.models.layers import Projections, fan_in, make_norm, parameter, rotate
 
 MASKED = -1e30  # finite, so that a query without any slot gives no NaN
-Cache = dict[str, jax.Array]  # {"key", "value"}: [layers, B, S, K, H]
+# {"key", "value"}: [layers, B, S, K, H]; and {"position"}: int32 [B, S] where layers look through a sliding window.
+Cache = dict[str, jax.Array]
 
 
-def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: jax.Array) -> jax.Array:
+def softcap(x: jax.Array, cap: float) -> jax.Array:
+    """Squashes `x` smoothly into ±cap, as Gemma 2 does with its scores and logits (Bello et al. 2016)."""
+    return cap * jnp.tanh(x / cap)
+
+
+def attend(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    mask: jax.Array,
+    *,
+    scale: float | None = None,
+    cap: float | None = None,
+) -> jax.Array:
     """Softmax attention [B, T, N, H], softmax in float32; `mask` bool [B, T or 1, S]: the slots each query sees.
 
+    Scores are `scale` q·k, by default 1/√H of it, and soft-capped at ±`cap` if that is given.
     A query that sees no slot gets their plain mean, finite in value and gradient: callers mask such rows out.
     """
     num_kv_heads, head_dim = k_BSKH.shape[2:]
-    grouped = q_BTNH.reshape(*q_BTNH.shape[:2], num_kv_heads, -1, head_dim) * head_dim**-0.5
+    scale = head_dim**-0.5 if scale is None else scale
+    grouped = q_BTNH.reshape(*q_BTNH.shape[:2], num_kv_heads, -1, head_dim) * scale
     scores = jnp.einsum("BTKGH,BSKH->BKGTS", grouped, k_BSKH, preferred_element_type=jnp.float32)
+    if cap is not None:
+        scores = softcap(scores, cap)
     scores = jnp.where(mask[:, None, None], scores, MASKED)
     # Not `jax.nn.dot_product_attention`: with heads leading and the softmax's division left to the end, where it
     # passes over [T, H] and not [T, S], an encoder's step on CPU (16-wide heads) takes 8 to 10 % less time.
@@ -35,11 +53,15 @@ def write_cache(
     def write(slots: jax.Array, new: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice(slots, new[None].astype(slots.dtype), (layer, 0, offset, 0, 0))
 
-    return {"key": write(cache["key"], k_BTKH), "value": write(cache["value"], v_BTKH)}
+    return {**cache, "key": write(cache["key"], k_BTKH), "value": write(cache["value"], v_BTKH)}
 
 
-class Attention(nnx.Module):
-    """Projections around `attend`; keys and values come from vectors of width `key_width` (cross: U)."""
+class Attention(Projections):
+    """Projections around `attend`; keys and values come from vectors of width `key_width` (cross: U).
+
+    `query_scale` and `score_cap` are `attend`'s. `qk_norm` is the kind of norm, if any, that each head's query and
+    key pass before they are rotated (Henry et al. 2020).
+    """
 
     def __init__(
         self,
@@ -55,10 +77,16 @@ class Attention(nnx.Module):
         dtype: str,
         param_dtype: str,
         rngs: nnx.Rngs,
+        query_scale: float | None = None,
+        score_cap: float | None = None,
+        qk_norm: str | None = None,
+        norm_eps: float = 1e-6,
+        qkv_bias: bool = False,
+        output_bias: bool = False,
     ):
         if num_heads % num_kv_heads:
             raise ValueError(f"num_heads ({num_heads}) must be a multiple of num_kv_heads ({num_kv_heads}).")
-        self.dtype = dtype
+        self.dtype, self.query_scale, self.score_cap = dtype, query_scale, score_cap
         keys = ((key_width, num_kv_heads, head_dim), (key_axis, "kv_heads", "head_dim"), param_dtype)
         self.q_DNH = parameter(
             rngs, fan_in(width), (width, num_heads, head_dim), (width_axis, "heads", "head_dim"), param_dtype
@@ -72,14 +100,25 @@ class Attention(nnx.Module):
             ("heads", "head_dim", width_axis),
             param_dtype,
         )
+        zeros = jax.nn.initializers.zeros
+        if qkv_bias:
+            keys = (zeros, (num_kv_heads, head_dim), ("kv_heads", "head_dim"), param_dtype)
+            self.q_bias_NH = parameter(rngs, zeros, (num_heads, head_dim), ("heads", "head_dim"), param_dtype)
+            self.k_bias_KH = parameter(rngs, *keys)
+            self.v_bias_KH = parameter(rngs, *keys)
+        if output_bias:
+            self.o_bias_D = parameter(rngs, zeros, (width,), ("norm",), param_dtype)
+        self.q_norm = self.k_norm = None
+        if qk_norm is not None:
+            norm = dict(epsilon=norm_eps, param_dtype=param_dtype, rngs=rngs)
+            self.q_norm = make_norm(qk_norm, head_dim, **norm)
+            self.k_norm = make_norm(qk_norm, head_dim, **norm)
 
     def keys_values(
         self, x: jax.Array, angles: tuple[jax.Array, jax.Array] | None = None
     ) -> tuple[jax.Array, jax.Array]:
         """Keys and values [B, S, K, H] of vectors [B, S, key_width]; `angles` rotates the keys."""
-        key = jnp.einsum("BSD,DKH->BSKH", x, cast(self.k_DKH, self.dtype))
-        value = jnp.einsum("BSD,DKH->BSKH", x, cast(self.v_DKH, self.dtype))
-        return (key if angles is None else rotate(key, angles)), value
+        return self._place(self.project("k", x), self.k_norm, angles), self.project("v", x)
 
     def __call__(
         self,
@@ -90,8 +129,13 @@ class Attention(nnx.Module):
         angles: tuple[jax.Array, jax.Array] | None = None,
     ) -> jax.Array:
         """[B, T, D] attends to given keys and values [B, S, K, H] under bool `mask` [B, T or 1, S]."""
-        query = jnp.einsum("BTD,DNH->BTNH", x, cast(self.q_DNH, self.dtype))
-        if angles is not None:
-            query = rotate(query, angles)
-        mixed = attend(query, k_BSKH, v_BSKH, mask)
-        return jnp.einsum("BTNH,NHD->BTD", mixed, cast(self.o_NHD, self.dtype))
+        query = self._place(self.project("q", x), self.q_norm, angles)
+        mixed = attend(query, k_BSKH, v_BSKH, mask, scale=self.query_scale, cap=self.score_cap)
+        return self.project("o", mixed)
+
+    def _place(
+        self, heads: jax.Array, norm: nnx.Module | None, angles: tuple[jax.Array, jax.Array] | None
+    ) -> jax.Array:
+        """Queries or keys [B, T, heads, H], normed and at their positions."""
+        heads = heads if norm is None else norm(heads)
+        return heads if angles is None else rotate(heads, angles)

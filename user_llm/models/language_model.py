@@ -1,4 +1,4 @@
-"""Decoder-only language model of the Llama architecture (Touvron et al. 2023)."""
+"""Decoder-only language model: Llama (Touvron et al. 2023), and by its config Qwen, Gemma or GPT-2."""
 
 import math
 from dataclasses import dataclass
@@ -8,14 +8,28 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from user_llm.models.attention import Cache
-from user_llm.models.layers import RMSNorm, lookup, normal, parameter
+from user_llm.models.attention import Cache, softcap
+from user_llm.models.layers import RopeScaling, lookup, make_norm, normal, parameter
+from user_llm.models.lora import LoraConfig
 from user_llm.models.stack import StackConfig, apply_layers, init_layers
 
 
 @dataclass(frozen=True)
 class LanguageModelConfig:
-    """Shape and numerics of a Llama. `max_length` is the longest sequence it was trained for, in tokens."""
+    """Shape and numerics; the defaults make a Llama, and `checkpoints/families.py` says what makes the others.
+
+    Attributes:
+      max_length: the longest sequence it was trained for, in tokens.
+      activation, gated, norm: keys of `layers.ACTIVATIONS` and `layers.NORMS`; is the MLP gated?
+      post_norms: norms also behind attention and MLP, before the residual adds (Gemma 2, 3).
+      qk_norm: norms over each head's query and key, before they are rotated (Qwen 3, Gemma 3).
+      query_scale: of the scores; None is head_dim ** -0.5.
+      attention_softcap, final_softcap: bounds of the scores and of the logits (Gemma 2).
+      embedding_scale: multiplies token embeddings, rounded to the compute dtype (Gemma: √width).
+      learned_positions: a table of `max_length` positions in place of rotary ones (GPT-2).
+      sliding_window, local_layers, local_rope_theta: see `StackConfig` (Gemma 2, 3).
+      lora: adapters of every layer; None is the model as it is.
+    """
 
     vocab_size: int
     num_layers: int
@@ -32,6 +46,24 @@ class LanguageModelConfig:
     remat: bool = False
     dtype: str = "float32"
     param_dtype: str = "float32"
+    activation: str = "silu"
+    gated: bool = True
+    norm: str = "rms"
+    post_norms: bool = False
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    query_scale: float | None = None
+    attention_softcap: float | None = None
+    final_softcap: float | None = None
+    embedding_scale: float = 1.0
+    learned_positions: bool = False
+    rope_scaling: RopeScaling | None = None
+    sliding_window: int | None = None
+    local_layers: tuple[bool, ...] = ()
+    local_rope_theta: float | None = None
+    lora: LoraConfig | None = None
 
     @property
     def stack(self) -> StackConfig:
@@ -42,10 +74,10 @@ class LanguageModelConfig:
             num_kv_heads=self.num_kv_heads,
             head_dim=self.head_dim,
             hidden=self.hidden,
-            activation="silu",
-            gated=True,
+            activation=self.activation,
+            gated=self.gated,
             norm_eps=self.norm_eps,
-            rope_theta=self.rope_theta,
+            rope_theta=None if self.learned_positions else self.rope_theta,
             dropout=0.0,
             scan_layers=self.scan_layers,
             remat=self.remat,
@@ -53,6 +85,19 @@ class LanguageModelConfig:
             param_dtype=self.param_dtype,
             width_axis="embed",
             hidden_axis="mlp",
+            norm=self.norm,
+            post_norms=self.post_norms,
+            qk_norm=self.qk_norm,
+            qkv_bias=self.qkv_bias,
+            output_bias=self.output_bias,
+            mlp_bias=self.mlp_bias,
+            query_scale=self.query_scale,
+            attention_softcap=self.attention_softcap,
+            rope_scaling=self.rope_scaling,
+            sliding_window=self.sliding_window,
+            local_layers=self.local_layers,
+            local_rope_theta=self.local_rope_theta,
+            lora=self.lora,
         )
 
 
@@ -69,8 +114,12 @@ class LanguageModel(nnx.Module):
         self.config = config
         table = (normal(1.0 / math.sqrt(config.width)), (config.vocab_size, config.width), ("vocab", "embed"))
         self.embedding_VD = parameter(rngs, *table, config.param_dtype)
+        if config.learned_positions:
+            positions = (normal(0.02), (config.max_length, config.width), (None, "embed"))
+            self.position_TD = parameter(rngs, *positions, config.param_dtype)
         self.layers = init_layers(config.stack, rngs=rngs)
-        self.final_norm = RMSNorm(config.width, epsilon=config.norm_eps, param_dtype=config.param_dtype, rngs=rngs)
+        norm = dict(epsilon=config.norm_eps, param_dtype=config.param_dtype, rngs=rngs)
+        self.final_norm = make_norm(config.norm, config.width, **norm)
         if not config.tie_embeddings:
             self.head_VD = parameter(rngs, *table, config.param_dtype)
 
@@ -85,18 +134,40 @@ class LanguageModel(nnx.Module):
         cross: nnx.Module | None = None,
         context: Any = None,
     ) -> tuple[jax.Array, Cache | None]:
+        """`read` of the embeddings of `tokens` int [B, T]."""
+        return self.read(self.embed(tokens), positions, mask, cache=cache, offset=offset, cross=cross, context=context)
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """Embeddings [..., D] of `tokens` int [...], as `read` takes them; NaN for an id outside the vocabulary."""
+        x = lookup(self.embedding_VD, tokens, self.config.dtype)
+        return x * jnp.asarray(self.config.embedding_scale, x.dtype)
+
+    def read(
+        self,
+        x_BTD: jax.Array,
+        positions: jax.Array,
+        mask: jax.Array,
+        *,
+        cache: Cache | None = None,
+        offset: int | jax.Array = 0,
+        cross: nnx.Module | None = None,
+        context: Any = None,
+    ) -> tuple[jax.Array, Cache | None]:
         """Hidden states [B, T, D] (after the final norm) and the updated cache.
 
         Args:
-          tokens: int [B, T]; positions: int [B, T], counted in tokens from 0.
+          x_BTD: embeddings of tokens (`embed`), or of anything else the model shall read as such.
+          positions: int [B, T], counted in tokens from 0; a learned position from `max_length` on gives NaN.
           mask: bool [B, T, S], the key slots each query sees; S = T without a cache, else the cache's length.
-            It alone decides who sees whom: beams may share the T axis, all at one position, each seeing its
-            own ancestors.
+            It decides who sees whom, and local layers leave out of it what is too many positions away: beams
+            may share the T axis, all at one position, each seeing its own ancestors.
           cache: from `init_cache`; the T new keys and values go to slots offset … offset + T - 1 (offset may
             be traced) before any query looks.
           cross, context: the connector's blocks and their users; None is the language model alone.
         """
-        x = lookup(self.embedding_VD, tokens, self.config.dtype)
+        x = x_BTD.astype(self.config.dtype)
+        if self.config.learned_positions:
+            x = x + lookup(self.position_TD, positions, self.config.dtype)
         x, cache = apply_layers(
             self.layers,
             self.config.stack,
@@ -117,10 +188,15 @@ class LanguageModel(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """float32 [..., V] of hidden states [..., D]."""
         table = self.output_table().astype(self.config.dtype)
-        return jnp.einsum("...D,VD->...V", hidden, table, preferred_element_type=jnp.float32)
+        logits = jnp.einsum("...D,VD->...V", hidden, table, preferred_element_type=jnp.float32)
+        return logits if self.config.final_softcap is None else softcap(logits, self.config.final_softcap)
 
     def init_cache(self, batch: int, length: int, context: Any = None) -> Cache:
         """Empty keys and values of `length` slots for `batch` rows; a `context` of cross-attention takes none."""
+        del context
         config = self.config
         shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
-        return {name: jnp.zeros(shape, config.dtype) for name in ("key", "value")}
+        cache = {name: jnp.zeros(shape, config.dtype) for name in ("key", "value")}
+        if config.local_layers:
+            cache["position"] = jnp.zeros((batch, length), jnp.int32)
+        return cache

@@ -1,15 +1,34 @@
-"""Small parts every model is built of: parameters with named axes, norm, MLP, rotary positions, dropout."""
+"""Small parts every model is built of: parameters with named axes, norms, MLP, rotary positions, dropout."""
 
+import functools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
 
-ACTIVATIONS = {"silu": jax.nn.silu, "relu": jax.nn.relu}
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "relu": jax.nn.relu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
+
+# Linear map → letters of the dimensions it goes from and to: `q` is a weight `q_DNH`, with a bias `q_bias_NH`.
+PROJECTIONS = {
+    "q": ("D", "NH"),
+    "k": ("D", "KH"),
+    "v": ("D", "KH"),
+    "o": ("NH", "D"),
+    "gate": ("D", "F"),
+    "up": ("D", "F"),
+    "down": ("F", "D"),
+}
 
 
 class Buffer(nnx.Variable):
@@ -54,19 +73,68 @@ def round_to_dtype(x: jax.Array) -> jax.Array:
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square norm (Zhang & Sennrich 2019), computed in float32, returned in its input's dtype."""
+    """Root-mean-square norm (Zhang & Sennrich 2019), computed in float32, returned in its input's dtype.
 
-    def __init__(self, width: int, *, epsilon: float, param_dtype: str, rngs: nnx.Rngs):
-        self.epsilon = epsilon
-        self.scale_D = parameter(rngs, jax.nn.initializers.ones, (width,), ("norm",), param_dtype)
+    With `plus_one` it multiplies by 1 + scale, as Gemma does: the weights near zero then decay to a plain norm.
+    """
+
+    def __init__(self, width: int, *, epsilon: float, param_dtype: str, rngs: nnx.Rngs, plus_one: bool = False):
+        self.epsilon, self.plus_one = epsilon, plus_one
+        initializer = jax.nn.initializers.zeros if plus_one else jax.nn.initializers.ones
+        self.scale_D = parameter(rngs, initializer, (width,), ("norm",), param_dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
-        return (y * self.scale_D[...].astype(jnp.float32)).astype(x.dtype)
+        scale = self.scale_D[...].astype(jnp.float32)
+        return (y * (1 + scale if self.plus_one else scale)).astype(x.dtype)
 
 
-class MLP(nnx.Module):
+class LayerNorm(nnx.Module):
+    """Layer norm with a bias (Ba et al. 2016), computed in float32, returned in its input's dtype."""
+
+    def __init__(self, width: int, *, epsilon: float, param_dtype: str, rngs: nnx.Rngs):
+        self.epsilon = epsilon
+        self.scale_D = parameter(rngs, jax.nn.initializers.ones, (width,), ("norm",), param_dtype)
+        self.bias_D = parameter(rngs, jax.nn.initializers.zeros, (width,), ("norm",), param_dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
+        return (y * self.scale_D[...].astype(jnp.float32) + self.bias_D[...].astype(jnp.float32)).astype(x.dtype)
+
+
+NORMS = {"rms": RMSNorm, "rms_plus_one": functools.partial(RMSNorm, plus_one=True), "layer": LayerNorm}
+
+
+def make_norm(kind: str, width: int, *, epsilon: float, param_dtype: str, rngs: nnx.Rngs) -> nnx.Module:
+    """The norm over `width` channels that a config names."""
+    if kind not in NORMS:
+        raise ValueError(f"norm is {kind!r}; known: {', '.join(NORMS)}.")
+    return NORMS[kind](width, epsilon=epsilon, param_dtype=param_dtype, rngs=rngs)
+
+
+class Projections(nnx.Module):
+    """Linear maps of `PROJECTIONS`, each with or without a bias and a low-rank adapter (lora.py)."""
+
+    dtype: str
+    lora = None
+
+    def project(self, name: str, x: jax.Array) -> jax.Array:
+        """Map `name` of `x`, whose last dimensions are the map's inputs."""
+        inputs, outputs = PROJECTIONS[name]
+        weight = cast(getattr(self, f"{name}_{inputs}{outputs}"), self.dtype)
+        y = jnp.einsum(f"...{inputs},{inputs}{outputs}->...{outputs}", x, weight)
+        bias = getattr(self, f"{name}_bias_{outputs}", None)
+        if bias is not None:
+            y = y + cast(bias, self.dtype)
+        if self.lora is not None and name in self.lora:
+            y = y + self.lora[name](x)
+        return y
+
+
+class MLP(Projections):
     """`act(x W_up) W_down`, or gated, `(act(x W_gate) * x W_up) W_down` (Shazeer 2020: silu gives SwiGLU)."""
 
     def __init__(
@@ -82,7 +150,10 @@ class MLP(nnx.Module):
         dtype: str,
         param_dtype: str,
         rngs: nnx.Rngs,
+        bias: bool = False,
     ):
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation is {activation!r}; known: {', '.join(ACTIVATIONS)}.")
         self.activation, self.gated, self.dtype = activation, gated, dtype
         if gated:
             self.gate_DF = parameter(rngs, fan_in(width), (width, hidden), (width_axis, hidden_axis), param_dtype)
@@ -90,18 +161,64 @@ class MLP(nnx.Module):
         self.down_FD = parameter(
             rngs, fan_in(hidden, output_scale), (hidden, width), (hidden_axis, width_axis), param_dtype
         )
+        if bias:
+            zeros = jax.nn.initializers.zeros
+            if gated:
+                self.gate_bias_F = parameter(rngs, zeros, (hidden,), (hidden_axis,), param_dtype)
+            self.up_bias_F = parameter(rngs, zeros, (hidden,), (hidden_axis,), param_dtype)
+            self.down_bias_D = parameter(rngs, zeros, (width,), ("norm",), param_dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        up = x @ cast(self.up_DF, self.dtype)
+        up = self.project("up", x)
         activate = ACTIVATIONS[self.activation]
-        hidden = activate(x @ cast(self.gate_DF, self.dtype)) * up if self.gated else activate(up)
-        return hidden @ cast(self.down_FD, self.dtype)
+        hidden = activate(self.project("gate", x)) * up if self.gated else activate(up)
+        return self.project("down", hidden)
 
 
-def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+@dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched for texts longer than `original_max_length` tokens.
+
+    `linear` divides all by `factor` (Chen et al. 2023). `llama3` (Llama 3.1's reference) divides those that turn
+    fewer than `low_frequency_factor` times within the original length, keeps those that turn more than
+    `high_frequency_factor` times, and goes from one to the other linearly in between.
+    """
+
+    kind: str
+    factor: float
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_max_length: int = 8192
+
+    def __post_init__(self):
+        if self.kind not in ("linear", "llama3"):
+            raise ValueError(f"RopeScaling.kind is {self.kind!r}; known: linear, llama3.")
+        if self.factor <= 0:
+            raise ValueError(f"RopeScaling.factor must be above 0, got {self.factor}.")
+        if self.low_frequency_factor >= self.high_frequency_factor:
+            raise ValueError(
+                f"RopeScaling.low_frequency_factor ({self.low_frequency_factor}) must be below "
+                f"high_frequency_factor ({self.high_frequency_factor})."
+            )
+
+    def __call__(self, frequency: np.ndarray) -> np.ndarray:
+        """The stretched frequencies, radians a token, of the plain ones."""
+        if self.kind == "linear":
+            return frequency / self.factor
+        turns = self.original_max_length * frequency / (2 * math.pi)
+        low, high = self.low_frequency_factor, self.high_frequency_factor
+        kept = np.clip((turns - low) / (high - low), 0, 1)
+        return frequency * (kept + (1 - kept) / self.factor)
+
+
+def rotary_angles(
+    positions: jax.Array, head_dim: int, theta: float, scaling: RopeScaling | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Cosine, sine float32 [B, T, 1, H/2] of rotary positions (Su et al. 2021) for `positions` int [B, T]."""
-    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angle = positions.astype(jnp.float32)[..., None, None] * frequency
+    frequency = theta ** (-np.arange(0, head_dim, 2) / head_dim)
+    if scaling is not None:
+        frequency = scaling(frequency)
+    angle = positions.astype(jnp.float32)[..., None, None] * frequency.astype(np.float32)
     return jnp.cos(angle), jnp.sin(angle)
 
 

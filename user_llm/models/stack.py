@@ -3,18 +3,24 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from user_llm.models.attention import Attention, Cache, write_cache
-from user_llm.models.layers import MLP, RMSNorm, dropout, rotary_angles, round_to_dtype
+from user_llm.models.layers import MLP, RopeScaling, dropout, make_norm, rotary_angles, round_to_dtype
+from user_llm.models.lora import LoraConfig, add_lora
 
 
 @dataclass(frozen=True)
 class StackConfig:
-    """What encoder and language model choose differently. `rope_theta` None: no rotary positions."""
+    """What encoder and language model choose differently. `rope_theta` None: no rotary positions.
+
+    Layers where `local_layers` is True see only the last `sliding_window` positions, their own among them; their
+    rotary theta is `local_rope_theta`, without scaling, where it is given. Without `local_layers` all are global.
+    """
 
     num_layers: int
     width: int
@@ -33,6 +39,30 @@ class StackConfig:
     param_dtype: str
     width_axis: str
     hidden_axis: str
+    norm: str = "rms"
+    post_norms: bool = False
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    query_scale: float | None = None
+    attention_softcap: float | None = None
+    rope_scaling: RopeScaling | None = None
+    sliding_window: int | None = None
+    local_layers: tuple[bool, ...] = ()
+    local_rope_theta: float | None = None
+    lora: LoraConfig | None = None
+
+    def __post_init__(self):
+        if self.local_layers and len(self.local_layers) != self.num_layers:
+            raise ValueError(f"local_layers has {len(self.local_layers)} entries; num_layers is {self.num_layers}.")
+        if bool(self.local_layers) != (self.sliding_window is not None):
+            raise ValueError(
+                "sliding_window and local_layers belong together: got "
+                f"sliding_window={self.sliding_window}, local_layers={self.local_layers}."
+            )
+        if self.local_rope_theta is not None and not self.local_layers:
+            raise ValueError(f"local_rope_theta ({self.local_rope_theta}) needs local_layers.")
 
     @property
     def output_scale(self) -> float:
@@ -41,7 +71,10 @@ class StackConfig:
 
 
 class Layer(nnx.Module):
-    """Pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+    """Pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x)).
+
+    With `post_norms` what each sublayer adds passes a norm of its own first (Gemma 2, 3).
+    """
 
     def __init__(self, config: StackConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -53,7 +86,7 @@ class Layer(nnx.Module):
             param_dtype=config.param_dtype,
             rngs=rngs,
         )
-        self.attention_norm = RMSNorm(config.width, **norm)
+        self.attention_norm = make_norm(config.norm, config.width, **norm)
         self.attention = Attention(
             config.width,
             num_heads=config.num_heads,
@@ -61,17 +94,30 @@ class Layer(nnx.Module):
             head_dim=config.head_dim,
             key_width=config.width,
             key_axis=config.width_axis,
+            query_scale=config.query_scale,
+            score_cap=config.attention_softcap,
+            qk_norm=config.norm if config.qk_norm else None,
+            norm_eps=config.norm_eps,
+            qkv_bias=config.qkv_bias,
+            output_bias=config.output_bias,
             **common,
         )
-        self.mlp_norm = RMSNorm(config.width, **norm)
+        self.mlp_norm = make_norm(config.norm, config.width, **norm)
         self.mlp = MLP(
             config.width,
             config.hidden,
             activation=config.activation,
             gated=config.gated,
             hidden_axis=config.hidden_axis,
+            bias=config.mlp_bias,
             **common,
         )
+        self.attention_post_norm = self.mlp_post_norm = None
+        if config.post_norms:
+            self.attention_post_norm = make_norm(config.norm, config.width, **norm)
+            self.mlp_post_norm = make_norm(config.norm, config.width, **norm)
+        if config.lora is not None:
+            add_lora(config.lora, self.attention, self.mlp, rngs=rngs)
 
     def __call__(
         self,
@@ -92,8 +138,14 @@ class Layer(nnx.Module):
             keys, values = cache["key"][index], cache["value"][index]
         attention_key, mlp_key = (None, None) if key is None else jax.random.split(key)
         rate = self.config.dropout
-        x = x + dropout(self.attention(normed, keys, values, mask, angles), rate, attention_key)
-        x = x + dropout(self.mlp(self.mlp_norm(x)), rate, mlp_key)
+        attended = self.attention(normed, keys, values, mask, angles)
+        if self.attention_post_norm is not None:
+            attended = self.attention_post_norm(attended)
+        x = x + dropout(attended, rate, attention_key)
+        transformed = self.mlp(self.mlp_norm(x))
+        if self.mlp_post_norm is not None:
+            transformed = self.mlp_post_norm(transformed)
+        x = x + dropout(transformed, rate, mlp_key)
         return round_to_dtype(x), cache
 
 
@@ -110,6 +162,29 @@ def repeat(make: Callable[[nnx.Rngs], nnx.Module], count: int, *, scan: bool, rn
 def init_layers(config: StackConfig, *, rngs: nnx.Rngs) -> nnx.Module:
     """The layers `apply_layers` runs, in the layout the config chooses."""
     return repeat(lambda rngs: Layer(config, rngs=rngs), config.num_layers, scan=config.scan_layers, rngs=rngs)
+
+
+class View(NamedTuple):
+    """What a layer's attention looks through: its mask bool [B, T, S] and the angles of its rotary positions."""
+
+    mask: jax.Array
+    angles: tuple[jax.Array, jax.Array] | None
+
+
+def _views(
+    config: StackConfig, positions: jax.Array, key_positions: jax.Array, mask: jax.Array
+) -> tuple[View, View | None]:
+    """The view of the global layers, and of the local ones where there are any."""
+    angles = None
+    if config.rope_theta is not None:
+        angles = rotary_angles(positions, config.head_dim, config.rope_theta, config.rope_scaling)
+    if not config.local_layers:
+        return View(mask, angles), None
+    near = positions[:, :, None] - key_positions[:, None, :] < config.sliding_window
+    local_angles = angles
+    if config.local_rope_theta is not None:
+        local_angles = rotary_angles(positions, config.head_dim, config.local_rope_theta)
+    return View(mask, angles), View(mask & near, local_angles)
 
 
 def apply_layers(
@@ -130,21 +205,27 @@ def apply_layers(
     Args:
       x: [B, T, D] in the compute dtype; positions: int [B, T], for rotary positions.
       mask: bool [B, T, S], the key slots each query sees; S = T without a cache, else the cache's length.
-      cache: keys and values [layers, B, S, K, H]; the T new ones go to slots offset … offset + T - 1.
+      cache: keys and values [layers, B, S, K, H], and positions [B, S] where the stack has local layers; the T
+        new ones go to slots offset … offset + T - 1.
       cross: a `CrossAttention`; context: its `Context` of the batch's users.
       key: of dropout; None runs without.
     Returns:
       [B, T, D] (before any final norm) and the cache, None when none came in.
     """
-    angles = None
-    if config.rope_theta is not None:
-        angles = rotary_angles(positions, config.head_dim, config.rope_theta)
+    key_positions = positions
+    if cache is not None and config.local_layers:
+        key_positions = jax.lax.dynamic_update_slice(cache["position"], positions.astype(jnp.int32), (0, offset))
+        cache = {**cache, "position": key_positions}
+    global_view, local_view = _views(config, positions, key_positions, mask)
     keys = None if key is None else jax.random.split(key, config.num_layers)
 
     def layer_step(carry, step):
-        layer, index, key = step
+        layer, index, local, key = step
         x, cache = carry
-        return layer(x, index, mask, angles, cache=cache, offset=offset, key=key), None
+        view = global_view
+        if local_view is not None:
+            view = jax.tree.map(lambda near, far: jnp.where(local, near, far), local_view, global_view)
+        return layer(x, index, view.mask, view.angles, cache=cache, offset=offset, key=key), None
 
     def block_step(x, step):
         block, key, value = step
@@ -162,7 +243,8 @@ def apply_layers(
             if rest == 0 and block < num_blocks:
                 step = (cross.blocks[block], context.key[block], context.value[block])
                 carry = (block_step(carry[0], step), carry[1])
-            carry, _ = layer_step(carry, (layer, index, None if keys is None else keys[index]))
+            local = config.local_layers[index] if config.local_layers else None
+            carry, _ = layer_step(carry, (layer, index, local, None if keys is None else keys[index]))
         return carry
 
     def group_step(carry, step):
@@ -170,7 +252,8 @@ def apply_layers(
         x, cache = carry
         return jax.lax.scan(layer_step, (block_step(x, block), cache), layers)
 
-    steps = (layers, jnp.arange(config.num_layers), keys)
+    local = jnp.array(config.local_layers) if config.local_layers else None
+    steps = (layers, jnp.arange(config.num_layers), local, keys)
     grouped = num_blocks * every
     if num_blocks:
         groups = jax.tree.map(lambda leaf: leaf[:grouped].reshape(num_blocks, every, *leaf.shape[1:]), steps)
