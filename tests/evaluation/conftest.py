@@ -43,6 +43,7 @@ class Windows:
             "label/item": draw(ITEMS),
             "label/rating": draw(RATINGS),
             "prompt_tokens": np.concatenate([np.ones((self.count, 1), np.int32), 2 + draw(6, 2)], axis=1),
+            "prompt_lengths": draw(3),
         }
         return {key: value[ids] for key, value in batch.items()}
 
@@ -65,11 +66,18 @@ def _encoder(rngs: nnx.Rngs) -> AutoregressiveEncoder:
     return AutoregressiveEncoder(config, item_categories=CATEGORIES, num_categories=3, num_ratings=RATINGS, rngs=rngs)
 
 
+_LLM = LanguageModelConfig(
+    vocab_size=VOCABULARY, num_layers=1, width=12, num_heads=2, num_kv_heads=1, head_dim=6, hidden=16
+)
+
+
 def _user_llm(rngs: nnx.Rngs) -> UserLLM:
-    dims = dict(num_layers=1, width=12, num_heads=2, num_kv_heads=1, head_dim=6, hidden=16)
-    llm = LanguageModelConfig(vocab_size=VOCABULARY, **dims)
-    connector = CrossAttention(CrossAttentionConfig(every=1, num_heads=2, head_dim=6, hidden=16), llm, 8, rngs=rngs)
-    return UserLLM(_encoder(rngs), None, connector, LanguageModel(llm, rngs=rngs))
+    connector = CrossAttention(CrossAttentionConfig(every=1, num_heads=2, head_dim=6, hidden=16), _LLM, 8, rngs=rngs)
+    return UserLLM(_encoder(rngs), None, connector, LanguageModel(_LLM, rngs=rngs))
+
+
+def _text_prompt(rngs: nnx.Rngs) -> UserLLM:
+    return UserLLM(None, None, None, LanguageModel(_LLM, rngs=rngs))
 
 
 def _lively(build: parameters.Builder) -> Parts:
@@ -77,7 +85,6 @@ def _lively(build: parameters.Builder) -> Parts:
     graphdef, shapes, buffers = parameters.split(parameters.abstract(build))
     generator = np.random.default_rng(1)
     values = {path: jnp.asarray(generator.normal(size=v.shape) * 0.7, v.dtype) for path, v in shapes.items()}
-    assert len(buffers) == 1
     return Parts(graphdef, values, dict.fromkeys(buffers, jnp.asarray(CATEGORIES, jnp.int32)))
 
 
@@ -100,6 +107,12 @@ def encoder_parts() -> Parts:
 @pytest.fixture(scope="session")
 def user_llm_parts() -> Parts:
     return _lively(_user_llm)
+
+
+@pytest.fixture(scope="session")
+def text_prompt_parts() -> Parts:
+    """The language model alone."""
+    return _lively(_text_prompt)
 
 
 @pytest.fixture(scope="session")

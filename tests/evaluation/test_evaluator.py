@@ -143,9 +143,10 @@ def searched(parts, trie, batch, **options):
     return jax.tree.map(np.asarray, result), excluded
 
 
-def expected_beams(model, prompts, context, trie, excluded=None):
+def expected_beams(model, batch, context, trie, excluded=None):
+    prompts = batch["prompt_tokens"], batch["prompt_lengths"]
     result = beam_search(
-        model, prompts, context, num_beams=5, max_steps=4, eos_id=EOS, trie=trie, excluded_items=excluded
+        model, *prompts, context, num_beams=5, max_steps=4, eos_id=EOS, trie=trie, excluded_items=excluded
     )
     return jax.tree.map(np.asarray, result)
 
@@ -173,11 +174,19 @@ def first(item):
 
 
 def test_without_context_it_is_the_language_model_alone(user_llm_parts, trie, everyone):
-    alone = expected_beams(user_llm_parts.model.language_model, everyone["prompt_tokens"], None, trie)
+    alone = expected_beams(user_llm_parts.model.language_model, everyone, None, trie)
     result, excluded = searched(user_llm_parts, trie, everyone, with_context=False)
     assert_same(result, alone)
     assert not excluded.any()
     assert np.abs(searched(user_llm_parts, trie, everyone)[0].scores - alone.scores).max() > 0.1
+
+
+def test_a_model_without_an_encoder_answers_from_the_prompt(text_prompt_parts, trie, everyone):
+    alone = expected_beams(text_prompt_parts.model.language_model, everyone, None, trie)
+    assert_same(searched(text_prompt_parts, trie, everyone)[0], alone)
+    unseen, excluded = searched(text_prompt_parts, trie, everyone, exclude_history=True)
+    np.testing.assert_array_equal(excluded, unanswerable(everyone))
+    assert_same(unseen, expected_beams(text_prompt_parts.model.language_model, everyone, None, trie, excluded))
 
 
 def test_beams_read_each_users_history_and_leave_it_out_of_the_answers(user_llm_parts, trie, everyone):
@@ -186,14 +195,14 @@ def test_beams_read_each_users_history_and_leave_it_out_of_the_answers(user_llm_
     batch["label/item"] = batch["label/item"].copy()
     batch["label/item"][0] = batch["history/item"][0, -1]
     batch["label/item"][1], batch["history/item"][1, -1] = 9, 5
-    item, prompts = batch["history/item"], batch["prompt_tokens"]
+    item = batch["history/item"]
     context = context_of(user_llm_parts, item, batch["history/rating"])
     seen, _ = searched(user_llm_parts, trie, batch)
-    assert_same(seen, expected_beams(user_llm_parts.model, prompts, context, trie))
+    assert_same(seen, expected_beams(user_llm_parts.model, batch, context, trie))
     unseen, excluded = searched(user_llm_parts, trie, batch, exclude_history=True)
     np.testing.assert_array_equal(excluded, unanswerable(batch))
     assert ((item > 0) & (excluded == 0)).any(axis=1)[:2].all()
-    assert_same(unseen, expected_beams(user_llm_parts.model, prompts, context, trie, excluded))
+    assert_same(unseen, expected_beams(user_llm_parts.model, batch, context, trie, excluded))
     canonical = np.asarray(trie.canonical_item)
 
     def answered_again(result):
@@ -213,8 +222,7 @@ def test_a_shuffled_context_is_another_users_and_the_exclusion_the_users_own(use
     context = context_of(user_llm_parts, batch["context/item"], batch["context/rating"])
     result, excluded = searched(user_llm_parts, trie, batch, exclude_history=True)
     np.testing.assert_array_equal(excluded, unanswerable(everyone))
-    prompts = everyone["prompt_tokens"]
-    assert_same(result, expected_beams(user_llm_parts.model, prompts, context, trie, excluded))
+    assert_same(result, expected_beams(user_llm_parts.model, everyone, context, trie, excluded))
     own, _ = searched(user_llm_parts, trie, everyone, exclude_history=True)
     assert np.abs(result.scores - own.scores).max() > 0.01
 

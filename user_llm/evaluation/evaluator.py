@@ -92,13 +92,11 @@ def _seen(history: np.ndarray, labels: np.ndarray, canonical: np.ndarray | None 
 def encoder_scores(
     graphdef: nnx.GraphDef, buffers: Parameters, mesh: Mesh
 ) -> Callable[[Parameters, Mapping[str, np.ndarray]], jax.Array]:
-    """Returns `(values, batch) -> [B, I+1]`: the encoder alone, its next-item logits after the newest event."""
+    """Returns `(values, batch) -> [B, I+1]`: the encoder alone, whichever it is, as a recommender."""
 
     @jax.jit
     def apply(values, buffers, item, rating):
-        model = parameters.merge(graphdef, values, buffers)
-        embeddings = model({"item": item, "rating": rating}, item > 0)
-        return model.item_logits(embeddings[:, -1])
+        return parameters.merge(graphdef, values, buffers).next_item_logits({"item": item, "rating": rating}, item > 0)
 
     def scores(values, batch):
         batch = put_batch({name: batch[f"history/{name}"] for name in ("item", "rating")}, mesh)
@@ -121,7 +119,7 @@ def user_llm_beams(
     exclude_history: bool,
     with_context: bool = True,
 ) -> Beams:
-    """Beams of the contextualised LLM, or with `with_context=False` of its LLM with every gate shut.
+    """Beams of the contextualised LLM, or with `with_context=False` of its LLM alone, on the prompt and no user.
 
     `constrained` beams answer titles of the catalogue and nothing else.
     """
@@ -133,6 +131,7 @@ def user_llm_beams(
         return beam_search(
             model,
             batch["prompt_tokens"],
+            batch["prompt_lengths"],
             _context(model, batch) if with_context else None,
             num_beams=num_beams,
             max_steps=max_steps,
@@ -169,7 +168,7 @@ def user_llm_scores(
     def apply(values, buffers, trie, batch):
         model = parameters.merge(graphdef, values, buffers)
         context = _context(model, batch) if with_context else None
-        return rank_catalogue(model, batch["prompt_tokens"], context, trie, eos_id=eos_id)
+        return rank_catalogue(model, batch["prompt_tokens"], batch["prompt_lengths"], context, trie, eos_id=eos_id)
 
     return lambda batch: apply(values, buffers, trie, put_batch(_inputs(batch), mesh))
 
@@ -177,7 +176,7 @@ def user_llm_scores(
 def _inputs(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What an LLM answers from. A shuffled source brings other users' events as the context."""
     context = {name: batch.get(f"context/{name}", batch[f"history/{name}"]) for name in ("item", "rating")}
-    return {"prompt_tokens": batch["prompt_tokens"], **context}
+    return {**{name: batch[name] for name in ("prompt_tokens", "prompt_lengths")}, **context}
 
 
 def _context(model, batch: Mapping[str, jax.Array]):
