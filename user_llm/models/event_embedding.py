@@ -1,4 +1,6 @@
-"""Events as vectors: one embedding a feature, concatenated and projected (paper 3.1)."""
+"""Events as vectors: an embedding a feature, and all of them fused into one (early fusion, paper 3.1)."""
+
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +15,8 @@ FEATURES = ("item", "category", "rating")
 TABLE_STDDEV = 0.02
 
 
-class EventEmbedding(nnx.Module):
-    """Embeds the features of events, and owns the tables that the tied softmaxes read again.
+class FeatureEmbeddings(nnx.Module):
+    """Embeds each feature of events in its own table; softmaxes and label towers read the tables again.
 
     Categories are no part of the batch: an item has a set of them, looked up here by item, and embedded as the
     mean over the set. Id 0 of every feature is padding; the tables have a row for it.
@@ -41,8 +43,6 @@ class EventEmbedding(nnx.Module):
             axes = ("items" if feature == "item" else None, "user")
             table = parameter(rngs, normal(TABLE_STDDEV), (sizes[feature], width), axes, param_dtype)
             setattr(self, f"{feature}_VU", table)
-        joined = len(features) * width
-        self.projection_EU = parameter(rngs, fan_in(joined), (joined, width), ("feature", "user"), param_dtype)
         if "category" in features:
             if item_categories.max(initial=0) > num_categories:
                 raise ValueError(f"item_categories holds {item_categories.max()}; num_categories is {num_categories}.")
@@ -54,21 +54,31 @@ class EventEmbedding(nnx.Module):
             raise ValueError(f"This encoder has no feature {feature!r}; it has {self.features}.")
         return getattr(self, f"{feature}_VU")
 
-    def __call__(self, history: dict[str, jax.Array]) -> jax.Array:
-        """[B, S, U] of events given as `item` and (where it is a feature) `rating`, int [B, S]."""
-        parts = []
-        for feature in self.features:
-            if feature == "category":
-                parts.append(self._categories(history["item"]))
-            else:
-                parts.append(lookup(self.table(feature), history[feature], self.dtype))
-        return jnp.concatenate(parts, axis=-1) @ cast(self.projection_EU, self.dtype)
+    def embed(self, feature: str, history: Mapping[str, jax.Array]) -> jax.Array:
+        """[..., U]: one feature of the events given as `item` and (where it is a feature) `rating`, int [...]."""
+        if feature == "category":
+            return self._categories(history["item"])
+        return lookup(self.table(feature), history[feature], self.dtype)
 
     def _categories(self, item: jax.Array) -> jax.Array:
-        """[B, S, U]: the mean embedding of each item's categories; zero for an item that has none."""
+        """[..., U]: the mean embedding of each item's categories; zero for an item that has none."""
         table = self.table("category")
         ids = jnp.take(self.item_categories[...], item, axis=0)
         # Set membership times the table: a gather of every category's row would move C times the memory.
         member = jax.nn.one_hot(ids, table.shape[0], dtype=self.dtype).sum(axis=-2).at[..., 0].set(0)
         count = jnp.maximum(member.sum(axis=-1, keepdims=True), 1)
         return (member / count) @ cast(table, self.dtype)
+
+
+class EventEmbedding(FeatureEmbeddings):
+    """One vector an event: the embeddings of its features, concatenated and projected."""
+
+    def __init__(self, features: tuple[str, ...], width: int, *, param_dtype: str, rngs: nnx.Rngs, **options):
+        super().__init__(features, width, param_dtype=param_dtype, rngs=rngs, **options)
+        joined = len(features) * width
+        self.projection_EU = parameter(rngs, fan_in(joined), (joined, width), ("feature", "user"), param_dtype)
+
+    def __call__(self, history: Mapping[str, jax.Array]) -> jax.Array:
+        """[..., U] of events given as `item` and (where it is a feature) `rating`, int [...]."""
+        joined = jnp.concatenate([self.embed(feature, history) for feature in self.features], axis=-1)
+        return joined @ cast(self.projection_EU, self.dtype)

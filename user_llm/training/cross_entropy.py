@@ -11,7 +11,8 @@ The loss is a sum, so both gradients are complete but for one scalar, the cotang
 therefore made in the forward pass while P is at hand; the backward pass only multiplies. Three matmuls a
 chunk is the arithmetic of the dense loss, where `jax.checkpoint` over chunks pays a fourth. `s` is applied to
 the narrow side (`[rows, U]`), never to the wide one (`[rows, V]`). The part of the target's own logit, the
-one-hot term, is a gather and a scatter over all rows at once, outside the loop.
+one-hot term, is a gather and a scatter over all rows at once, outside the loop. Where logits are soft-capped,
+both terms are further multiplied by the slope of the cap, 1 - (logit / cap)².
 """
 
 from functools import partial
@@ -28,6 +29,8 @@ def chunked_cross_entropy(
     *,
     chunk_rows: int = 512,
     first_class: int = 0,
+    class_bias: jax.Array | None = None,
+    softcap: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Weighted cross-entropy of `softmax(hidden @ table.T)`; loss and gradients equal the dense to rounding.
 
@@ -40,11 +43,14 @@ def chunked_cross_entropy(
     Args:
       hidden: float `[..., U]`.
       table: float `[V, U]`, one row a class.
-      targets: int `[...]`, class ids. Where a weight is not 0 they must lie in `[first_class, V)`.
+      targets: int `[...]`, class ids. Where a weight is not 0 they must lie in `[first_class, V)`
+        and be no dropped class.
       weights: float `[...]`; 0 leaves a position out.
       chunk_rows: most rows whose logits `[chunk_rows, V]` exist at once, over all devices. 320 to 640 is
         fastest on CPUs; the memory in use is about `8 * chunk_rows * V` bytes.
       first_class: classes below it (padding) are no part of the softmax.
+      class_bias: float `[V]`, added to every row's logits; -inf drops a class. A constant: it has no gradient.
+      softcap: logits become `softcap * tanh(logits / softcap)`, before any bias (Gemma 2); None leaves them.
 
     Returns:
       `(loss_sum, weight_sum)`, float32 scalars: the sum of weight * -log p(target), the sum of the weights.
@@ -59,11 +65,15 @@ def chunked_cross_entropy(
         raise ValueError(f"chunk_rows must be at least 1, got {chunk_rows}.")
     if not 0 <= first_class < table.shape[0]:
         raise ValueError(f"first_class must be a class, 0 to {table.shape[0] - 1}, got {first_class}.")
+    if class_bias is not None and class_bias.shape != table.shape[:1]:
+        raise ValueError(f"class_bias must be one a class: {table.shape[:1]}, got {class_bias.shape}.")
+    if softcap is not None and softcap <= 0:
+        raise ValueError(f"softcap must be positive, got {softcap}; None leaves the logits as they are.")
     rows = targets.size
     weights = weights.astype(jnp.float32).reshape(rows)
-    loss_sum = _cross_entropy(
-        chunk_rows, first_class, hidden.reshape(rows, hidden.shape[-1]), table, targets.reshape(rows), weights
-    )
+    hidden = hidden.reshape(rows, hidden.shape[-1])
+    options = chunk_rows, first_class, softcap
+    loss_sum = _cross_entropy(*options, hidden, table, targets.reshape(rows), weights, class_bias)
     return loss_sum, jnp.sum(weights)
 
 
@@ -108,26 +118,29 @@ def _check_shapes(hidden: jax.Array, table: jax.Array, targets: jax.Array, weigh
         raise ValueError(f"targets must be integer class ids, got {targets.dtype}.")
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _cross_entropy(chunk_rows, first_class, hidden, table, targets, weights):
-    """hidden [M, U], table [V, U], targets [M], weights float32 [M] -> float32 scalar."""
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _cross_entropy(chunk_rows, first_class, softcap, hidden, table, targets, weights, bias):
+    """hidden [M, U], table [V, U], targets [M], weights float32 [M], bias [V] or None -> float32 scalar."""
     table = table.astype(hidden.dtype)
 
     def log_partition(_, chunk):
-        return None, _softmax_parts(chunk, table, first_class)[0]
+        logits = _capped(_matmul("ru,vu->rv", chunk, table), softcap)
+        return None, _softmax_parts(logits, first_class, bias)[0]
 
     _, log_partitions = jax.lax.scan(log_partition, None, _split(hidden, chunk_rows))
-    return jnp.sum(weights * (_join(log_partitions, len(targets)) - _target_logits(hidden, table[targets])))
+    target_logits = _capped(_row_products(hidden, table[targets]), softcap)
+    return jnp.sum(weights * _losses(_join(log_partitions, len(targets)), target_logits, targets, weights, bias))
 
 
-def _forward(chunk_rows, first_class, hidden, table, targets, weights):
+def _forward(chunk_rows, first_class, softcap, hidden, table, targets, weights, bias):
     cast_table = table.astype(hidden.dtype)
 
     def softmax_gradients(d_table, chunk):
         hidden, weights = chunk
-        log_partition, exponentials, partition = _softmax_parts(hidden, cast_table, first_class)
+        logits = _capped(_matmul("ru,vu->rv", hidden, cast_table), softcap)
+        log_partition, exponentials, partition = _softmax_parts(logits, first_class, bias)
         scale = (weights / partition)[:, None]
-        exponentials = exponentials.astype(hidden.dtype)
+        exponentials = (exponentials * _slope(logits, softcap)).astype(hidden.dtype)
         d_hidden = scale * _matmul("rv,vu->ru", exponentials, cast_table)
         d_table += _matmul("rv,ru->vu", exponentials, (scale * hidden).astype(hidden.dtype))
         return d_table, (log_partition, d_hidden)
@@ -136,33 +149,51 @@ def _forward(chunk_rows, first_class, hidden, table, targets, weights):
     d_table, parts = jax.lax.scan(softmax_gradients, jnp.zeros(table.shape, jnp.float32), chunks)
     log_partitions, d_hidden = (_join(part, len(targets)) for part in parts)
     target_rows = cast_table[targets]
-    losses = log_partitions - _target_logits(hidden, target_rows)
-    d_hidden = d_hidden - weights[:, None] * target_rows
-    d_table = d_table.at[targets].add(-weights[:, None] * hidden)
+    target_logits = _capped(_row_products(hidden, target_rows), softcap)
+    losses = _losses(log_partitions, target_logits, targets, weights, bias)
+    share = (weights * _slope(target_logits, softcap))[:, None]
+    d_hidden = d_hidden - share * target_rows
+    d_table = d_table.at[targets].add(-share * hidden)
     return jnp.sum(weights * losses), (d_hidden.astype(hidden.dtype), d_table.astype(table.dtype), losses)
 
 
-def _backward(chunk_rows, first_class, gradients, cotangent):
+def _backward(chunk_rows, first_class, softcap, gradients, cotangent):
     d_hidden, d_table, d_weights = ((cotangent * gradient).astype(gradient.dtype) for gradient in gradients)
-    return d_hidden, d_table, None, d_weights
+    return d_hidden, d_table, None, d_weights, None
 
 
 _cross_entropy.defvjp(_forward, _backward)
 
 
-def _softmax_parts(hidden, table, first_class):
-    """hidden [R, U], table [V, U] -> float32 log Z [R], exp(logits - max) [R, V] and its sum [R]."""
-    logits = _matmul("ru,vu->rv", hidden, table)
+def _softmax_parts(logits, first_class, bias):
+    """logits [R, V], bias [V] or None -> float32 log Z [R], exp(logits - max) [R, V] and its sum [R]."""
+    if bias is not None:
+        logits = logits + bias
     if first_class:
-        logits = jnp.where(jnp.arange(table.shape[0]) >= first_class, logits, -jnp.inf)
+        logits = jnp.where(jnp.arange(logits.shape[1]) >= first_class, logits, -jnp.inf)
     largest = logits.max(-1, keepdims=True)
     exponentials = jnp.exp(logits - largest)
     partition = exponentials.sum(-1)
     return largest[:, 0] + jnp.log(partition), exponentials, partition
 
 
-def _target_logits(hidden, target_rows):
-    return jnp.sum(hidden.astype(jnp.float32) * target_rows.astype(jnp.float32), axis=-1)
+def _losses(log_partitions, target_logits, targets, weights, bias):
+    if bias is not None:  # a row that is left out may name a class that is dropped: -inf times 0 is no number
+        target_logits = target_logits + jnp.where(weights == 0, 0.0, bias[targets])
+    return log_partitions - target_logits
+
+
+def _capped(logits, softcap):
+    return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+
+
+def _slope(capped_logits, softcap):
+    """The derivative of `_capped`, from its value."""
+    return 1.0 if softcap is None else 1.0 - jnp.square(capped_logits / softcap)
+
+
+def _row_products(a, b):
+    return jnp.sum(a.astype(jnp.float32) * b.astype(jnp.float32), axis=-1)
 
 
 def _matmul(subscripts, a, b):

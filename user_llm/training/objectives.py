@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from user_llm.models.language_model import causal_mask
@@ -36,22 +37,114 @@ def autoregressive_objective(chunk_rows: int) -> Objective:
         features, mask = history(batch)
         embeddings = model(features, mask, key=key)
         weights = _example_weights(batch)[:, None] * mask
-        items = next_event(batch, "item")
-        metrics: Metrics = {}
-        for feature in model.config.features:
-            hidden, table = model.feature_hidden(embeddings, feature), model.feature_table(feature)
-            if feature == "category":
-                sets = jnp.take(model.embedding.item_categories[...], items, axis=0)
-                metrics["loss/category"] = soft_cross_entropy(hidden, table, sets, weights)
-            else:
-                targets = items if feature == "item" else next_event(batch, feature)
-                metrics[f"loss/{feature}"] = chunked_cross_entropy(
-                    hidden, table, targets, weights, chunk_rows=chunk_rows, first_class=1
-                )
-        loss, weight = sum(total for total, _ in metrics.values()), weights.sum()
-        return loss, weight, {"loss": (loss, weight), **metrics}
+        targets = {feature: next_event(batch, feature) for feature in features}
+        return _event_loss(model, embeddings, targets, weights, chunk_rows)
 
     return objective
+
+
+def masked_objective(chunk_rows: int, mask_rate: float) -> Objective:
+    """Filling in masked events (Sun et al. 2019) of the newest S of the history and its label.
+
+    In training `max(1, round(mask_rate * events))` random events of each row are masked, drawn from the key, so
+    that a step always masks the same. Without a key the label is, which is what the model is for.
+
+    Raises:
+      ValueError: a rate outside (0, 1].
+    """
+    if not 0 < mask_rate <= 1:
+        raise ValueError(f"mask_rate is the share of events to mask, above 0 and at most 1, got {mask_rate}.")
+
+    def objective(model, batch: Batch, key: jax.Array | None):
+        events = {feature: next_event(batch, feature) for feature in history(batch)[0]}
+        mask = events["item"] > 0
+        length = mask.shape[1]
+        if key is None:
+            slots = jnp.full((len(mask), 1), length - 1)
+            chosen, dropout_key = jnp.ones(slots.shape, bool), None
+        else:
+            mask_key, dropout_key = jax.random.split(key)
+            counts = np.maximum(1, np.rint(mask_rate * np.arange(length + 1))).astype(np.int32)
+            order = jnp.where(mask, jax.random.uniform(mask_key, mask.shape), -1.0)
+            _, slots = jax.lax.top_k(order, int(counts[-1]))
+            chosen = jnp.arange(slots.shape[1]) < jnp.asarray(counts)[mask.sum(axis=1)][:, None]
+        rows = jnp.arange(len(mask))[:, None]
+        masked = jnp.zeros_like(mask).at[rows, slots].set(chosen)
+        embeddings = model(events, mask, masked=masked, key=dropout_key)
+        targets = {feature: ids[rows, slots] for feature, ids in events.items()}
+        return _event_loss(
+            model, embeddings[rows, slots], targets, _example_weights(batch)[:, None] * chosen, chunk_rows
+        )
+
+    return objective
+
+
+def _event_loss(model, embeddings, targets, weights, chunk_rows: int):
+    """The sum over features of the tied softmaxes' losses at `embeddings` `[..., U]` with `weights` `[...]`.
+
+    `targets`: `item` and `rating`, int `[...]`. The weight is the number of events, whether an item has a category
+    or not.
+    """
+    metrics: Metrics = {}
+    for feature in model.config.features:
+        hidden, table = model.feature_hidden(embeddings, feature), model.feature_table(feature)
+        if feature == "category":
+            sets = jnp.take(model.embedding.item_categories[...], targets["item"], axis=0)
+            metrics["loss/category"] = soft_cross_entropy(hidden, table, sets, weights)
+        else:
+            metrics[f"loss/{feature}"] = chunked_cross_entropy(
+                hidden, table, targets[feature], weights, chunk_rows=chunk_rows, first_class=1
+            )
+    loss, weight = sum(total for total, _ in metrics.values()), weights.sum()
+    return loss, weight, {"loss": (loss, weight), **metrics}
+
+
+def dual_encoder_objective(chunk_rows: int, label_frequencies: np.ndarray | None) -> Objective:
+    """The label against the other labels of the batch (paper appendix A), by the similarity of the two towers.
+
+    Equal labels of a batch are one class, so nobody's own label is among their negatives. Popular items are in most
+    batches; without a correction they are pushed down for it. With `label_frequencies` a class's logit is corrected by
+    the log of the chance that a batch has it, 1 - (1 - p)^B (Yi et al. 2019, where duplicates stay and it is p).
+
+    With `label="category"` the softmax is over all categories, there being few: nothing is sampled, nothing to
+    correct. The target is uniform over the label's categories; a label that has none is left out.
+
+    Args:
+      label_frequencies: `[I + 1]`, how often each item is a label in training; None corrects nothing.
+    """
+
+    def objective(model, batch: Batch, key: jax.Array | None):
+        users = model.user_vectors(*history(batch), key=key)
+        weights, items = _example_weights(batch), batch["label/item"]
+        if model.config.label == "category":
+            sets = jnp.take(model.item_categories[...], items, axis=0)
+            loss, weight = soft_cross_entropy(users, model.label_vectors(), sets, weights)
+            return loss, weight, {"loss": (loss, weight)}
+        rows = len(items)
+        # Rows that only fill a batch bring no class; nor does what fills up the distinct ones.
+        labels = jnp.where(weights > 0, items, 0)
+        classes, targets = jnp.unique(labels, return_inverse=True, size=rows, fill_value=0)
+        correction = 0.0
+        if label_frequencies is not None:
+            correction = _log_sampling_probability(label_frequencies, rows)[classes]
+        loss, weight = chunked_cross_entropy(
+            users,
+            model.label_vectors(classes),
+            targets,
+            weights,
+            chunk_rows=chunk_rows,
+            class_bias=jnp.where(classes > 0, -correction, -jnp.inf),
+        )
+        return loss, weight, {"loss": (loss, weight)}
+
+    return objective
+
+
+def _log_sampling_probability(frequencies: np.ndarray, rows: int) -> jax.Array:
+    """float32 `[V]`: log of the chance that a class is among `rows` random labels. Unseen ones count as seen once."""
+    counts = np.maximum(np.asarray(frequencies, np.float64), 1)
+    never = np.exp(rows * np.log1p(-counts / (counts.sum() + 1)))
+    return jnp.asarray(np.log1p(-never), jnp.float32)
 
 
 def text_objective(chunk_rows: int) -> Objective:
