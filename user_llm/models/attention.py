@@ -63,6 +63,8 @@ class Attention(Projections):
     key pass before they are rotated (Henry et al. 2020).
     """
 
+    q_norm = k_norm = None
+
     def __init__(
         self,
         width: int,
@@ -108,7 +110,6 @@ class Attention(Projections):
             self.v_bias_KH = parameter(rngs, *keys)
         if output_bias:
             self.o_bias_D = parameter(rngs, zeros, (width,), ("norm",), param_dtype)
-        self.q_norm = self.k_norm = None
         if qk_norm is not None:
             norm = dict(epsilon=norm_eps, param_dtype=param_dtype, rngs=rngs)
             self.q_norm = make_norm(qk_norm, head_dim, **norm)

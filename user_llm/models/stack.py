@@ -76,6 +76,8 @@ class Layer(nnx.Module):
     With `post_norms` what each sublayer adds passes a norm of its own first (Gemma 2, 3).
     """
 
+    attention_post_norm = mlp_post_norm = None
+
     def __init__(self, config: StackConfig, *, rngs: nnx.Rngs):
         self.config = config
         norm = dict(epsilon=config.norm_eps, param_dtype=config.param_dtype, rngs=rngs)
@@ -112,7 +114,6 @@ class Layer(nnx.Module):
             bias=config.mlp_bias,
             **common,
         )
-        self.attention_post_norm = self.mlp_post_norm = None
         if config.post_norms:
             self.attention_post_norm = make_norm(config.norm, config.width, **norm)
             self.mlp_post_norm = make_norm(config.norm, config.width, **norm)
