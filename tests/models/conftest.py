@@ -2,7 +2,9 @@
 
 import zlib
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,22 +16,39 @@ from user_llm.models import parameters
 from user_llm.models.autoregressive_encoder import AutoregressiveEncoder, EncoderConfig
 from user_llm.models.cross_attention import CrossAttention, CrossAttentionConfig
 from user_llm.models.language_model import LanguageModel, LanguageModelConfig
+from user_llm.models.perceiver import Perceiver, PerceiverConfig
+from user_llm.models.soft_prompt import SoftPrompt, SoftPromptConfig
 from user_llm.models.user_llm import UserLLM
 
 ITEM_CATEGORIES = np.array([[0, 0], [1, 0], [2, 3], [3, 2], [0, 0], [3, 1]])
 
 
-def _build(rngs: nnx.Rngs, *, every: int = 2, dropout: float = 0.0, **numerics) -> UserLLM:
-    """Three layers, so that blocks before every second one leave a last layer over."""
-    llm = LanguageModelConfig(
-        vocab_size=40, num_layers=3, width=16, num_heads=4, num_kv_heads=2, head_dim=4, hidden=24, **numerics
-    )
+def _build(
+    rngs: nnx.Rngs,
+    *,
+    every: int = 2,
+    dropout: float = 0.0,
+    soft_prompt: int | None = None,
+    perceiver: bool = False,
+    family: Mapping[str, Any] = MappingProxyType({}),
+    **numerics,
+) -> UserLLM:
+    """Three layers, so that blocks before every second one leave a last layer over.
+
+    `soft_prompt`, the length of a task prompt, replaces them; `family` is what makes the language model no Llama.
+    """
+    dims = dict(vocab_size=40, num_layers=3, width=16, num_heads=4, num_kv_heads=2, head_dim=4, hidden=24)
+    llm = LanguageModelConfig(**dims, **family, **numerics)
     encoder = EncoderConfig(max_length=7, num_layers=2, width=8, num_heads=2, hidden=16, dropout=dropout, **numerics)
     sizes = dict(item_categories=ITEM_CATEGORIES, num_categories=3, num_ratings=5)
+    latents = PerceiverConfig(num_layers=2, num_latents=3, num_heads=2, hidden=12, **numerics)
+    cross = CrossAttentionConfig(every=every, num_heads=2, head_dim=4, hidden=16)
     return UserLLM(
         AutoregressiveEncoder(encoder, **sizes, rngs=rngs),
-        None,
-        CrossAttention(CrossAttentionConfig(every=every, num_heads=2, head_dim=4, hidden=16), llm, 8, rngs=rngs),
+        Perceiver(latents, 8, rngs=rngs) if perceiver else None,
+        CrossAttention(cross, llm, 8, rngs=rngs)
+        if soft_prompt is None
+        else SoftPrompt(SoftPromptConfig(soft_prompt), llm, 8, rngs=rngs),
         LanguageModel(llm, rngs=rngs),
     )
 

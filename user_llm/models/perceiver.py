@@ -35,7 +35,7 @@ class PerceiverConfig:
             num_kv_heads=self.num_heads,
             head_dim=width // self.num_heads,
             hidden=self.hidden,
-            activation="relu",
+            activation="gelu",
             gated=False,
             norm_eps=1e-6,
             rope_theta=None,
