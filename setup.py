@@ -27,6 +27,7 @@ INSTALL_REQUIRES = [
     "seqio>=0.0.20",
     "tensorflow>=2.21",
     "tensorflow-datasets>=4.9.10",
+    "tokenizers>=0.23",
     "tqdm>=4.70",
     # Needed by what stands above, which does not declare them:
     "importlib_resources>=7.0",  # tensorflow-datasets imports it on every Python

@@ -63,8 +63,9 @@ def test_a_hugging_face_folder_is_a_vocabulary(shared_dir):
     text = "Once upon a time, there was Amélie"
     rows = encode_batch(vocabulary, [text, text + "!"])
     assert rows[0] == vocabulary.encode(text)
-    tokens, _ = pad_rows(rows)  # id 0 is this model's unknown piece: as padding it must not be read out
-    assert decode_batch(vocabulary, tokens) == [text, text + "!"]
+    tokens, lengths = pad_rows(rows)  # id 0 is this model's unknown piece: as padding it must not be read out
+    assert decode_batch(vocabulary, tokens, lengths) == [text, text + "!"]
+    assert decode_batch(vocabulary, np.pad(tokens, ((0, 0), (0, 1)), constant_values=600), lengths + 9)[1] == text + "!"
 
 
 def test_a_vocabulary_without_bos_loads(shared_dir):
@@ -73,7 +74,7 @@ def test_a_vocabulary_without_bos_loads(shared_dir):
 
 
 def test_missing_and_broken_models_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no SentencePiece model at .*tokenizer\.model"):
+    with pytest.raises(FileNotFoundError, match=r"no tokenizer at .*tokenizer\.model or tokenizer\.json"):
         load_vocabulary(tmp_path)
     (tmp_path / "broken.model").write_bytes(b"no model at all")
     with pytest.raises(ValueError, match=r"broken\.model is not a SentencePiece model"):

@@ -12,7 +12,7 @@ import seqio
 import tensorflow as tf
 
 from user_llm.data.prompts import NextItemPrompts, pack_left
-from user_llm.data.vocabularies import encode_batch, pad_rows
+from user_llm.data.vocabularies import encode_batch, pad_rows, text_start
 from user_llm.data.windows import Windows
 
 
@@ -145,8 +145,7 @@ class TextSource:
                 "raise it, or lower max_inputs or max_targets."
             )
         vocabulary = answers.prompts.titles.vocabulary
-        bos = [vocabulary.bos_id] if vocabulary.bos_id >= 0 else []
-        rows = [[*bos, *row, vocabulary.eos_id] for row in encode_batch(vocabulary, documents)]
+        rows = [[*text_start(vocabulary), *row, vocabulary.eos_id] for row in encode_batch(vocabulary, documents)]
         self.cut = sum(len(row) > max_length for row in rows)
         documents, self._document_lengths = pad_rows([row[:max_length] for row in rows])
         self.length = max(answers.length, documents.shape[1])

@@ -6,7 +6,7 @@ import numpy as np
 import seqio
 
 from user_llm.data.timelines import Catalogue
-from user_llm.data.vocabularies import TitleTokens, encode_batch
+from user_llm.data.vocabularies import TitleTokens, encode_batch, encode_continuations, text_start
 
 NOUNS = {"movielens": "movie"}
 """What an item of a dataset family is called."""
@@ -59,7 +59,7 @@ def catalogue_documents(catalogue: Catalogue, noun: str) -> list[str]:
 class NextItemPrompts:
     """Prompts in tokens: `[BOS] plain`, or `[BOS] before (title separator)* after`.
 
-    BOS is left out for a vocabulary without one (T5's).
+    BOS is left out for a vocabulary without one (T5's) and where the checkpoint did without (`text_start`).
 
     Args:
         titles: the catalogue's titles in tokens.
@@ -80,10 +80,10 @@ class NextItemPrompts:
     def __init__(self, titles: TitleTokens, wording: Wording, *, max_inputs: int, text_history: int = 0):
         if text_history < 0:
             raise ValueError(f"text_history must not be negative, got {text_history}.")
-        vocabulary: seqio.SentencePieceVocabulary = titles.vocabulary
-        bos = [vocabulary.bos_id] if vocabulary.bos_id >= 0 else []
-        texts = (wording.plain, wording.before, wording.separator, wording.after)
-        plain, before, separator, after = encode_batch(vocabulary, texts)
+        vocabulary: seqio.Vocabulary = titles.vocabulary
+        bos = text_start(vocabulary)
+        plain, before, separator = encode_batch(vocabulary, (wording.plain, wording.before, wording.separator))
+        (after,) = encode_continuations(vocabulary, [wording.after])
         words = len(bos) + (len(before) + len(after) if text_history else len(plain))
         if words > max_inputs:
             raise ValueError(

@@ -1,12 +1,13 @@
-"""SentencePiece vocabularies behind `seqio.Vocabulary`, and the catalogue's titles tokenised once.
+"""Vocabularies behind `seqio.Vocabulary` (SentencePiece, `tokenizer.json`), and the catalogue's titles tokenised once.
 
 Token 0 fills up every array. Lengths, not token values, say where a text ends, because in some checkpoints
-(Llama's) token 0 is the unknown piece and not a padding piece.
+token 0 is no padding piece: it is Llama's unknown piece, and "!" in GPT-2.
 """
 
 import io
 import itertools
 import os
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import sentencepiece
 import seqio
 from seqio.vocabularies import sentencepiece_model_pb2
 
+from user_llm.data.huggingface_vocabulary import TOKENIZER_JSON, HuggingFaceVocabulary
 from user_llm.data.timelines import Catalogue
 from user_llm.files import replacing
 
@@ -69,22 +71,35 @@ def train_sentencepiece(texts: Iterable[str], size: int, path: str | os.PathLike
         partial.write_bytes(model.getvalue())
 
 
-def load_vocabulary(path: str | os.PathLike) -> seqio.SentencePieceVocabulary:
-    """Loads a SentencePiece model file, or the `tokenizer.model` of a Hugging Face folder.
+def load_vocabulary(path: str | os.PathLike) -> seqio.Vocabulary:
+    """Loads a SentencePiece model file or a `tokenizer.json`, or what of them a Hugging Face folder has.
+
+    A folder with both gives its SentencePiece model. A file that ends in `.json` is a `tokenizer.json`
+    (`HuggingFaceVocabulary` says which files beside it are read too).
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no SentencePiece model, has no end-of-sentence piece, or was replaced by
-            another one since this process first loaded it.
+        ValueError: the file is neither of them, nothing says what ends a text, or it was replaced by another
+            one since this process first loaded it.
     """
-    file = Path(path)
-    if file.is_dir():
-        file = file / TOKENIZER_FILE
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"no SentencePiece model at {file}: name a model file, or a Hugging Face folder with "
-            f"{TOKENIZER_FILE} (tokenizer.json alone is not read)."
-        )
+    file = _tokenizer_file(Path(path))
+    return HuggingFaceVocabulary(file) if file.suffix == ".json" else _load_sentencepiece(file)
+
+
+def _tokenizer_file(path: Path) -> Path:
+    if path.is_file():
+        return path
+    for name in (TOKENIZER_FILE, TOKENIZER_JSON):
+        if (path / name).is_file():
+            return path / name
+    raise FileNotFoundError(
+        f"no tokenizer at {path}: name a SentencePiece model, a {TOKENIZER_JSON}, or a Hugging Face folder with "
+        f"{TOKENIZER_FILE} or {TOKENIZER_JSON} (where it has only other files, `save_pretrained` of its transformers "
+        f"tokenizer writes {TOKENIZER_JSON})."
+    )
+
+
+def _load_sentencepiece(file: Path) -> seqio.SentencePieceVocabulary:
     vocabulary = seqio.SentencePieceVocabulary(str(file))
     try:
         stored = sentencepiece_model_pb2.ModelProto.FromString(file.read_bytes())
@@ -98,16 +113,66 @@ def load_vocabulary(path: str | os.PathLike) -> seqio.SentencePieceVocabulary:
     return vocabulary
 
 
-def encode_batch(vocabulary: seqio.SentencePieceVocabulary, texts: Sequence[str]) -> list[list[int]]:
+def copy_vocabulary(vocabulary: seqio.Vocabulary, folder: str | os.PathLike) -> None:
+    """Writes a loaded vocabulary's files into `folder`, from which `load_vocabulary` then gives the same one.
+
+    It is a Hugging Face folder's tokenizer: `tokenizer.model`, or `tokenizer.json` with a `tokenizer_config.json`
+    that names BOS and EOS even where other files did so before.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(vocabulary, HuggingFaceVocabulary):
+        shutil.copyfile(vocabulary.file, folder / TOKENIZER_JSON)
+        vocabulary.save_config(folder)
+    else:
+        shutil.copyfile(vocabulary.sentencepiece_model_file, folder / TOKENIZER_FILE)
+
+
+def rows_needed(vocabulary: seqio.Vocabulary) -> int:
+    """Rows of the smallest embedding table that has one for every token of a text, BOS and EOS."""
+    return vocabulary.rows if isinstance(vocabulary, HuggingFaceVocabulary) else vocabulary.vocab_size
+
+
+def text_start(vocabulary: seqio.Vocabulary) -> list[int]:
+    """The tokens in front of a text: BOS, or none where there is no BOS or the checkpoint did without."""
+    starts = vocabulary.adds_bos if isinstance(vocabulary, HuggingFaceVocabulary) else vocabulary.bos_id >= 0
+    return [vocabulary.bos_id] if starts else []
+
+
+def encode_batch(vocabulary: seqio.Vocabulary, texts: Sequence[str]) -> list[list[int]]:
     """Tokens of every text, without BOS and EOS, in one call."""
+    if isinstance(vocabulary, HuggingFaceVocabulary):
+        return vocabulary.encode_batch(texts)
     return vocabulary.tokenizer.encode(list(texts), out_type=int)
 
 
-def decode_batch(vocabulary: seqio.SentencePieceVocabulary, tokens: np.ndarray) -> list[str]:
-    """Texts of token rows [B, T]: each up to its first EOS, without padding."""
+def encode_continuations(vocabulary: seqio.Vocabulary, texts: Sequence[str]) -> list[list[int]]:
+    """Tokens of texts that stand behind another text, from which a space parts them; "" has none.
+
+    SentencePiece usually puts that space itself. Where a vocabulary does not (Gemma, byte-level BPE) it is written
+    in front, as those models expect words to begin with it; decoding such a text alone then gives the space back.
+    """
+    letter = encode_batch(vocabulary, ["a"])[0]
+    space = "" if _decode_rows(vocabulary, [letter + letter]) == ["a a"] else " "
+    return encode_batch(vocabulary, [space + text if text else "" for text in texts])
+
+
+def decode_batch(vocabulary: seqio.Vocabulary, tokens: np.ndarray, lengths: np.ndarray | None = None) -> list[str]:
+    """Texts of token rows [B, T]: each up to its length [B] (None: T) or its first EOS, whichever comes first.
+
+    Tokens beyond the vocabulary have no text; a checkpoint's table may be larger than its vocabulary.
+    """
     rows = np.asarray(tokens)
-    keep = (np.cumsum(rows == vocabulary.eos_id, axis=1) == 0) & (rows != vocabulary.pad_id)
-    return vocabulary.tokenizer.decode([row[kept].tolist() for row, kept in zip(rows, keep, strict=True)])
+    keep = (np.cumsum(rows == vocabulary.eos_id, axis=1) == 0) & (rows < vocabulary.vocab_size)
+    if lengths is not None:
+        keep &= np.arange(rows.shape[1]) < np.asarray(lengths)[:, None]
+    return _decode_rows(vocabulary, [row[kept].tolist() for row, kept in zip(rows, keep, strict=True)])
+
+
+def _decode_rows(vocabulary: seqio.Vocabulary, rows: list[list[int]]) -> list[str]:
+    if isinstance(vocabulary, HuggingFaceVocabulary):
+        return vocabulary.decode_batch(rows)
+    return vocabulary.tokenizer.decode(rows)
 
 
 def pad_rows(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -128,7 +193,7 @@ class TitleTokens:
         max_targets: longest answer in tokens, EOS included. A longer title is cut, at a whole character.
 
     Attributes:
-        tokens: int32 [I+1, Tt], without BOS and EOS, right-padded with 0; row 0 is empty.
+        tokens: int32 [I+1, Tt], as `encode_continuations` gives them, right-padded with 0; row 0 is empty.
         lengths: int32 [I+1].
         targets: int32 [I+1, Tt+1], the same with EOS behind each title.
         cut: how many titles were cut.
@@ -138,10 +203,10 @@ class TitleTokens:
         ValueError: `max_targets` leaves no room for a title, or a title has no tokens.
     """
 
-    def __init__(self, catalogue: Catalogue, vocabulary: seqio.SentencePieceVocabulary, max_targets: int):
+    def __init__(self, catalogue: Catalogue, vocabulary: seqio.Vocabulary, max_targets: int):
         if max_targets < 2:
             raise ValueError(f"max_targets={max_targets} leaves no room for a title and its EOS: raise it.")
-        rows = encode_batch(vocabulary, catalogue.titles)
+        rows = encode_continuations(vocabulary, catalogue.titles)
         empty = next((item for item, row in enumerate(rows) if item and not row), None)
         if empty:
             raw_id = catalogue.raw_ids[empty]
@@ -156,9 +221,9 @@ class TitleTokens:
         self.targets[np.arange(1, len(rows)), self.lengths[1:]] = vocabulary.eos_id
 
 
-def _cut(vocabulary: seqio.SentencePieceVocabulary, tokens: list[int], length: int) -> list[int]:
+def _cut(vocabulary: seqio.Vocabulary, tokens: list[int], length: int) -> list[int]:
     """The first `length` tokens, fewer where a character's bytes would be torn apart, but at least one."""
     kept = tokens[:length]
-    while len(kept) > 1 and vocabulary.tokenizer.decode(kept).endswith("\N{REPLACEMENT CHARACTER}"):
+    while len(kept) > 1 and _decode_rows(vocabulary, [kept])[0].endswith("\N{REPLACEMENT CHARACTER}"):
         kept.pop()
     return kept
