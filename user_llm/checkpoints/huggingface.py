@@ -1,219 +1,191 @@
-"""Language models in the Hugging Face layout: `config.json`, safetensors (one file or shards), `tokenizer.model`.
+"""Language models in the Hugging Face layout: `config.json`, safetensors (one file or shards), tokenizer files.
 
-A table pairs a family's keys with our parameter paths. Between the two lies at most a transposition: their
-matrices are `[outputs, inputs]` of two dimensions, ours `[inputs, outputs]` with heads apart.
+What the options and keys of a family mean is in `families.py`, how a tensor of theirs becomes ours in `tensors.py`.
 """
 
+import contextlib
 import dataclasses
 import json
-import math
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from user_llm.checkpoints.families import Family, family_of, read_config, write_config
+from user_llm.checkpoints.tensors import FLOATS, CheckpointError, Shapes, Tensor, read_parameters, tensors_of
 from user_llm.models import parameters
 from user_llm.models.language_model import LanguageModel, LanguageModelConfig
+from user_llm.models.lora import merge_lora
+from user_llm.models.parameters import Parameters
+from user_llm.parallel import rules
 
-CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
-INDEX_NAME, TOKENIZER_NAME = "model.safetensors.index.json", "tokenizer.model"
-
-
-class CheckpointError(ValueError):
-    """A folder that is no checkpoint of a model we can hold; the message names the file and key."""
-
-
-class Row(NamedTuple):
-    """One pair of the table. `inputs`: how many leading dimensions of ours are the matrix's inputs; None: a copy."""
-
-    theirs: str
-    ours: str
-    inputs: int | None
-
-
-LLAMA = (
-    Row("model.embed_tokens.weight", "embedding_VD", None),
-    Row("model.layers.{layer}.input_layernorm.weight", "layers/{layer}/attention_norm/scale_D", None),
-    Row("model.layers.{layer}.self_attn.q_proj.weight", "layers/{layer}/attention/q_DNH", 1),
-    Row("model.layers.{layer}.self_attn.k_proj.weight", "layers/{layer}/attention/k_DKH", 1),
-    Row("model.layers.{layer}.self_attn.v_proj.weight", "layers/{layer}/attention/v_DKH", 1),
-    Row("model.layers.{layer}.self_attn.o_proj.weight", "layers/{layer}/attention/o_NHD", 2),
-    Row("model.layers.{layer}.post_attention_layernorm.weight", "layers/{layer}/mlp_norm/scale_D", None),
-    Row("model.layers.{layer}.mlp.gate_proj.weight", "layers/{layer}/mlp/gate_DF", 1),
-    Row("model.layers.{layer}.mlp.up_proj.weight", "layers/{layer}/mlp/up_DF", 1),
-    Row("model.layers.{layer}.mlp.down_proj.weight", "layers/{layer}/mlp/down_FD", 1),
-    Row("model.norm.weight", "final_norm/scale_D", None),
-    Row("lm_head.weight", "head_VD", None),
+CONFIG_NAME, WEIGHTS_NAME, INDEX_NAME = "config.json", "model.safetensors", "model.safetensors.index.json"
+TOKENIZER_NAMES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
 )
-# What older exports store beside the weights although it follows from the config.
-DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
-class Tensor(NamedTuple):
-    """One of their tensors: its key, its place among ours (a path, and a row of it where layers are stacked)."""
+def resolve(name: str | Path) -> Path:
+    """The folder of a model: `name` itself, or where the hub's model "organisation/model" lies after a download.
 
-    key: str
-    path: str
-    layer: int | None
-    inputs: int | None
-
-
-def _tensors(config: LanguageModelConfig) -> Iterator[Tensor]:
-    """All tensors of a model, in the table's order."""
-    for theirs, ours, inputs in LLAMA:
-        if ours == "head_VD" and config.tie_embeddings:
-            continue
-        if "{layer}" not in theirs:
-            yield Tensor(theirs, ours, None, inputs)
-        elif config.scan_layers:
-            path = ours.replace("{layer}/", "")
-            yield from (Tensor(theirs.format(layer=n), path, n, inputs) for n in range(config.num_layers))
-        else:
-            for n in range(config.num_layers):
-                yield Tensor(theirs.format(layer=n), ours.format(layer=n), None, inputs)
-
-
-def _their_shape(shape: tuple[int, ...], inputs: int | None) -> tuple[int, ...]:
-    return shape if inputs is None else (math.prod(shape[inputs:]), math.prod(shape[:inputs]))
-
-
-def _llama_config(values: dict[str, Any], file: Path) -> LanguageModelConfig:
-    def need(key: str) -> Any:
-        if values.get(key) is None:
-            raise CheckpointError(f"{file}: key {key!r} is missing.")
-        return values[key]
-
-    def only(key: str, supported: Any) -> None:
-        if values.get(key, supported) != supported:
-            raise CheckpointError(f"{file}: {key} is {values[key]!r}; only {supported!r} is supported.")
-
-    only("hidden_act", "silu")
-    only("attention_bias", False)
-    only("mlp_bias", False)
-    only("quantization_config", None)
-    name = "rope_parameters" if values.get("rope_parameters") else "rope_scaling"
-    rope = values.get(name) or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default" or rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise CheckpointError(f"{file}: {name} is {rope!r}; only plain rotary positions ('default') are supported.")
-    width, num_heads = need("hidden_size"), need("num_attention_heads")
-    return LanguageModelConfig(
-        vocab_size=need("vocab_size"),
-        num_layers=need("num_hidden_layers"),
-        width=width,
-        num_heads=num_heads,
-        num_kv_heads=values.get("num_key_value_heads") or num_heads,
-        head_dim=values.get("head_dim") or width // num_heads,
-        hidden=need("intermediate_size"),
-        rope_theta=float(rope.get("rope_theta", values.get("rope_theta", 10000.0))),
-        norm_eps=values.get("rms_norm_eps", 1e-6),
-        tie_embeddings=values.get("tie_word_embeddings", False),
-        max_length=values.get("max_position_embeddings", 2048),
-    )
-
-
-FAMILIES = {"llama": _llama_config}
-
-
-def load_config(folder: str | Path) -> LanguageModelConfig:
-    """The shape of the language model in `folder`; an option we do not compute is an error, never ignored."""
-    file = Path(folder) / CONFIG_NAME
+    Raises:
+      CheckpointError: there is no such folder, and the hub cannot be asked, or has no such model for this user.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    if not HUB_NAME.fullmatch(str(name)):
+        raise CheckpointError(f"{name}: no such folder; expected one, or a hub name such as google/gemma-3-270m.")
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise CheckpointError(
+            f"{name}: no such folder. To read it as a name on the Hugging Face hub, pip install -e '.[hub]'."
+        ) from None
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=[*TOKENIZER_NAMES, CONFIG_NAME, "model*.safetensors*"]))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{name}: no such folder, and the Hugging Face hub did not give it: {error}. A model behind a licence needs "
+            "`hf auth login`; without a network, download it elsewhere and name its folder."
+        ) from error
+
+
+def load_config(name: str | Path) -> LanguageModelConfig:
+    """The shape of the language model `name` (folder, hub name, or a config.json alone).
+
+    Raises:
+      CheckpointError: no config.json, or one with an option we do not compute: never ignored.
+    """
+    file = Path(name) if Path(name).is_file() else resolve(name) / CONFIG_NAME
+    return read_config(_read_json(file), file)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{folder} has no {CONFIG_NAME}: expected a Hugging Face model folder.") from None
+        raise CheckpointError(f"{file.parent} has no {file.name}: expected a Hugging Face model folder.") from None
     except ValueError as error:
         raise CheckpointError(f"{file} is not JSON: {error}") from error
-    family = values.get("model_type")
-    if family not in FAMILIES:
-        raise CheckpointError(f"{file}: model_type is {family!r}; supported: {', '.join(FAMILIES)}.")
-    return FAMILIES[family](values, file)
 
 
 def load_language_model(
-    folder: str | Path,
+    name: str | Path,
     *,
     dtype: str = "float32",
     param_dtype: str = "float32",
     scan_layers: bool = False,
     remat: bool = False,
+    mesh: Mesh | None = None,
 ) -> LanguageModel:
-    """Reads the model in `folder`; computes in `dtype`, holds parameters in `param_dtype`.
+    """Reads the model `name` (folder or hub name); computes in `dtype`, holds parameters in `param_dtype`.
 
     Raises:
       CheckpointError: naming the key that is missing, left over, or of a shape `config.json` does not give.
     """
+    folder = resolve(name)
     config = dataclasses.replace(
         load_config(folder), dtype=dtype, param_dtype=param_dtype, scan_layers=scan_layers, remat=remat
     )
-    graphdef, shapes, buffers = parameters.split(parameters.abstract(lambda rngs: LanguageModel(config, rngs=rngs)))
-    return parameters.merge(graphdef, _load_parameters(Path(folder), config, shapes), buffers)
+    graphdef, _, buffers = parameters.split(_abstract(config))
+    return parameters.merge(graphdef, load_parameters(folder, config, mesh), buffers)
 
 
-def _load_parameters(
-    folder: Path, config: LanguageModelConfig, shapes: dict[str, jax.ShapeDtypeStruct]
-) -> dict[str, jax.Array]:
-    """One of our arrays at a time, so that no second copy of the whole model is ever in memory."""
-    files = _files_by_key(folder)
-    tensors = list(_tensors(config))
-    missing = sorted({tensor.key for tensor in tensors} - files.keys())
-    left_over = sorted(files.keys() - {tensor.key for tensor in tensors})
-    left_over = [key for key in left_over if not DERIVED.fullmatch(key)]
+def _abstract(config: LanguageModelConfig) -> LanguageModel:
+    return parameters.abstract(lambda rngs: LanguageModel(config, rngs=rngs))
+
+
+def load_parameters(name: str | Path, config: LanguageModelConfig, mesh: Mesh | None = None) -> Parameters:
+    """The parameters of the model `name` (folder or hub name), straight from its files onto the devices.
+
+    Args:
+      config: from `load_config`, with dtypes and layout of choice; adapters of its `lora` are no part of a checkpoint.
+      mesh: where `parallel/rules.py` puts them; each device's slice is read apart. None: whole, on the default device.
+
+    Raises:
+      CheckpointError: naming the key that is missing, left over, or of a shape `config.json` does not give.
+    """
+    folder = resolve(name)
+    family = family_of(_read_json(folder / CONFIG_NAME), folder / CONFIG_NAME)
+    model = _abstract(dataclasses.replace(config, lora=None))
+    shapes = parameters.split(model)[1]
+    shardings = None if mesh is None else rules.parameter_shardings(shapes, parameters.logical_axes(model), mesh)
+    tensors = tensors_of(family.rows, shapes, config.num_layers, config.scan_layers)
+    with _open_weights(folder) as (handles, files):
+        names = _match(folder, family, tensors, files)
+        slices = {key: handles[files[name]].get_slice(name) for key, name in names.items()}
+        for tensor in tensors:
+            _check(slices[tensor.key], tensor, shapes, files[names[tensor.key]])
+        return read_parameters(tensors, slices, shapes, shardings)
+
+
+@contextlib.contextmanager
+def _open_weights(folder: Path) -> Iterator[tuple[dict[Path, Any], dict[str, Path]]]:
+    """File → its open handle, and key → its file, of all weights in `folder`."""
+    names = [WEIGHTS_NAME]
+    if (folder / INDEX_NAME).exists():
+        names = sorted(set(_read_json(folder / INDEX_NAME)["weight_map"].values()))
+    with contextlib.ExitStack() as stack:
+        handles = {}
+        for file in (folder / name for name in names):
+            try:
+                handles[file] = stack.enter_context(safe_open(file, framework="numpy"))
+            except FileNotFoundError:
+                raise CheckpointError(f"{folder} has no {file.name}: weights are read from safetensors only.") from None
+            except SafetensorError as error:
+                raise CheckpointError(f"{file} cannot be read, perhaps cut short: {error}") from error
+        yield handles, {key: file for file, handle in handles.items() for key in handle.keys()}  # noqa: SIM118
+
+
+def _match(folder: Path, family: Family, tensors: Sequence[Tensor], files: Mapping[str, Path]) -> dict[str, str]:
+    """The table's key → the key in the files, for exactly the tensors the model has."""
+    names = {}
+    for name in files:
+        key = name
+        for pattern, replacement in family.renames:
+            key = re.sub(pattern, replacement, key)
+        names[key] = name
+    wanted = {tensor.key for tensor in tensors}
+    # With tied embeddings some files store the head besides; transformers does not read it either.
+    heads = {row.theirs for row in family.rows if row.ours == "head_VD"}
+    missing = sorted(wanted - names.keys())
+    left_over = sorted(
+        name
+        for key, name in names.items()
+        if key not in wanted and key not in heads and not re.fullmatch(family.ignored, key)
+    )
     if missing or left_over:
         raise CheckpointError(
             f"{folder}: the weights do not match {CONFIG_NAME}. "
             f"Missing: {_some(missing)}. Left over: {_some(left_over)}."
         )
-    by_path: dict[str, list[Tensor]] = {}
-    for tensor in tensors:
-        by_path.setdefault(tensor.path, []).append(tensor)
-    loaded = {}
-    for path, parts in by_path.items():
-        array = np.empty(shapes[path].shape, shapes[path].dtype)
-        for part in parts:
-            place = array if part.layer is None else array[part.layer]
-            place[...] = _read(files[part.key], part, place.shape)
-        loaded[path] = jnp.asarray(array)
-    return loaded
+    return {key: names[key] for key in wanted}
 
 
-def _read(file: Path, tensor: Tensor, shape: tuple[int, ...]) -> np.ndarray:
-    """Their tensor in our order of dimensions."""
-    with safe_open(file, framework="numpy") as handle:
-        values = handle.get_tensor(tensor.key)
-    expected = _their_shape(shape, tensor.inputs)
-    if values.shape != expected:
+def _check(theirs: Any, tensor: Tensor, shapes: Shapes, file: Path) -> None:
+    shape = shapes[tensor.path].shape
+    expected = tensor.row.their_shape(shape if tensor.layer is None else shape[1:])
+    if tuple(theirs.get_shape()) != expected:
         raise CheckpointError(
-            f"{file}: {tensor.key} has shape {list(values.shape)}; {CONFIG_NAME} makes it {list(expected)}."
+            f"{file}: {tensor.key} has shape {theirs.get_shape()}; {CONFIG_NAME} makes it {list(expected)}."
         )
-    if not jnp.issubdtype(values.dtype, jnp.floating):
-        raise CheckpointError(f"{file}: {tensor.key} has dtype {values.dtype}; quantised weights are not supported.")
-    return values if tensor.inputs is None else values.T.reshape(shape)
-
-
-def _files_by_key(folder: Path) -> dict[str, Path]:
-    if (folder / INDEX_NAME).exists():
-        index = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
-        names = sorted(set(index["weight_map"].values()))
-    else:
-        names = [WEIGHTS_NAME]
-    found = {}
-    for name in names:
-        try:
-            with safe_open(folder / name, framework="numpy") as handle:
-                found.update(dict.fromkeys(handle.keys(), folder / name))
-        except FileNotFoundError:
-            raise CheckpointError(f"{folder} has no {name}: weights are read from safetensors only.") from None
-        except SafetensorError as error:
-            raise CheckpointError(f"{folder / name} cannot be read, perhaps cut short: {error}") from error
-    return found
+    if theirs.get_dtype() not in FLOATS:
+        raise CheckpointError(
+            f"{file}: {tensor.key} has dtype {theirs.get_dtype()}; quantised weights are not supported."
+        )
 
 
 def _some(keys: list[str]) -> str:
@@ -225,71 +197,80 @@ def save_language_model(
     folder: str | Path,
     tokenizer_path: str | Path | None = None,
     *,
-    bos_id: int = 1,
-    eos_id: int = 2,
+    bos_id: int | None = None,
+    eos_id: int | Sequence[int] | None = None,
     max_shard_bytes: int = 5 * 2**30,
 ) -> None:
-    """Writes `model` as a Hugging Face Llama, in the dtype of its parameters, with a copy of its tokenizer.
+    """Writes `model` as the `transformers` model that computes the same, in the dtype of its parameters.
+
+    Args:
+      model: one with LoRA adapters is written with them merged.
+      folder: made if need be; may hold no weights yet.
+      tokenizer_path: copied along: a tokenizer.model or tokenizer.json (under any name), or a folder with either.
+      bos_id, eos_id: of the tokenizer, for config.json; None and -1 leave it to what transformers assumes.
+      max_shard_bytes: size of a file, which only a single larger tensor exceeds.
 
     Raises:
-      CheckpointError: `folder` holds weights already; two sets in one folder would be read as one.
+      CheckpointError: no family of transformers computes this config, or `folder` holds weights already (two sets in
+        one folder would be read as one).
     """
     folder = Path(folder)
+    config = model.config
+    ours = parameters.split(model)[1]
+    if config.lora is not None:
+        ours, config = merge_lora(ours, config.lora), dataclasses.replace(config, lora=None)
+    family, values = write_config(config)
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.glob("*.safetensors")):
         raise CheckpointError(f"{folder} already holds safetensors: choose an empty folder.")
-    _, ours, _ = parameters.split(model)
-    shards: list[list[Tensor]] = [[]]
-    free = max_shard_bytes
-    for tensor in _tensors(model.config):
-        size = ours[tensor.path].nbytes // (1 if tensor.layer is None else model.config.num_layers)
-        if shards[-1] and size > free:
-            shards.append([])
-            free = max_shard_bytes
-        shards[-1].append(tensor)
-        free -= size
+    by_key: dict[str, list[Tensor]] = {}
+    for tensor in tensors_of(family.rows, ours, config.num_layers, config.scan_layers):
+        by_key.setdefault(tensor.key, []).append(tensor)
+    shards = _shards(by_key, ours, max_shard_bytes)
     weight_map = {}
-    for number, shard in enumerate(shards, start=1):
+    for number, keys in enumerate(shards, start=1):
         name = WEIGHTS_NAME if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        weights = {tensor.key: _write(ours[tensor.path], tensor) for tensor in shard}
-        save_file(weights, folder / name, metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(weights, name))
+        save_file({key: _write(by_key[key], ours) for key in keys}, folder / name, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(keys, name))
     if len(shards) > 1:
         total = sum(array.nbytes for array in ours.values())
         _write_json(folder / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    _write_json(folder / CONFIG_NAME, _llama_values(model.config, bos_id, eos_id))
+    special = {"bos_token_id": bos_id, "eos_token_id": eos_id}
+    values |= {name: value for name, value in special.items() if value not in (None, -1)}
+    _write_json(folder / CONFIG_NAME, {**values, "torch_dtype": config.param_dtype})
     if tokenizer_path is not None:
-        shutil.copyfile(tokenizer_path, folder / TOKENIZER_NAME)
+        _copy_tokenizer(Path(tokenizer_path), folder)
 
 
-def _write(array: jax.Array, tensor: Tensor) -> np.ndarray:
-    values = np.asarray(array if tensor.layer is None else array[tensor.layer])
-    if tensor.inputs is not None:
-        values = values.reshape(_their_shape(values.shape, tensor.inputs)[::-1]).T
-    return np.ascontiguousarray(values)
+def _shards(by_key: Mapping[str, Sequence[Tensor]], ours: Parameters, max_bytes: int) -> list[list[str]]:
+    """Keys file by file, in the table's order."""
+    shards: list[list[str]] = [[]]
+    free = max_bytes
+    for key, parts in by_key.items():
+        sizes = [ours[part.path].nbytes // (1 if part.layer is None else len(ours[part.path])) for part in parts]
+        if shards[-1] and sum(sizes) > free:
+            shards.append([])
+            free = max_bytes
+        shards[-1].append(key)
+        free -= sum(sizes)
+    return shards
 
 
-def _write_json(file: Path, values: dict[str, Any]) -> None:
+def _write(parts: Sequence[Tensor], ours: Mapping[str, jax.Array]) -> np.ndarray:
+    """One of their tensors; parts of a fused one lie side by side along its outputs, as GPT-2's do: the last axis."""
+    arrays = [ours[part.path] if part.layer is None else ours[part.path][part.layer] for part in parts]
+    written = [part.row.write(np.asarray(array)) for part, array in zip(parts, arrays, strict=True)]
+    return np.ascontiguousarray(written[0] if len(written) == 1 else np.concatenate(written, axis=-1))
+
+
+def _write_json(file: Path, values: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
-def _llama_values(config: LanguageModelConfig, bos_id: int, eos_id: int) -> dict[str, Any]:
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": config.width,
-        "intermediate_size": config.hidden,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.max_length,
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
-        "hidden_act": "silu",
-        "tie_word_embeddings": config.tie_embeddings,
-        "bos_token_id": bos_id,
-        "eos_token_id": eos_id,
-        "torch_dtype": config.param_dtype,
-    }
+def _copy_tokenizer(source: Path, folder: Path) -> None:
+    if source.is_dir():
+        for file in (source / name for name in TOKENIZER_NAMES):
+            if file.exists():
+                shutil.copyfile(file, folder / file.name)
+    else:
+        shutil.copyfile(source, folder / ("tokenizer.json" if source.suffix == ".json" else "tokenizer.model"))

@@ -1,0 +1,147 @@
+"""Tensors of a checkpoint, and their places among our parameters: what a row of a family's table means.
+
+Between the two lies at most a reshape, a transposition and a cut: their matrices have two dimensions, ours keep heads
+apart. All of it works on slices, so that a device's slice of a parameter is all that is read for it.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Sharding
+
+from user_llm.models.parameters import Parameters
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+Index = tuple[slice, ...]
+
+
+class CheckpointError(ValueError):
+    """Files that are no checkpoint of a model we can hold; the message names the file and key."""
+
+
+class Row(NamedTuple):
+    """One of their keys and one of our paths; "{layer}" stands for a layer's number in both.
+
+    Attributes:
+      inputs: leading dimensions of ours that are the matrix's inputs (0: a bias, all outputs). None: a plain copy.
+      transposed: theirs is `[outputs, inputs]`, as torch's Linear; else `[inputs, outputs]`, as GPT-2's Conv1D.
+      part, parts: theirs holds the outputs of `parts` of our arrays side by side, of which this is number `part`.
+    """
+
+    theirs: str
+    ours: str
+    inputs: int | None = None
+    transposed: bool = True
+    part: int = 0
+    parts: int = 1
+
+    def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of theirs, for `shape` of one layer of ours."""
+        if self.inputs is None:
+            return shape
+        inputs, outputs = math.prod(shape[: self.inputs]), math.prod(shape[self.inputs :]) * self.parts
+        if self.inputs == 0:
+            return (outputs,)
+        return (outputs, inputs) if self.transposed else (inputs, outputs)
+
+    def read(self, theirs: Any, shape: tuple[int, ...], index: Index) -> np.ndarray:
+        """The slice `index` of ours. Of `theirs` (sliceable) only that is read, but for inner dimensions' cuts."""
+        if self.inputs is None:
+            return theirs[index]
+        cuts, inner, sizes = [], [], []
+        for offset, dims, slices in (
+            (0, shape[: self.inputs], index[: self.inputs]),
+            (self.part, shape[self.inputs :], index[self.inputs :]),
+        ):
+            if dims:
+                start, stop, _ = slices[0].indices(dims[0])
+                first, rest = offset * math.prod(dims), math.prod(dims[1:])
+                cuts.append(slice(first + start * rest, first + stop * rest))
+                inner += [slice(None), *slices[1:]]
+                sizes += [stop - start, *dims[1:]]
+        swapped = self.transposed and len(cuts) == 2
+        values = theirs[tuple(cuts[::-1])].T if swapped else theirs[tuple(cuts)]
+        return values.reshape(sizes)[tuple(inner)]
+
+    def write(self, ours: np.ndarray) -> np.ndarray:
+        """Theirs (or its part) of one layer of ours."""
+        if not self.inputs:
+            return ours if self.inputs is None else ours.reshape(-1)
+        matrix = ours.reshape(math.prod(ours.shape[: self.inputs]), -1)
+        return matrix.T if self.transposed else matrix
+
+
+class Tensor(NamedTuple):
+    """One of their tensors (or a part of it) and its place: our path, and a row of it where layers are stacked."""
+
+    key: str
+    path: str
+    layer: int | None
+    row: Row
+
+
+Shapes = Mapping[str, jax.ShapeDtypeStruct]
+
+
+def tensors_of(rows: Iterable[Row], shapes: Shapes, num_layers: int, scan_layers: bool) -> list[Tensor]:
+    """The tensors of a model with parameters `shapes`, in the table's order. A row the model has no parameter for
+    (a bias, say, or the head where embeddings are tied) gives none.
+    """
+    found = []
+    for row in rows:
+        for layer in range(num_layers) if "{layer}" in row.ours else (None,):
+            stacked = scan_layers and layer is not None
+            path = row.ours.replace("{layer}/", "") if stacked else row.ours.format(layer=layer)
+            if path in shapes:
+                found.append(Tensor(row.theirs.format(layer=layer), path, layer if stacked else None, row))
+    return found
+
+
+def read_parameters(
+    tensors: Sequence[Tensor],
+    theirs: Mapping[str, Any],
+    shapes: Shapes,
+    shardings: Mapping[str, Sharding] | None,
+) -> Parameters:
+    """Our parameters, one at a time and each device's slice apart, so that no second copy of a model is in memory.
+
+    Args:
+      tensors: where everything goes; theirs: key → safetensors slice; shapes: path → our shape and dtype.
+      shardings: path → how the parameter lies on devices; None: whole, on the default device.
+    """
+    by_path: dict[str, list[Tensor]] = {}
+    for tensor in tensors:
+        by_path.setdefault(tensor.path, []).append(tensor)
+    loaded = {}
+    for path, parts in by_path.items():
+        read = _reader(parts, theirs, shapes[path])
+        if shardings is None:
+            loaded[path] = jnp.asarray(read((slice(None),) * len(shapes[path].shape)))
+        else:
+            loaded[path] = jax.make_array_from_callback(shapes[path].shape, shardings[path], read)
+    return loaded
+
+
+def _reader(parts: Sequence[Tensor], theirs: Mapping[str, Any], ours: jax.ShapeDtypeStruct):
+    """Index → that slice of one parameter, in its dtype. Devices that hold the same slice share one reading."""
+    known: dict[tuple, np.ndarray] = {}
+
+    def read(index: Index) -> np.ndarray:
+        bounds = tuple(cut.indices(size)[:2] for cut, size in zip(index, ours.shape, strict=True))
+        if bounds in known:
+            return known[bounds]
+        if parts[0].layer is None:
+            (part,) = parts
+            values = np.ascontiguousarray(part.row.read(theirs[part.key], ours.shape, index), ours.dtype)
+        else:
+            values = np.empty([stop - start for start, stop in bounds], ours.dtype)
+            for place, part in zip(values, parts[slice(*bounds[0])], strict=True):
+                place[...] = part.row.read(theirs[part.key], ours.shape[1:], index[1:])
+        known[bounds] = values
+        return values
+
+    return read
