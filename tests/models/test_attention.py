@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from user_llm.models.attention import Attention, attend, write_cache
+from user_llm.models.layers import rotary_angles, rotate
 
 B, T, S, N, K, H = 2, 5, 7, 6, 3, 4
 
@@ -20,14 +21,15 @@ def inputs() -> tuple[np.ndarray, ...]:
     return q, k, v, mask
 
 
-def _naive(q, k, v, mask):
+def _naive(q, k, v, mask, scale=H**-0.5, cap=None):
     """Query head n reads key head n // (N / K)."""
     out = np.zeros((B, T, N, H))
     for b in range(B):
         for t in range(T):
             for n in range(N):
                 slots = np.flatnonzero(mask[b, t % mask.shape[1]])
-                scores = k[b, slots, n // (N // K)] @ q[b, t, n] / np.sqrt(H)
+                scores = k[b, slots, n // (N // K)] @ q[b, t, n] * scale
+                scores = scores if cap is None else cap * np.tanh(scores / cap)
                 weights = np.exp(scores - scores.max())
                 out[b, t, n] = weights / weights.sum() @ v[b, slots, n // (N // K)]
     return out
@@ -41,6 +43,13 @@ def test_equals_loops_over_queries_with_grouped_heads(inputs):
 def test_one_mask_row_serves_all_queries(inputs):
     q, k, v, mask = inputs
     np.testing.assert_allclose(attend(q, k, v, mask[:, :1]), _naive(q, k, v, mask[:, :1]), atol=1e-5)
+
+
+def test_scores_have_their_own_scale_and_a_soft_cap_below_the_mask(inputs):
+    q, k, v, mask = inputs
+    found = attend(q, k, v, mask, scale=0.9, cap=1.5)
+    np.testing.assert_allclose(found, _naive(q, k, v, mask, scale=0.9, cap=1.5), atol=1e-5)
+    assert np.max(np.abs(found - attend(q, k, v, mask, scale=0.9))) > 0.1
 
 
 def test_gradients_equal_those_of_the_library(inputs):
@@ -83,7 +92,40 @@ def test_cache_is_written_at_a_traced_place():
     np.testing.assert_array_equal(written["value"], 2 * expected)
 
 
+def _attention(**options) -> Attention:
+    common = dict(head_dim=H, key_width=8, output_scale=1.0, width_axis="embed", key_axis="user", norm_eps=1e-3)
+    return Attention(8, **options, **common, dtype="float32", param_dtype="float32", rngs=nnx.Rngs(0))
+
+
+def test_biases_and_head_norms_come_before_the_rotation(inputs):
+    """Attention with all its options is `attend` of queries and keys made by hand."""
+    mask = inputs[3]
+    rng = np.random.default_rng(1)
+    x, y = (rng.normal(size=(B, length, 8)).astype(np.float32) for length in (T, S))
+    attention = _attention(
+        num_heads=N, num_kv_heads=K, qk_norm="rms_plus_one", qkv_bias=True, output_bias=True, query_scale=0.7
+    )
+    values = {}
+    for path, variable in nnx.to_flat_state(nnx.state(attention, nnx.Param)):
+        values["/".join(path)] = rng.normal(size=variable.shape).astype(np.float32)
+        variable[...] = jnp.asarray(values["/".join(path)])
+
+    def heads(x, target, letters, length):
+        projected = np.einsum(f"btd,d{letters}->bt{letters}", x, values[f"{target}_D{letters.upper()}"])
+        projected = projected + values[f"{target}_bias_{letters.upper()}"]
+        if target == "v":
+            return projected
+        normed = projected / np.sqrt(np.mean(projected**2, axis=-1, keepdims=True) + 1e-3)
+        angles = rotary_angles(jnp.broadcast_to(jnp.arange(length), (B, length)), H, 10.0)
+        return rotate(normed * (1 + values[f"{target}_norm/scale_D"]), angles)
+
+    q, k, v = heads(x, "q", "nh", T), heads(y, "k", "kh", S), heads(y, "v", "kh", S)
+    expected = np.einsum("btnh,nhd->btd", _naive(q, k, v, mask, scale=0.7), values["o_NHD"]) + values["o_bias_D"]
+    angles = [rotary_angles(jnp.broadcast_to(jnp.arange(length), (B, length)), H, 10.0) for length in (T, S)]
+    found = attention(x, *attention.keys_values(y, angles[1]), mask, angles[0])
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 def test_key_value_heads_must_divide_heads():
-    sizes = dict(head_dim=4, key_width=8, output_scale=1.0, width_axis="embed", key_axis="user")
     with pytest.raises(ValueError, match=r"num_heads \(4\) must be a multiple of num_kv_heads \(3\)"):
-        Attention(8, num_heads=4, num_kv_heads=3, **sizes, dtype="float32", param_dtype="float32", rngs=nnx.Rngs(0))
+        _attention(num_heads=4, num_kv_heads=3)
