@@ -48,6 +48,7 @@ MAY_IMPORT = {
     "user_llm.stages": ALL_ABOVE,
     "user_llm.run": ALL_ABOVE,
     "user_llm.dry_run": ALL_ABOVE,
+    "user_llm.efficiency": ALL_ABOVE,
     "user_llm.api": ALL_ABOVE,
     "user_llm": ALL_ABOVE,  # the package itself: its public face
     "user_llm.main": ALL_ABOVE,
