@@ -22,7 +22,7 @@ from user_llm.parallel.mesh import one_device
 from user_llm.training import loop
 from user_llm.training.objectives import contextualised_objective, history
 from user_llm.training.optimizer import make_optimizer
-from user_llm.training.trainable import STRATEGIES
+from user_llm.training.trainable import STRATEGIES, trainable
 
 ITEMS, CATEGORIES, RATINGS, VOCABULARY = 12, 3, 5, 19
 USERS, EVENTS, TOKENS = 4, 6, 7
@@ -74,30 +74,37 @@ def pretrained(encoder: str) -> dict[str, dict]:
 
 
 @functools.cache
+def initialised(encoder, integration, perceiver, adapted, init):
+    """(structure, parameters, buffers) as a stage starts with them, and those of them that were given."""
+    build = assembled(configured(encoder, integration, perceiver, "lora" if adapted else "full")).user_llm
+    given = dict(pretrained(encoder)["language_model"])
+    if init == "pretrained" and integration != "none":
+        places = parameters.split(parameters.abstract(build))[1]
+        given |= {path: value for path, value in pretrained(encoder)["encoder"].items() if path in places}
+    return *initialise(build, 0, one_device(), given), given
+
+
+@functools.cache
 def compiled(cell):
-    """(structure, train step, optimizer, logits of a batch with and without its users) of a cell."""
+    """(path → does it train, optimizer, train step) of a cell."""
     config = configured(*cell)
-    build = assembled(config).user_llm
-    model = parameters.abstract(build)
+    model = parameters.abstract(assembled(config).user_llm)
     graphdef, shapes, _ = parameters.split(model)
     axes, rules = parameters.logical_axes(model), STRATEGIES[config.strategy]
-    trains = loop.trainable(shapes, rules)
+    trains = trainable(shapes, rules)
     optimizer = make_optimizer(config.training.user_llm, {path: axes[path] for path in shapes if trains[path]})
     objective = contextualised_objective(chunk_rows=8)
     stage = loop.Stage("user_llm", config.training.user_llm, graphdef, {}, {}, axes, rules, objective, None)
-    return trains, optimizer, loop.make_train_step(stage, optimizer, seed=0), logits_of(cell, graphdef)
+    return trains, optimizer, loop.make_train_step(stage, optimizer, seed=0)
 
 
-def logits_of(cell, graphdef):
-    @functools.partial(jax.jit, static_argnames="with_context")
-    def logits(values, buffers, batch, with_context=True):
-        model = parameters.merge(graphdef, values, buffers)
-        context = model.encode(*history(batch)) if with_context else None
-        tokens = batch["decoder_input_tokens"]
-        mask = causal_mask(jnp.ones(tokens.shape, bool))
-        return model.logits(model(tokens, batch["decoder_positions"], mask, context=context)[0])
-
-    return logits
+@functools.partial(jax.jit, static_argnames=("graphdef", "with_context"))
+def logits_of(graphdef, values, buffers, batch, with_context=True):
+    model = parameters.merge(graphdef, values, buffers)
+    context = model.encode(*history(batch)) if with_context else None
+    tokens = batch["decoder_input_tokens"]
+    mask = causal_mask(jnp.ones(tokens.shape, bool))
+    return model.logits(model(tokens, batch["decoder_positions"], mask, context=context)[0])
 
 
 @functools.cache
@@ -134,13 +141,10 @@ def digest(values):
 @pytest.mark.parametrize("init", ["pretrained", "random"])
 @pytest.mark.parametrize("cell", CELLS, ids="-".join)
 def test_a_step_of_every_combination(cell, init):
-    encoder, integration, _, strategy = cell
-    trains, optimizer, train_step, logits = compiled(cell)
-    given = dict(pretrained(encoder)["language_model"])
-    if init == "pretrained" and integration != "none":
-        own = initialise(assembled(configured(*cell)).user_llm, 0, one_device())[1]
-        given |= {path: value for path, value in pretrained(encoder)["encoder"].items() if path in own}
-    _, values, buffers = initialise(assembled(configured(*cell)).user_llm, 0, one_device(), given)
+    encoder, integration, perceiver, strategy = cell
+    trains, optimizer, train_step = compiled(cell)
+    graphdef, values, buffers, given = initialised(encoder, integration, perceiver, strategy == "lora", init)
+    logits = functools.partial(logits_of, graphdef)
     batch = example()
     assert digest(given).items() <= digest(values).items()
 

@@ -1,6 +1,7 @@
 """From a config and a dataset's sizes to models: the one place that turns config keys into constructors."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ class Assembly:
         dims |= dict(num_outputs=dual.num_outputs, fusion_layers=dual.fusion_layers, label=dual.label)
         return DualEncoder(DualEncoderConfig(**dims), **sizes, rngs=rngs)
 
-    @property
+    @functools.cached_property
     def language_model_config(self) -> LanguageModelConfig:
         """The LLM's dims: those of the checkpoint or the architecture where one is named, else the config's."""
         config = self.config.llm

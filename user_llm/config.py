@@ -227,7 +227,8 @@ def _integration(config: ConfigDict) -> Iterator[str]:
 def _language_model(config: ConfigDict) -> Iterator[str]:
     llm, prompt = config.llm, config.prompt
     if llm.vocabulary and not Path(llm.vocabulary).exists():
-        yield f"{_says(config, 'llm.vocabulary')}: no such file; expected tokenizer.model, tokenizer.json or their folder"
+        says = _says(config, "llm.vocabulary")
+        yield f"{says}: no such file; expected tokenizer.model, tokenizer.json or their folder"
     if llm.architecture and not Path(llm.architecture).is_file():
         presets = ", ".join(sorted(str(file) for file in Path("configs/llm").glob("*.json")))
         yield f"{_says(config, 'llm.architecture')}: no such file; expected a Hugging Face config.json, as {presets}"

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,15 @@ from user_llm.config import ConfigError, trains_categories
 from user_llm.data.feature_converters import TextSource, UserLLMSource
 from user_llm.data.prompts import NextItemPrompts, catalogue_documents, next_item, noun_of
 from user_llm.data.timelines import Catalogue, TimelineTable, load_timelines
-from user_llm.data.vocabularies import TOKENIZER_FILE, TitleTokens, decode_batch, load_vocabulary, train_sentencepiece
+from user_llm.data.vocabularies import (
+    TOKENIZER_FILE,
+    TitleTokens,
+    copy_vocabulary,
+    decode_batch,
+    load_vocabulary,
+    rows_needed,
+    train_sentencepiece,
+)
 from user_llm.data.windows import Windows
 from user_llm.decoding.catalogue_trie import CatalogueTrie
 from user_llm.evaluation.baselines import item_counts
@@ -28,7 +35,7 @@ from user_llm.files import replacing
 from user_llm.models import parameters
 from user_llm.parallel.mesh import batch_shards, make_mesh
 
-VOCABULARY, CATALOGUE = "vocabulary.model", "catalogue.json"  # in the workdir
+VOCABULARY, CATALOGUE = "vocabulary", "catalogue.json"  # in the workdir
 
 _logger = logging.getLogger(__name__)
 
@@ -115,24 +122,31 @@ class Experiment:
         return np.bincount(categories.ravel(), weights.ravel(), minlength=len(self.catalogue.category_names))
 
     @functools.cached_property
-    def vocabulary(self) -> seqio.SentencePieceVocabulary:
+    def vocabulary(self) -> seqio.Vocabulary:
         """The LLM's vocabulary, kept in the workdir: the one named, the checkpoint's, or one trained here."""
-        llm, path = self.config.llm, self.workdir / VOCABULARY
-        if path.exists():
-            return load_vocabulary(path)
-        if source := llm.vocabulary or llm.checkpoint:
-            file = Path(source) / TOKENIZER_FILE if Path(source).is_dir() else Path(source)
-            pieces = load_vocabulary(file).vocab_size
-            if llm.checkpoint and pieces > (rows := huggingface.load_config(llm.checkpoint).vocab_size):
+        llm, folder = self.config.llm, self.workdir / VOCABULARY
+        if folder.exists():
+            return load_vocabulary(folder)
+        with replacing(folder) as partial:
+            if source := llm.vocabulary or llm.checkpoint:
+                vocabulary = load_vocabulary(huggingface.resolve(source) if source == llm.checkpoint else source)
+                self._check_rows(vocabulary, source)
+                copy_vocabulary(vocabulary, partial)
+            else:
+                partial.mkdir()
+                texts = [*self._documents, *self._wording_texts]
+                train_sentencepiece(texts, llm.vocabulary_size, partial / TOKENIZER_FILE)
+        return load_vocabulary(folder)
+
+    def _check_rows(self, vocabulary: seqio.Vocabulary, source: str) -> None:
+        llm = self.config.llm
+        if named := llm.checkpoint or llm.architecture:
+            needed, rows = rows_needed(vocabulary), huggingface.load_config(named).vocab_size
+            if needed > rows:
                 raise ConfigError(
-                    f"the vocabulary {file} has {pieces} pieces, but the model of config.llm.checkpoint="
-                    f"{llm.checkpoint} has rows for {rows}: use its own tokenizer"
+                    f"the vocabulary of {source} has {needed} pieces, but the model of {named} has rows for {rows}: "
+                    "use its own tokenizer"
                 )
-            with replacing(path) as partial:
-                shutil.copyfile(file, partial)
-        else:
-            train_sentencepiece([*self._documents, *self._wording_texts], llm.vocabulary_size, path)
-        return load_vocabulary(path)
 
     @functools.cached_property
     def prompts(self) -> NextItemPrompts:
@@ -208,7 +222,7 @@ class Experiment:
     @functools.cached_property
     def _item_of_title(self) -> dict[str, int]:
         # As the tokens spell them: a title cut at max_targets is answered by what is left of it.
-        titles = decode_batch(self.vocabulary, self.prompts.titles.tokens)
+        titles = decode_batch(self.vocabulary, self.prompts.titles.tokens, self.prompts.titles.lengths)
         return {title: item for item, title in reversed(list(enumerate(titles))) if item}
 
     @functools.cached_property
@@ -220,7 +234,7 @@ class Experiment:
             item_categories=catalogue.item_categories,
             num_categories=len(catalogue.category_names) - 1,
             num_ratings=len(self.facts["rating_names"]) - 1,
-            vocabulary_size=self.vocabulary.vocab_size,
+            vocabulary_size=rows_needed(self.vocabulary),
         )
 
     @property

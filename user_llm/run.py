@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -61,8 +62,8 @@ def run(config: ConfigDict, workdir: Path, host: Host) -> dict:
     if (workdir / "config.json").exists():
         _refuse_another(config, workdir)
     else:  # nothing here belongs to a run: a config that failed its checks may have left these
-        for name in (VOCABULARY, CATALOGUE):
-            (workdir / name).unlink(missing_ok=True)
+        shutil.rmtree(workdir / VOCABULARY, ignore_errors=True)
+        (workdir / CATALOGUE).unlink(missing_ok=True)
     results_file = workdir / "results.json"
     if not results_file.exists():
         experiment = Experiment(config, workdir)

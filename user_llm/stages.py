@@ -18,6 +18,7 @@ from user_llm.checkpoints.manager import StageCheckpoints
 from user_llm.checkpoints.transfer import initialise, with_prefix
 from user_llm.config import STAGES, ConfigError, trains_categories
 from user_llm.data.pipeline import TrainBatches
+from user_llm.data.vocabularies import copy_vocabulary
 from user_llm.evaluation.evaluator import Subset, encoder_scores, mean_metrics, rank_by_scores
 from user_llm.evaluation.metrics import METRICS
 from user_llm.experiment import Experiment
@@ -128,7 +129,7 @@ def _borrowed(experiment: Experiment) -> Models:
       ConfigError: that run's encoder has another shape, other data, or has learnt from what we validate on.
     """
     config, workdir = experiment.config, Path(experiment.config.encoder.checkpoint)
-    if not config.encoder.checkpoint or config.encoder.init == "random":
+    if not config.encoder.checkpoint or config.encoder.init == "random" or config.integration.kind == "none":
         return {}
     theirs = ConfigDict(json.loads((workdir / "config.json").read_text()))
     says = f"config.encoder.checkpoint={workdir}"
@@ -156,9 +157,8 @@ def _export(experiment: Experiment, model: Model) -> None:
         trained = parameters.merge(model.graphdef, model.parameters, model.buffers)
         vocabulary = experiment.vocabulary
         with replacing(folder) as partial:
-            huggingface.save_language_model(
-                trained, partial, experiment.workdir, bos_id=vocabulary.bos_id, eos_id=vocabulary.eos_id
-            )
+            huggingface.save_language_model(trained, partial, bos_id=vocabulary.bos_id, eos_id=vocabulary.eos_id)
+            copy_vocabulary(vocabulary, partial)
 
 
 def _initial(experiment: Experiment, name: str, finished: Mapping[str, Model]) -> Model:
@@ -176,18 +176,12 @@ def _initial(experiment: Experiment, name: str, finished: Mapping[str, Model]) -
 def _pretrained(experiment: Experiment, finished: Mapping[str, Model]) -> Parameters:
     config = experiment.config
     pretrained: Parameters = {}
-    if config.encoder.init == "pretrained":
+    if config.encoder.init == "pretrained" and config.integration.kind != "none":
         pretrained |= with_prefix("encoder", finished["encoder"].parameters)
     if config.llm.checkpoint:
-        compute = config.compute
-        model = huggingface.load_language_model(
-            Path(config.llm.checkpoint),
-            dtype=compute.dtype,
-            param_dtype=compute.param_dtype,
-            scan_layers=compute.scan_layers,
-            remat=compute.remat,
-        )
-        pretrained |= with_prefix("language_model", parameters.split(model)[1])
+        shape = experiment.assembly.language_model_config
+        downloaded = huggingface.load_parameters(config.llm.checkpoint, shape, experiment.mesh)
+        pretrained |= with_prefix("language_model", downloaded)
     elif "llm" in finished:
         pretrained |= with_prefix("language_model", finished["llm"].parameters)
     return pretrained

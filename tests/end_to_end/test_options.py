@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 from ml_collections.config_flags import config_path
 
+import user_llm
 from user_llm import experiment
+from user_llm.checkpoints import huggingface
 from user_llm.config import ConfigError, validate
 from user_llm.host import Host
+from user_llm.models import parameters
 from user_llm.parallel.mesh import one_device
 from user_llm.run import run
 
@@ -43,8 +46,33 @@ VARIANTS = {
         "llm.tie_embeddings": False,
         "evaluation.answers": "exact",
     },
-    "the encoder alone, few users, seen items allowed": {
+    "TextPrompt with adapters": {
+        "integration.kind": "none",
+        "strategy": "lora",
+        "stages": ("llm", "user_llm"),
+        "data.text_history": 20,
+        "prompt.max_inputs": 60,
+    },
+    "dual encoder through a Perceiver into a soft prompt, adapters": {
+        "encoder.kind": "dual_encoder",
+        "encoder.dual_encoder.num_outputs": 3,
+        "integration.kind": "soft_prompt",
+        "integration.perceiver.enabled": True,
+        "integration.perceiver.num_layers": 2,
+        "integration.perceiver.num_latents": 2,
+        "integration.perceiver.num_heads": 2,
+        "integration.task_prompt": 3,
+        "strategy": "lora",
+    },
+    "a dual encoder of categories alone": {
         "stages": ("encoder",),
+        "encoder.kind": "dual_encoder",
+        "encoder.dual_encoder.label": "category",
+        "training.encoder.keep_best": "loss",
+    },
+    "BERT4Rec alone, few users, seen items allowed": {
+        "stages": ("encoder",),
+        "encoder.kind": "bert4rec",
         "evaluation.max_users": 20,
         "evaluation.max_validation": 10,
         "evaluation.exclude_history": False,
@@ -75,13 +103,63 @@ def test_a_variant_runs_to_its_results(name, data_dir, tmp_path, monkeypatch):
     results = run(config, tmp_path / "run", Host(tensorboard=False))
     protocol = next(iter(results["protocols"].values()))
     assert protocol["users"] == (config.evaluation.max_users or 48)
-    assert ("User-LLM" in protocol["rows"]) == ("user_llm" in config.stages)
-    assert ("Encoder alone" in protocol["rows"]) == ("encoder" in config.stages)
+    llm = "TextPrompt" if config.integration.kind == "none" else "User-LLM"
+    assert (llm in protocol["rows"]) == ("user_llm" in config.stages)
+    ranks_items = config.encoder.dual_encoder.label == "item"
+    assert ("Encoder alone" in protocol["rows"]) == ("encoder" in config.stages and ranks_items)
+    # No prompt here holds all the titles it should: what is left out is said.
+    assert (results.get("dropped_events", 0) > 0) == (config.data.text_history > 0)
     for row in protocol["rows"].values():
         assert all(np.isfinite(value) for interval in row.values() for value in interval.values())
     rows = [json.loads(line) for line in (tmp_path / "run" / config.stages[-1] / "metrics.jsonl").open()]
     assert np.isfinite([row["loss"] for row in rows]).all()
     assert any(row["kind"] == "validation" for row in rows) == config.data.validation
+
+
+@pytest.fixture(scope="module")
+def pretrained(data_dir, tmp_path_factory):
+    """The workdir of a run that trained an encoder and a language model, and no more."""
+    workdir = tmp_path_factory.mktemp("pretrained") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "make_mesh", lambda sizes: one_device())
+        run(configured(data_dir, {"stages": ("llm", "encoder")}), workdir, Host(tensorboard=False))
+    return workdir
+
+
+def borrowing(data_dir, pretrained, **overrides):
+    places = {"llm.checkpoint": str(pretrained / "llm" / "huggingface"), "encoder.checkpoint": str(pretrained)}
+    return configured(data_dir, {"strategy": "enc", **places, **overrides})
+
+
+def test_encoder_and_llm_of_another_run_take_the_place_of_the_stages(data_dir, pretrained, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "make_mesh", lambda sizes: one_device())
+    config = borrowing(data_dir, pretrained)
+    results = run(config, tmp_path / "run", Host(tensorboard=False))
+    assert not (tmp_path / "run" / "llm").exists()
+    assert not (tmp_path / "run" / "encoder").exists()
+    theirs = json.loads((pretrained / "results.json").read_text())
+    for name, protocol in results["protocols"].items():
+        assert protocol["rows"]["Encoder alone"] == theirs["protocols"][name]["rows"]["Encoder alone"]
+    # The frozen LLM is to the bit the one in that folder, as Hugging Face's layout holds it.
+    downloaded = huggingface.load_language_model(pretrained / "llm" / "huggingface")
+    model = user_llm.load(tmp_path / "run")._model.parameters
+    for path, value in parameters.split(downloaded)[1].items():
+        np.testing.assert_array_equal(model[f"language_model/{path}"], value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"encoder.width": 32}, r"was made with config\.encoder\.width=16, this run has 32: they must agree"),
+        ({"encoder.features": ("item",)}, r"config\.encoder\.features=\['item', 'category', 'rating'\], this run has"),
+        ({"data.simulated.seed": 5, "data.data_dir": "other"}, "was trained on other raw files"),
+    ],
+)
+def test_an_encoder_that_does_not_fit_is_refused(overrides, message, data_dir, pretrained, tmp_path):
+    if "data.data_dir" in overrides:
+        overrides = {**overrides, "data.data_dir": str(tmp_path / "data")}
+    with pytest.raises(ConfigError, match=message):
+        run(borrowing(data_dir, pretrained, **overrides), tmp_path / "run", Host(tensorboard=False))
 
 
 def test_a_batch_the_devices_cannot_share_is_refused(data_dir, tmp_path):

@@ -37,7 +37,12 @@ def test_numbers_are_whole_on_a_narrow_terminal():
 
 def write(folder):
     protocol = {"users": 3, "rows": ROWS, "comparisons": COMPARISONS}
-    return report.write_results(folder, protocols={"all users": protocol}, provenance=report.provenance("abc"))
+    return report.write_results(
+        folder,
+        protocols={"all users": protocol},
+        provenance=report.provenance("abc"),
+        facts={"dropped_events": 0.5},
+    )
 
 
 def test_results_can_be_read_back(tmp_path):

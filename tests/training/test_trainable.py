@@ -7,6 +7,7 @@ from user_llm.training.trainable import EVERYTHING, STRATEGIES, trainable
 
 TRAINED = {
     "full": {"encoder", "connector", "language_model"},
+    "lora": {"encoder", "connector"},  # and the adapters
     "enc": {"encoder", "connector"},
     "proj": {"connector"},
 }
@@ -42,8 +43,15 @@ def test_the_first_row_that_matches_the_whole_path_decides():
 
 @pytest.mark.parametrize("strategy", TRAINED)
 def test_a_parameter_without_a_row_is_named(strategy, paths):
-    with pytest.raises(ValueError, match="No row of the strategy covers the parameter perceiver/latents_LU"):
-        trainable([*paths, "perceiver/latents_LU"], STRATEGIES[strategy])
+    with pytest.raises(ValueError, match="No row of the strategy covers the parameter adapter/down_DR"):
+        trainable([*paths, "adapter/down_DR"], STRATEGIES[strategy])
+
+
+@pytest.mark.parametrize("strategy", TRAINED)
+def test_adapters_and_perceiver_train_where_the_paper_says(strategy):
+    added = ["perceiver/latents_LU", "language_model/layers/0/attention/lora/q/a_DR", "language_model/layers/lora/b_RD"]
+    trains = trainable([*added, "connector/projection_UD"], STRATEGIES[strategy])
+    assert [trains[path] for path in added] == [True, *[strategy in ("full", "lora")] * 2]
 
 
 def test_a_strategy_that_trains_nothing_is_refused(paths):

@@ -10,12 +10,13 @@ Rules = Sequence[tuple[str, bool]]
 _PRETRAINING: Rules = ((r"encoder/(\w+_head_UU|mask_U|label_tower/.*|log_scale)", False),)
 _CONNECTOR = r"(connector|perceiver)/.*"
 _ADAPTERS = r"language_model/.*/lora/.*"
+_FROZEN_LLM = (r"language_model/.*", False)
 
 STRATEGIES: dict[str, Rules] = {
     "full": (*_PRETRAINING, (_CONNECTOR, True), (r"(encoder|language_model)/.*", True)),
-    "lora": (*_PRETRAINING, (_CONNECTOR, True), (r"encoder/.*", True), (_ADAPTERS, True), (r"language_model/.*", False)),
-    "enc": (*_PRETRAINING, (_CONNECTOR, True), (r"encoder/.*", True), (r"language_model/.*", False)),
-    "proj": (*_PRETRAINING, (_CONNECTOR, True), (r"(encoder|language_model)/.*", False)),
+    "lora": (*_PRETRAINING, (_CONNECTOR, True), (r"encoder/.*", True), (_ADAPTERS, True), _FROZEN_LLM),
+    "enc": (*_PRETRAINING, (_CONNECTOR, True), (r"encoder/.*", True), _FROZEN_LLM),
+    "proj": (*_PRETRAINING, (_CONNECTOR, True), (r"encoder/.*", False), _FROZEN_LLM),
 }
 EVERYTHING: Rules = ((r".*", True),)  # the stages that train one model from scratch
 
