@@ -13,7 +13,14 @@ import seqio
 from ml_collections import ConfigDict
 
 from user_llm.checkpoints import huggingface
-from user_llm.data.vocabularies import decode_batch, encode_batch, load_vocabulary
+from user_llm.data.vocabularies import (
+    copy_vocabulary,
+    decode_batch,
+    encode_batch,
+    load_vocabulary,
+    rows_needed,
+    text_start,
+)
 from user_llm.decoding.generate import generate
 from user_llm.evaluation.evaluator import user_llm_beams
 from user_llm.experiment import Experiment
@@ -29,9 +36,17 @@ class TextModel:
       model: the `LanguageModel`.
       config: its dims.
       tokenizer: a `seqio.Vocabulary`: `encode`, `decode`, `bos_id`, `eos_id`.
+
+    Raises:
+      ValueError: the tokenizer has tokens for which the model has no rows.
     """
 
-    def __init__(self, model: LanguageModel, tokenizer: seqio.SentencePieceVocabulary):
+    def __init__(self, model: LanguageModel, tokenizer: seqio.Vocabulary):
+        if rows_needed(tokenizer) > model.config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {rows_needed(tokenizer)} tokens, but the model has rows for "
+                f"{model.config.vocab_size}: it belongs to another model."
+            )
         self.model = model
         self.tokenizer = tokenizer
 
@@ -50,25 +65,41 @@ class TextModel:
         return _logits(self.model, tokens)
 
     def generate(self, prompt: str, max_new_tokens: int = 40, *, temperature: float = 0.0, seed: int = 0) -> str:
-        """The text that continues `prompt` (BOS is put in front of it): greedy, or sampled with a temperature."""
-        bos = [self.tokenizer.bos_id] if self.tokenizer.bos_id >= 0 else []
-        tokens = [*bos, *encode_batch(self.tokenizer, [prompt])[0]]
-        if len(tokens) + max_new_tokens > self.config.max_length:
+        """The text that continues `prompt`: greedy, or sampled with a temperature.
+
+        BOS is put in front of the prompt where the checkpoint's texts begin with it.
+        """
+        start, (words,) = text_start(self.tokenizer), encode_batch(self.tokenizer, [prompt])
+        length = len(start) + len(words)
+        if not length:
+            raise ValueError("there is nothing to continue: this tokenizer puts no BOS in front of an empty prompt.")
+        if length + max_new_tokens > self.config.max_length:
             raise ValueError(
-                f"{len(tokens)} tokens of prompt and {max_new_tokens} new ones are more than the "
+                f"{length} tokens of prompt and {max_new_tokens} new ones are more than the "
                 f"{self.config.max_length} this model was made for: shorten the prompt, or lower max_new_tokens."
             )
         new = generate(
             self.model,
-            jnp.asarray([tokens], jnp.int32),
+            jnp.asarray([start + words], jnp.int32),
+            jnp.asarray([length], jnp.int32),
             max_new_tokens=max_new_tokens,
             eos_id=self.tokenizer.eos_id,
             temperature=temperature,
             key=jax.random.key(seed),
         )
         # Decoded together: a continuation alone would lose the space in front of it.
-        whole = np.concatenate([np.array([tokens], np.int32), np.asarray(new)], axis=1)
-        return decode_batch(self.tokenizer, whole)[0][len(decode_batch(self.tokenizer, whole[:, : len(tokens)])[0]) :]
+        whole = np.array([words + np.asarray(new)[0].tolist()], np.int32)
+        return decode_batch(self.tokenizer, whole)[0][len(decode_batch(self.tokenizer, whole[:, : len(words)])[0]) :]
+
+    def save(self, folder: str | Path) -> None:
+        """Writes a Hugging Face folder, which `load_language_model` and `transformers` load.
+
+        Raises:
+          CheckpointError: `folder` holds weights already.
+        """
+        ids = dict(bos_id=self.tokenizer.bos_id, eos_id=self.tokenizer.eos_id)
+        huggingface.save_language_model(self.model, folder, **ids)
+        copy_vocabulary(self.tokenizer, folder)
 
 
 @jax.jit
@@ -78,14 +109,18 @@ def _logits(model: LanguageModel, tokens: jax.Array) -> jax.Array:
     return model.logits(hidden)
 
 
-def load_language_model(folder: str | Path, *, dtype: str = "float32", param_dtype: str = "float32") -> TextModel:
-    """Loads a Hugging Face folder: `config.json`, safetensors (one file or shards), `tokenizer.model`.
+def load_language_model(name: str | Path, *, dtype: str = "float32", param_dtype: str = "float32") -> TextModel:
+    """Loads a Hugging Face folder, or a model of the hub by its name ("organisation/model").
+
+    The folder has `config.json`, safetensors (one file or shards), and `tokenizer.model` or `tokenizer.json`.
 
     Raises:
-      CheckpointError: what in the folder is missing, left over, misshaped or not supported.
+      CheckpointError: what of it is missing, left over, misshaped or not supported.
+      FileNotFoundError: it has no tokenizer.
     """
-    model = huggingface.load_language_model(Path(folder), dtype=dtype, param_dtype=param_dtype)
-    return TextModel(model, load_vocabulary(folder))
+    folder = huggingface.resolve(name)
+    tokenizer = load_vocabulary(folder)  # first, as it may be missing and takes no time
+    return TextModel(huggingface.load_language_model(folder, dtype=dtype, param_dtype=param_dtype), tokenizer)
 
 
 class Recommendation(NamedTuple):
@@ -116,7 +151,7 @@ class Recommender:
 
         Args:
           events: oldest first, each `{"item": title, "rating": number}`; the latest `history_length` are read. The
-            rating may be left out only where the encoder does not use it.
+            rating may be left out only where no encoder reads it.
           k: how many; beams are as many, or the config's where those are more.
 
         Raises:
@@ -130,9 +165,10 @@ class Recommender:
             list(enumerate(events))[-length:], start=length - min(len(events), length)
         ):
             history[:, 0, slot] = self._item(index, event), self._rating(index, event)
-        tokens, _, _ = self._prompts.build(history[0])
+        tokens, lengths, _ = self._prompts.build(history[0])
         beams = self._search(max(k, self.config.evaluation.num_beams))
-        result, _ = beams({"prompt_tokens": tokens, "history/item": history[0], "history/rating": history[1]})
+        prompt = {"prompt_tokens": tokens, "prompt_lengths": lengths}
+        result, _ = beams({**prompt, "history/item": history[0], "history/rating": history[1]})
         found = zip(np.asarray(result.items)[0].tolist(), np.asarray(result.scores)[0].tolist(), strict=True)
         return [Recommendation(self.catalogue.titles[item], score) for item, score in found if item][:k]
 
@@ -160,7 +196,8 @@ class Recommender:
         return self._items[title]
 
     def _rating(self, index: int, event: Mapping[str, Any]) -> int:
-        if "rating" not in event and "rating" not in self.config.encoder.features:
+        encodes = self.config.integration.kind != "none"
+        if "rating" not in event and not (encodes and "rating" in self.config.encoder.features):
             return 0
         try:
             return self._ratings[float(event.get("rating"))]

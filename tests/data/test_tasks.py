@@ -1,6 +1,11 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import seqio
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 
 from user_llm.data.feature_converters import (
     EncoderFeatureConverter,
@@ -9,7 +14,7 @@ from user_llm.data.feature_converters import (
 )
 from user_llm.data.prompts import NextItemPrompts, next_item
 from user_llm.data.tasks import register_next_item, task_feature_lengths, task_name
-from user_llm.data.vocabularies import TitleTokens
+from user_llm.data.vocabularies import TitleTokens, load_vocabulary
 from user_llm.data.windows import Windows
 
 HISTORY = 5
@@ -18,6 +23,21 @@ HISTORY = 5
 @pytest.fixture(scope="module")
 def titles(table, vocabulary):
     return TitleTokens(table.catalogue, vocabulary, max_targets=9)
+
+
+@pytest.fixture(scope="module")
+def titles_with_token_0(table, tmp_path_factory):
+    """Of a vocabulary in which 0, as in GPT-2, is "!", at which every title begins."""
+    letters = ByteLevel.alphabet()
+    tokenizer = Tokenizer(BPE({letter: index for index, letter in enumerate([*sorted(letters), "<end>"])}, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    folder = tmp_path_factory.mktemp("bytes")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<end>"}')
+    named = dataclasses.replace(table.catalogue, titles=["", *(f"!{title}!" for title in table.catalogue.titles[1:])])
+    titles = TitleTokens(named, load_vocabulary(folder), max_targets=9)
+    assert (titles.tokens[1:, 1] == 0).all()
+    return titles
 
 
 def make_prompts(titles, text_history):
@@ -33,8 +53,19 @@ def read(dataset, names=None):
 @pytest.mark.parametrize("text_history", [0, 4])
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_both_roads_give_the_same_language_model_batches(table, titles, text_history, split):
+    compare_roads(table, make_prompts(titles, text_history), split)
+
+
+def test_both_roads_tell_token_0_from_what_fills_up(table, titles_with_token_0):
+    express = compare_roads(table, make_prompts(titles_with_token_0, 4), "test")
+    within = np.arange(express["prompt_tokens"].shape[1]) < express["prompt_lengths"][:, None]
+    assert ((express["prompt_tokens"] == 0) & within).any()
+    assert ((express["decoder_target_tokens"] == 0) & (express["decoder_loss_weights"] > 0)).any(axis=1).all()
+
+
+def compare_roads(table, prompts, split):
+    """Holds the roads equal and returns their batch."""
     options = dict(history_length=HISTORY, min_history=2, validation=True)
-    prompts = make_prompts(titles, text_history)
     task = register_next_item(table, prompts, **options)
     source = UserLLMSource(Windows(table, split=split, **options), prompts)
     express = source.gather(np.arange(len(source)))
@@ -51,8 +82,9 @@ def test_both_roads_give_the_same_language_model_batches(table, titles, text_his
     for name in express:
         assert definition[name].dtype == express[name].dtype
         np.testing.assert_array_equal(definition[name], express[name], err_msg=name)
-    if text_history:
+    if prompts.text_history:
         assert express["dropped_events"].any()
+    return express
 
 
 def test_both_roads_give_the_same_encoder_batches(table, titles):

@@ -123,11 +123,10 @@ class HuggingFaceVocabulary(seqio.Vocabulary):
         return [text.removeprefix(" ") for text in texts] if self._puts_space else texts
 
     def save_config(self, folder: Path) -> None:
-        """Writes the `tokenizer_config.json` that makes a copy of the file alone read as this vocabulary."""
+        """Writes the `tokenizer_config.json` with which a copy of the file alone is this vocabulary."""
         tokens = {"bos_token": self._bos_id, "eos_token": self._eos_id}
         named = {name: self.tokenizer.id_to_token(token) if token >= 0 else None for name, token in tokens.items()}
-        values = {**self._config, **named, "add_bos_token": self.adds_bos}
-        text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps(self._config | named, indent=2, ensure_ascii=False) + "\n"
         (folder / TOKENIZER_CONFIG).write_text(text, encoding="utf-8")
 
     def _encode(self, s: str) -> list[int]:

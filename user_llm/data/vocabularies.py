@@ -16,7 +16,7 @@ import sentencepiece
 import seqio
 from seqio.vocabularies import sentencepiece_model_pb2
 
-from user_llm.data.huggingface_vocabulary import TOKENIZER_JSON, HuggingFaceVocabulary
+from user_llm.data.huggingface_vocabulary import TOKENIZER_CONFIG, TOKENIZER_JSON, HuggingFaceVocabulary
 from user_llm.data.timelines import Catalogue
 from user_llm.files import replacing
 
@@ -116,16 +116,20 @@ def _load_sentencepiece(file: Path) -> seqio.SentencePieceVocabulary:
 def copy_vocabulary(vocabulary: seqio.Vocabulary, folder: str | os.PathLike) -> None:
     """Writes a loaded vocabulary's files into `folder`, from which `load_vocabulary` then gives the same one.
 
-    It is a Hugging Face folder's tokenizer: `tokenizer.model`, or `tokenizer.json` with a `tokenizer_config.json`
-    that names BOS and EOS even where other files did so before.
+    It is a Hugging Face folder's tokenizer: a `tokenizer.model` with the files that `transformers` has beside it, or
+    a `tokenizer.json` with a `tokenizer_config.json` that names BOS and EOS even where other files did so before.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(vocabulary, HuggingFaceVocabulary):
         shutil.copyfile(vocabulary.file, folder / TOKENIZER_JSON)
         vocabulary.save_config(folder)
-    else:
-        shutil.copyfile(vocabulary.sentencepiece_model_file, folder / TOKENIZER_FILE)
+        return
+    file = Path(vocabulary.sentencepiece_model_file)
+    shutil.copyfile(file, folder / TOKENIZER_FILE)
+    for beside in map(file.with_name, (TOKENIZER_JSON, TOKENIZER_CONFIG)):
+        if file.name == TOKENIZER_FILE and beside.is_file():
+            shutil.copyfile(beside, folder / beside.name)
 
 
 def rows_needed(vocabulary: seqio.Vocabulary) -> int:
