@@ -86,8 +86,11 @@ class Sweep:
         try:
             with console.status("") as status:
                 while waiting or self._active:
-                    for name in [name for name in self._active if self._active[name][0].poll() is not None]:
+                    ended = [name for name, (process, _) in self._active.items() if process.poll() is not None]
+                    for name in ended:
                         self._settle(name, console)
+                    if ended and not console.is_terminal:  # which has no live line
+                        console.print(self.progress(jobs))
                     for name in list(waiting):
                         needs = [self._state(other) for other in self.runs[name].needs]
                         if {FAILED, SKIPPED} & {*needs}:

@@ -6,10 +6,18 @@ import shutil
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 
 import user_llm
 from configs import base
+from user_llm.api import TextModel
 from user_llm.checkpoints.manager import StageCheckpoints
+from user_llm.data.vocabularies import load_vocabulary
+from user_llm.models import parameters
+from user_llm.models.language_model import LanguageModel, LanguageModelConfig
 
 STORY = ", there was a little girl named Lily. She loved to play outside in the park. One day, she saw a big, red ball."
 
@@ -74,6 +82,64 @@ def test_a_folder_without_a_tokenizer_is_named(folder, tmp_path):
         shutil.copyfile(folder / name, tmp_path / name)
     with pytest.raises((ValueError, FileNotFoundError), match=r"tokenizer\.model"):
         user_llm.load_language_model(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def bytes_folder(tmp_path_factory):
+    """A tokenizer.json as GPT-2's: token 0 is "!", BOS is EOS, and texts begin without it."""
+    folder = tmp_path_factory.mktemp("bytes")
+    names = [*sorted(ByteLevel.alphabet()), "<|endoftext|>"]
+    tokenizer = Tokenizer(BPE({name: index for index, name in enumerate(names)}, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "config.json").write_text(json.dumps({"bos_token_id": 256, "eos_token_id": 256}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def of_bytes(bytes_folder):
+    """A model that answers any token with the one before it in the vocabulary, and "!" with EOS."""
+    config = LanguageModelConfig(
+        vocab_size=260, num_layers=1, width=260, num_heads=1, num_kv_heads=1, head_dim=4, hidden=4, tie_embeddings=False
+    )
+    model = LanguageModel(config, rngs=nnx.Rngs(0))
+    graphdef, values, buffers = parameters.split(model)
+    quiet = {
+        path: jnp.zeros_like(value) if "/attention/o_" in path or "/mlp/down_" in path else value
+        for path, value in values.items()
+    }
+    answer = np.where(np.arange(260) == 0, 256, np.arange(260) - 1)
+    head = np.zeros((260, 260), np.float32)
+    head[answer, np.arange(260)] = 1
+    quiet |= {"embedding_VD": jnp.eye(260), "head_VD": jnp.asarray(head)}
+    return TextModel(parameters.merge(graphdef, quiet, buffers), load_vocabulary(bytes_folder))
+
+
+def test_token_0_is_a_word_where_the_vocabulary_says_so(of_bytes):
+    assert of_bytes.tokenizer.encode("!") == [0]
+    assert of_bytes.generate("$") == '#"!'  # and no BOS in front, which is EOS here
+    assert of_bytes.generate("a!$", 2) == '#"'
+    assert of_bytes.generate("!!!") == ""
+
+
+def test_a_prompt_of_no_tokens_is_refused(of_bytes):
+    with pytest.raises(ValueError, match="nothing to continue"):
+        of_bytes.generate("")
+
+
+def test_a_saved_model_loads_again_with_its_tokenizer(of_bytes, llm, tokens, tmp_path):
+    of_bytes.save(tmp_path / "bytes")
+    again = user_llm.load_language_model(tmp_path / "bytes")
+    assert again.generate("$") == '#"!'
+    assert (again.tokenizer.bos_id, again.tokenizer.eos_id, again.tokenizer.adds_bos) == (256, 256, False)
+    llm.save(tmp_path / "stories")
+    np.testing.assert_array_equal(user_llm.load_language_model(tmp_path / "stories").logits(tokens), llm.logits(tokens))
+
+
+def test_a_tokenizer_of_another_model_is_refused(llm, of_bytes):
+    with pytest.raises(ValueError, match="has 512 tokens, but the model has rows for 260"):
+        TextModel(of_bytes.model, llm.tokenizer)
 
 
 def workdir(folder, **changes):
