@@ -9,6 +9,7 @@ from flax import nnx
 from user_llm.models import parameters
 from user_llm.models.cross_attention import CrossAttention, CrossAttentionConfig
 from user_llm.models.language_model import causal_mask
+from user_llm.models.user_llm import UserLLM
 
 
 @jax.jit
@@ -32,7 +33,9 @@ def _with_gates(model, value):
     return parameters.merge(graphdef, values, buffers)
 
 
-@pytest.mark.parametrize("layout", [dict(), dict(scan_layers=True), dict(every=1, dtype="bfloat16")], ids=str)
+@pytest.mark.parametrize(
+    "layout", [dict(), dict(scan_layers=True), dict(every=1, perceiver=True, dtype="bfloat16")], ids=str
+)
 def test_gates_at_zero_are_the_language_model_to_the_bit(make_user_llm, history, tokens, layout):
     model = _with_gates(make_user_llm(**layout), 0)
     alone = _logits_alone(model.language_model, tokens)
@@ -41,7 +44,8 @@ def test_gates_at_zero_are_the_language_model_to_the_bit(make_user_llm, history,
 
 
 def test_gates_start_at_zero_and_alone_have_gradients_then(build_user_llm, history, tokens):
-    graphdef, values, buffers = parameters.split(build_user_llm(nnx.Rngs(0)))
+    graphdef, _, _ = parameters.split(parameters.abstract(build_user_llm))
+    values, buffers = jax.jit(lambda: parameters.split(build_user_llm(nnx.Rngs(0)))[1:])()
 
     def loss(values):
         return jnp.mean(_logits(parameters.merge(graphdef, values, buffers), history, tokens) ** 2)
@@ -55,7 +59,9 @@ def test_gates_start_at_zero_and_alone_have_gradients_then(build_user_llm, histo
             assert bool(jnp.any(values[path] != 0)) == (path not in gates), path
 
 
-def test_each_user_gets_their_own_history_and_padding_says_nothing(user_llm, history, tokens):
+@pytest.mark.parametrize("perceiver", [False, True])
+def test_each_user_gets_their_own_history_and_padding_says_nothing(make_user_llm, history, tokens, perceiver):
+    user_llm = make_user_llm(perceiver=perceiver)
     logits = _logits(user_llm, history, tokens)
     other = {name: ids[jnp.array([0, 2, 1])] for name, ids in history.items()}
     shuffled = _logits(user_llm, other, tokens)
@@ -91,7 +97,7 @@ def test_decoding_with_a_context_equals_one_pass(
     context = jax.jit(lambda model: model.encode(history, history["item"] > 0))(model)
     assert context.key.shape == (1, 3, 7, 2, 4)
     batch, length = tokens.shape
-    cache = model.language_model.init_cache(batch, length)
+    cache = model.init_cache(batch, length, context)
 
     @jax.jit
     def step(model, token, at, cache):
@@ -106,22 +112,45 @@ def test_decoding_with_a_context_equals_one_pass(
         np.testing.assert_allclose(logits, expected[:, at], atol=1e-5)
 
 
-def test_every_parameter_names_its_axes_and_none_is_left_to_initialise(build_user_llm):
+def test_without_an_encoder_it_is_the_language_model_alone(user_llm, history, tokens):
+    model = UserLLM(None, None, None, user_llm.language_model)
+    assert model.encode(history, history["item"] > 0) is None
+    np.testing.assert_array_equal(_logits(model, history, tokens), _logits_alone(user_llm.language_model, tokens))
+    assert all(path.startswith("language_model/") for path in parameters.split(model)[1])
+
+
+def test_a_perceiver_hands_its_latents_to_the_connector(make_user_llm, history):
+    model = make_user_llm(perceiver=True)
+    context = jax.jit(lambda model: model.encode(history, history["item"] > 0))(model)
+    assert context.key.shape == (1, 3, 3, 2, 4)
+    np.testing.assert_array_equal(context.mask, [[True] * 3, [True] * 3, [False] * 3])
+
+
+@pytest.mark.parametrize("given", [("encoder",), ("connector",), ("perceiver",), ("encoder", "perceiver")], ids=str)
+def test_parts_that_need_one_another_come_together(make_user_llm, given):
+    whole = make_user_llm(perceiver=True)
+    parts = {name: getattr(whole, name) if name in given else None for name in ("encoder", "perceiver", "connector")}
+    with pytest.raises(ValueError, match="alone: an encoder needs a connector"):
+        UserLLM(**parts, language_model=whole.language_model)
+
+
+@pytest.mark.parametrize("soft_prompt", [None, 2])
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_every_parameter_names_its_axes(build_user_llm, scan_layers, soft_prompt):
     known = {"layers", "vocab", "items", "embed", "user", "mlp", "user_mlp", "heads", "kv_heads", "head_dim"}
     known |= {"feature", "norm", None}
-    for scan_layers in (False, True):
-        model = parameters.abstract(lambda rngs: build_user_llm(rngs, scan_layers=scan_layers))  # noqa: B023
-        axes = parameters.logical_axes(model)
-        shapes = parameters.split(model)[1]
-        assert axes.keys() == shapes.keys()
-        for path, names in axes.items():
-            assert len(names) == len(shapes[path].shape), path
-            assert set(names) <= known, path
-            assert ("layers" in names) == (scan_layers and ("layers/" in path or "blocks/" in path)), path
+    options = dict(scan_layers=scan_layers, soft_prompt=soft_prompt, perceiver=True)
+    model = parameters.abstract(lambda rngs: build_user_llm(rngs, **options))
+    axes = parameters.logical_axes(model)
+    shapes = parameters.split(model)[1]
+    assert axes.keys() == shapes.keys()
+    for path, names in axes.items():
+        assert len(names) == len(shapes[path].shape), path
+        assert set(names) <= known, path
+        assert ("layers" in names) == (scan_layers and ("layers/" in path or "blocks/" in path)), path
 
 
 def test_a_connector_that_cannot_fit_is_refused(user_llm):
-    stack = user_llm.language_model.config.stack
     config = CrossAttentionConfig(every=4, num_heads=2, head_dim=4, hidden=16)
     with pytest.raises(ValueError, match="every 4 layers does not fit a language model of 3 layers"):
-        CrossAttention(config, stack, 8, rngs=nnx.Rngs(0))
+        CrossAttention(config, user_llm.language_model.config, 8, rngs=nnx.Rngs(0))
