@@ -63,6 +63,8 @@ def make_batch():
         "decoder_target_tokens": tokens[:, 1:],
         "decoder_positions": np.broadcast_to(np.arange(T, dtype=np.int32), (B, T)),
         "decoder_loss_weights": (generator.random((B, T)) < 0.7).astype(np.float32),
+        "prompt_tokens": tokens[:, :1],
+        "prompt_lengths": np.ones(B, np.int32),
         "dropped_events": np.zeros(B, np.int32),
     }
 

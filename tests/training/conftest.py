@@ -76,7 +76,9 @@ class Examples:
         item[missing] = rating[missing] = 0
         length = generator.integers(3, T + 1, (rows, 1))
         tokens[np.arange(T + 1) > length] = 0
-        answer = (np.arange(T) >= 2) & (np.arange(T) < length)
+        prompt = np.random.default_rng(1).integers(1, 4, (rows, 1))
+        slot = np.arange(T) + 1 - prompt  # of the answer's tokens, which a batch has room for T - 2 of
+        answer = (slot >= 0) & (slot < T - 2) & (np.arange(T) < length)
         batch = {
             "history/item": item[:, :-1],
             "history/rating": rating[:, :-1],
@@ -86,6 +88,8 @@ class Examples:
             "decoder_target_tokens": tokens[:, 1:],
             "decoder_positions": np.tile(np.arange(T, dtype=np.int32), (rows, 1)),
             "decoder_loss_weights": answer * generator.uniform(0.5, 1.5, (rows, T)).astype(np.float32),
+            "prompt_tokens": tokens[:, :3],
+            "prompt_lengths": prompt[:, 0].astype(np.int32),
             "dropped_events": generator.integers(0, 3, rows).astype(np.int32),
         }
         return {key: value[ids] for key, value in batch.items()}

@@ -152,7 +152,7 @@ def text_objective(chunk_rows: int) -> Objective:
 
     def objective(model, batch: Batch, key: jax.Array | None):
         del key
-        return _answer_loss(model, model, batch, chunk_rows)
+        return _text_loss(model, model, batch, chunk_rows)
 
     return objective
 
@@ -166,7 +166,9 @@ def contextualised_objective(chunk_rows: int) -> Objective:
     def objective(model, batch: Batch, key: jax.Array | None):
         features, mask = history(batch)
         context = model.encode(features, mask, key=key)
-        loss, weight, metrics = _answer_loss(model, model.language_model, batch, chunk_rows, context=context)
+        loss, weight, metrics = _text_loss(
+            model, model.language_model, batch, chunk_rows, slots=_answer_slots(batch), context=context
+        )
         rows = _example_weights(batch)
         dropped = jnp.sum(rows * batch["dropped_events"]), rows.sum()
         return loss, weight, {**metrics, "dropped_events": dropped}
@@ -174,15 +176,24 @@ def contextualised_objective(chunk_rows: int) -> Objective:
     return objective
 
 
-def _answer_loss(model, language_model, batch: Batch, chunk_rows: int, **context):
+def _answer_slots(batch: Batch) -> jax.Array:
+    """int32 `[B, A]`: where a prompt's answer has its targets; A is the longest answer the batch has room for."""
+    room = batch["decoder_input_tokens"].shape[1] + 1 - batch["prompt_tokens"].shape[1]
+    first = jnp.maximum(batch["prompt_lengths"], 1) - 1  # a filler's prompt is empty
+    return first[:, None] + jnp.arange(room)
+
+
+def _text_loss(model, language_model, batch: Batch, chunk_rows: int, *, slots: jax.Array | None = None, **context):
+    """The loss over all text, or over the `slots` `[B, A]` that hold all that is learnt."""
     tokens = batch["decoder_input_tokens"]
     # Padding is on the right, behind the causal mask: no target position can see it.
     mask = causal_mask(jnp.ones(tokens.shape, bool))
     hidden, _ = model(tokens, batch["decoder_positions"], mask, **context)
-    weights = batch["decoder_loss_weights"] * _example_weights(batch)[:, None]
-    loss, weight = chunked_cross_entropy(
-        hidden, language_model.output_table(), batch["decoder_target_tokens"], weights, chunk_rows=chunk_rows
-    )
+    targets, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"] * _example_weights(batch)[:, None]
+    if slots is not None:  # the softmax over the vocabulary is half of a small LLM's step: spare it the prompts
+        rows = jnp.arange(len(slots))[:, None]
+        hidden, targets, weights = hidden[rows, slots], targets[rows, slots], weights[rows, slots]
+    loss, weight = chunked_cross_entropy(hidden, language_model.output_table(), targets, weights, chunk_rows=chunk_rows)
     return loss, weight, {"loss": (loss, weight)}
 
 
