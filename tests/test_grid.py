@@ -120,6 +120,8 @@ def example():
         "decoder_target_tokens": np.roll(tokens, -1, axis=1),
         "decoder_positions": np.tile(np.arange(TOKENS, dtype=np.int32), (USERS, 1)),
         "decoder_loss_weights": np.ones(tokens.shape, np.float32),
+        "prompt_tokens": tokens[:, :1],
+        "prompt_lengths": np.ones(USERS, np.int32),
         "dropped_events": np.zeros(USERS, np.int32),
     }
 
