@@ -85,6 +85,37 @@ def test_cotangent_scales_both_gradients_and_weights_have_theirs():
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("biased", [False, True])
+def test_soft_cap_and_class_bias_equal_the_dense_loss(softcap, biased):
+    """Logits well beyond the cap; classes from 20 on are dropped, and only rows of no weight are of such a class."""
+    hidden, table, targets, weights = make_inputs((37,), 29, 8)
+    bias = np.linspace(-3, 3, 29).astype(np.float32)
+    bias[20:] = -np.inf
+    targets = jnp.where(weights > 0, 1 + targets % 19, 20 + targets % 9)
+    bias = jnp.asarray(bias) if biased else None
+
+    def chunked(hidden, table, weights):
+        options = dict(chunk_rows=8, first_class=1, class_bias=bias, softcap=softcap)
+        return chunked_cross_entropy(hidden, table, targets, weights, **options)[0]
+
+    def dense(hidden, table, weights):
+        logits = hidden @ table.T
+        logits = logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+        logits = (logits if bias is None else logits + bias).at[:, 0].set(-jnp.inf)
+        chosen = jnp.take_along_axis(logits, targets[:, None], 1)[:, 0]
+        return jnp.sum(weights * jnp.where(weights > 0, jax.nn.logsumexp(logits, -1) - chosen, 0))
+
+    want, gradients = jax.value_and_grad(dense, argnums=(0, 1, 2))(hidden, table, weights)
+    got, chunked_gradients = jax.value_and_grad(chunked, argnums=(0, 1, 2))(hidden, table, weights)
+    assert float(got) == pytest.approx(float(want), rel=1e-5)
+    assert float(chunked(hidden, table, weights)) == pytest.approx(float(want), rel=1e-5)
+    weighted = weights > 0  # `dense` cannot say what a row without weight would cost
+    np.testing.assert_allclose(chunked_gradients[2][weighted], gradients[2][weighted], rtol=1e-4, atol=1e-5)
+    for a, b in zip(chunked_gradients[:2], gradients[:2], strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
 def test_zero_weights_and_large_logits_stay_finite():
     hidden, table, targets, _ = make_inputs((12,), 30, 8)
     hidden = hidden * 1e4
@@ -206,6 +237,8 @@ def test_soft_cross_entropy_is_the_mean_over_the_set():
         ({"weights": jnp.zeros((2, 1))}, r"weights must be one a row of hidden: \(2,\)"),
         ({"chunk_rows": 0}, "chunk_rows must be at least 1, got 0"),
         ({"first_class": 5}, "first_class must be a class, 0 to 4, got 5"),
+        ({"class_bias": jnp.zeros((4,))}, r"class_bias must be one a class: \(5,\), got \(4,\)"),
+        ({"softcap": 0.0}, "softcap must be positive, got 0.0; None leaves"),
     ],
 )
 def test_misfitting_arguments_are_named(change, message):

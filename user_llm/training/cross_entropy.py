@@ -20,6 +20,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from user_llm.models import attention
+
 
 def chunked_cross_entropy(
     hidden: jax.Array,
@@ -119,28 +121,28 @@ def _check_shapes(hidden: jax.Array, table: jax.Array, targets: jax.Array, weigh
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _cross_entropy(chunk_rows, first_class, softcap, hidden, table, targets, weights, bias):
+def _cross_entropy(chunk_rows, first_class, cap, hidden, table, targets, weights, bias):
     """hidden [M, U], table [V, U], targets [M], weights float32 [M], bias [V] or None -> float32 scalar."""
     table = table.astype(hidden.dtype)
 
     def log_partition(_, chunk):
-        logits = _capped(_matmul("ru,vu->rv", chunk, table), softcap)
+        logits = _capped(_matmul("ru,vu->rv", chunk, table), cap)
         return None, _softmax_parts(logits, first_class, bias)[0]
 
     _, log_partitions = jax.lax.scan(log_partition, None, _split(hidden, chunk_rows))
-    target_logits = _capped(_row_products(hidden, table[targets]), softcap)
+    target_logits = _capped(_row_products(hidden, table[targets]), cap)
     return jnp.sum(weights * _losses(_join(log_partitions, len(targets)), target_logits, targets, weights, bias))
 
 
-def _forward(chunk_rows, first_class, softcap, hidden, table, targets, weights, bias):
+def _forward(chunk_rows, first_class, cap, hidden, table, targets, weights, bias):
     cast_table = table.astype(hidden.dtype)
 
     def softmax_gradients(d_table, chunk):
         hidden, weights = chunk
-        logits = _capped(_matmul("ru,vu->rv", hidden, cast_table), softcap)
+        logits = _capped(_matmul("ru,vu->rv", hidden, cast_table), cap)
         log_partition, exponentials, partition = _softmax_parts(logits, first_class, bias)
         scale = (weights / partition)[:, None]
-        exponentials = (exponentials * _slope(logits, softcap)).astype(hidden.dtype)
+        exponentials = (exponentials * _slope(logits, cap)).astype(hidden.dtype)
         d_hidden = scale * _matmul("rv,vu->ru", exponentials, cast_table)
         d_table += _matmul("rv,ru->vu", exponentials, (scale * hidden).astype(hidden.dtype))
         return d_table, (log_partition, d_hidden)
@@ -149,15 +151,15 @@ def _forward(chunk_rows, first_class, softcap, hidden, table, targets, weights, 
     d_table, parts = jax.lax.scan(softmax_gradients, jnp.zeros(table.shape, jnp.float32), chunks)
     log_partitions, d_hidden = (_join(part, len(targets)) for part in parts)
     target_rows = cast_table[targets]
-    target_logits = _capped(_row_products(hidden, target_rows), softcap)
+    target_logits = _capped(_row_products(hidden, target_rows), cap)
     losses = _losses(log_partitions, target_logits, targets, weights, bias)
-    share = (weights * _slope(target_logits, softcap))[:, None]
+    share = (weights * _slope(target_logits, cap))[:, None]
     d_hidden = d_hidden - share * target_rows
     d_table = d_table.at[targets].add(-share * hidden)
     return jnp.sum(weights * losses), (d_hidden.astype(hidden.dtype), d_table.astype(table.dtype), losses)
 
 
-def _backward(chunk_rows, first_class, softcap, gradients, cotangent):
+def _backward(chunk_rows, first_class, cap, gradients, cotangent):
     d_hidden, d_table, d_weights = ((cotangent * gradient).astype(gradient.dtype) for gradient in gradients)
     return d_hidden, d_table, None, d_weights, None
 
@@ -183,13 +185,13 @@ def _losses(log_partitions, target_logits, targets, weights, bias):
     return log_partitions - target_logits
 
 
-def _capped(logits, softcap):
-    return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+def _capped(logits, cap):
+    return logits if cap is None else attention.softcap(logits, cap)
 
 
-def _slope(capped_logits, softcap):
+def _slope(capped_logits, cap):
     """The derivative of `_capped`, from its value."""
-    return 1.0 if softcap is None else 1.0 - jnp.square(capped_logits / softcap)
+    return 1.0 if cap is None else 1.0 - jnp.square(capped_logits / cap)
 
 
 def _row_products(a, b):
