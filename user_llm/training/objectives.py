@@ -193,7 +193,8 @@ def _text_loss(model, language_model, batch: Batch, chunk_rows: int, *, slots: j
     if slots is not None:  # the softmax over the vocabulary is half of a small LLM's step: spare it the prompts
         rows = jnp.arange(len(slots))[:, None]
         hidden, targets, weights = hidden[rows, slots], targets[rows, slots], weights[rows, slots]
-    loss, weight = chunked_cross_entropy(hidden, language_model.output_table(), targets, weights, chunk_rows=chunk_rows)
+    table, cap = language_model.output_table(), language_model.config.final_softcap
+    loss, weight = chunked_cross_entropy(hidden, table, targets, weights, chunk_rows=chunk_rows, softcap=cap)
     return loss, weight, {"loss": (loss, weight)}
 
 
