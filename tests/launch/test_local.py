@@ -22,6 +22,8 @@ workdir.mkdir(parents=True, exist_ok=True)
 with open(workdir.parent / "starts.txt", "a") as file:
     print(workdir.name, file=file)
 does = flags.get("config.does", "")
+if "config.after" in flags and not (workdir.parent / flags["config.after"] / "results.json").exists():
+    sys.exit("error: too early")
 if does == "fail" and not (workdir.parent / "mended").exists():
     print("error: the config is wrong")
     sys.exit(1)
@@ -42,8 +44,8 @@ device = {"count": 1, "kind": "cpu"}
 
 RUNS = [
     Run("llm", {}),
-    Run("a0", {"value": 0.25}, ("llm",), {"A": "User-LLM"}),
-    Run("a1", {"value": 0.5}, ("llm",), {"A": "User-LLM"}),
+    Run("a0", {"after": "llm", "value": 0.25}, ("llm",), {"A": "User-LLM"}),
+    Run("a1", {"after": "llm", "value": 0.5}, ("llm",), {"A": "User-LLM"}),
 ]
 
 
@@ -77,7 +79,7 @@ def test_runs_follow_those_they_need_and_finished_ones_are_left_alone(command, q
     again.execute(1, quiet)
     assert len(starts(tmp_path)) == 3
     assert again.records == sweep.records == json.loads((tmp_path / "runs.json").read_text())
-    assert sweep.records["a1"]["flags"] == ["--config=c.py", "--config.value=0.5"]
+    assert sweep.records["a1"]["flags"] == ["--config=c.py", "--config.after=llm", "--config.value=0.5"]
 
 
 def test_a_failure_stops_those_that_need_it_and_is_tried_again(command, quiet, tmp_path):
