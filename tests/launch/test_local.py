@@ -24,6 +24,8 @@ with open(workdir.parent / "starts.txt", "a") as file:
 does = flags.get("config.does", "")
 if "config.after" in flags and not (workdir.parent / flags["config.after"] / "results.json").exists():
     sys.exit("error: too early")
+if does == "linger":
+    time.sleep(1)
 if does == "fail" and not (workdir.parent / "mended").exists():
     print("error: the config is wrong")
     sys.exit(1)
@@ -43,7 +45,7 @@ device = {"count": 1, "kind": "cpu"}
 """
 
 RUNS = [
-    Run("llm", {}),
+    Run("llm", {"does": "linger"}),
     Run("a0", {"after": "llm", "value": 0.25}, ("llm",), {"A": "User-LLM"}),
     Run("a1", {"after": "llm", "value": 0.5}, ("llm",), {"A": "User-LLM"}),
 ]
