@@ -59,7 +59,8 @@ def catalogue_documents(catalogue: Catalogue, noun: str) -> list[str]:
 class NextItemPrompts:
     """Prompts in tokens: `[BOS] plain`, or `[BOS] before (title separator)* after`.
 
-    BOS is left out for a vocabulary without one (T5's) and where the checkpoint did without (`text_start`).
+    BOS is left out for a vocabulary without one (T5's) and where the checkpoint did without (`text_start`). A space
+    parts each title, and what follows the history, from what it stands behind (`encode_continuations`).
 
     Args:
         titles: the catalogue's titles in tokens.
