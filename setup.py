@@ -34,7 +34,11 @@ INSTALL_REQUIRES = [
     "tensorboard>=2.21",  # tensorflow 2.21 no longer depends on it; clu's and seqio's loggers import it
 ]
 
+# Names on the Hugging Face hub in place of folders. Imported only where one is given.
+HUB_REQUIRES = ["huggingface_hub>=2.4"]
+
 TEST_REQUIRES = [
+    *HUB_REQUIRES,
     "dill>=0.4",  # tensorflow_datasets.testing imports it without declaring it
     "hypothesis>=6.170",
     "pytest>=9.0",
@@ -44,6 +48,7 @@ TEST_REQUIRES = [
     # Parity tests compare with PyTorch. They run on 3.11 only, and say so where they skip: on 3.12 plain pip
     # takes a CUDA build of several GB. The exact version is the one whose tolerances were measured.
     'torch==2.13.0; python_version < "3.12"',
+    'peft>=0.21; python_version < "3.12"',  # needs torch
 ]
 
 # Reserved for `launch/`. xmanager needs protobuf < 7, with which sentencepiece 0.2.3 fails to import.
@@ -64,5 +69,5 @@ setup(
     packages=find_packages(include=["user_llm", "user_llm.*", "tfds_builders", "tfds_builders.*"]),
     package_data={"": ["*.md", "*.bib", "*.tsv", "*.txt", "dummy_data/*", "dummy_data/**/*"]},
     install_requires=INSTALL_REQUIRES,
-    extras_require={"test": TEST_REQUIRES, "launch": LAUNCH_REQUIRES},
+    extras_require={"hub": HUB_REQUIRES, "test": TEST_REQUIRES, "launch": LAUNCH_REQUIRES},
 )

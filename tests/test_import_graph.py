@@ -55,7 +55,7 @@ MAY_IMPORT = {
 }
 
 # Read them, don't build on them (DESIGN 6); and what belongs to tests and launchers only.
-NEVER = {"apache_beam", "gemma", "kauldron", "recml", "t5x", "torch", "transformers", "tunix", "xmanager"}
+NEVER = {"apache_beam", "gemma", "kauldron", "peft", "recml", "t5x", "torch", "transformers", "tunix", "xmanager"}
 
 
 def module_name(path: Path, root: Path) -> str:
@@ -147,7 +147,9 @@ def test_every_library_is_declared_and_none_is_unwanted():
     lists = {node.targets[0].id: node.value for node in setup.body if isinstance(node, ast.Assign)}
     normalise = lambda name: re.sub(r"[-_.]+", "-", name).lower()  # noqa: E731
     declared = {
-        normalise(re.match(r"[\w.-]+", requirement)[0]) for requirement in ast.literal_eval(lists["INSTALL_REQUIRES"])
+        normalise(re.match(r"[\w.-]+", requirement)[0])
+        for name in ("INSTALL_REQUIRES", "HUB_REQUIRES")
+        for requirement in ast.literal_eval(lists[name])
     }
     distributions = importlib.metadata.packages_distributions()
     for library, modules in third_party(ROOT).items():

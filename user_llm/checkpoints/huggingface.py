@@ -58,8 +58,8 @@ def resolve(name: str | Path) -> Path:
         return Path(snapshot_download(str(name), allow_patterns=[*TOKENIZER_NAMES, CONFIG_NAME, "model*.safetensors*"]))
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{name}: no such folder, and the Hugging Face hub did not give it: {error}. A model behind a licence needs "
-            "`hf auth login`; without a network, download it elsewhere and name its folder."
+            f"{name}: no such folder, and the Hugging Face hub did not give it: {error}. A model behind a licence "
+            "needs `hf auth login`; without a network, download it elsewhere and name its folder."
         ) from error
 
 

@@ -1,0 +1,181 @@
+"""LoRA adapters alone, in the layout of PEFT: `adapter_config.json` and `adapter_model.safetensors`.
+
+PEFT adapts the base model's modules, so the family's table says what they are called. GPT-2's `c_attn` is one module,
+while our q, k and v have adapters of their own: its A stacks theirs, its B is block-diagonal, its rank their sum.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from user_llm.checkpoints.families import write_config
+from user_llm.checkpoints.tensors import CheckpointError, Row
+from user_llm.models import parameters
+from user_llm.models.language_model import LanguageModel, LanguageModelConfig
+from user_llm.models.layers import PROJECTIONS
+from user_llm.models.parameters import Parameters
+
+CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
+MAP = re.compile(r"(?P<module>.*)/(?P<target>[a-z]+)_[A-Z]+")
+
+
+class Adapter(NamedTuple):
+    """One of ours: its paths, the row of stacked layers, and its part of PEFT's A `[rank, in]` and B `[out, rank]`."""
+
+    module: str
+    a_path: str
+    b_path: str
+    layer: int | None
+    ranks: slice
+    outputs: slice
+    whole: tuple[int, int]  # rank and outputs of the module
+
+
+def save_adapters(values: Parameters, config: LanguageModelConfig, folder: str | Path) -> None:
+    """Writes the adapters among `values`, the flat parameters of a language model with `config.lora`.
+
+    Raises:
+      CheckpointError: the config has no `lora`, or is of no family of transformers, whose modules PEFT would adapt.
+    """
+    folder = Path(folder)
+    rows = _rows(config)
+    modules: dict[str, np.ndarray] = {}
+    for adapter in _adapters(rows, config):
+        a, b = (np.asarray(value) for value in _pick(values, adapter))
+        a, b = a.reshape(-1, a.shape[-1]).T, b.reshape(len(b), -1).T
+        rank, outputs = adapter.whole
+        a_key, b_key = _keys(adapter)
+        modules.setdefault(a_key, np.empty((rank, a.shape[1]), a.dtype))[adapter.ranks] = a
+        modules.setdefault(b_key, np.zeros((outputs, rank), b.dtype))[adapter.outputs, adapter.ranks] = b
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(modules, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+    settings = {**_settings(rows, config), "task_type": "CAUSAL_LM", "target_modules": _modules(rows)}
+    (folder / CONFIG_NAME).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
+def load_adapters(folder: str | Path, config: LanguageModelConfig) -> Parameters:
+    """The adapters in `folder` as flat parameters of a language model with `config.lora`, in its `param_dtype`.
+
+    Raises:
+      CheckpointError: naming the file and the setting or key that differs from what `config.lora` makes.
+    """
+    folder = Path(folder)
+    rows = _rows(config)
+    try:
+        found = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        modules = load_file(folder / WEIGHTS_NAME)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{error.filename} is missing: expected a folder that PEFT or we saved.") from error
+    except (ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} cannot be read: {error}") from error
+    for key, value in _settings(rows, config).items():
+        if found.get(key, value) not in (value, None):
+            raise CheckpointError(f"{folder / CONFIG_NAME}: {key} is {found[key]!r}; this model needs {value!r}.")
+    adapters = list(_adapters(rows, config))
+    wanted = {key for adapter in adapters for key in _keys(adapter)}
+    if differing := sorted(wanted ^ modules.keys()):
+        state = "missing" if differing[0] in wanted else "left over"
+        raise CheckpointError(
+            f"{folder / WEIGHTS_NAME}: {differing[0]} is {state} ({len(differing)} in all); lora.targets is "
+            f"{config.lora.targets}."
+        )
+    shapes = parameters.split(parameters.abstract(lambda rngs: LanguageModel(config, rngs=rngs)))[1]
+    loaded: dict[str, np.ndarray] = {}
+    rest = {key: modules[key].copy() for adapter in adapters for key in _keys(adapter)[1:]}
+    for adapter in adapters:
+        a_key, b_key = _keys(adapter)
+        rank, outputs = adapter.whole
+        if len(modules[a_key]) != rank or modules[b_key].shape != (outputs, rank):
+            raise CheckpointError(
+                f"{folder / WEIGHTS_NAME}: {a_key} and its B are {modules[a_key].shape} and {modules[b_key].shape}; "
+                f"expected rank {rank} and {outputs} outputs."
+            )
+        for path in (adapter.a_path, adapter.b_path):
+            loaded.setdefault(path, np.empty(shapes[path].shape, shapes[path].dtype))
+        a, b = _pick(loaded, adapter)
+        a[...] = modules[a_key][adapter.ranks].T.reshape(a.shape)
+        b[...] = modules[b_key][adapter.outputs, adapter.ranks].T.reshape(b.shape)
+        rest[b_key][adapter.outputs, adapter.ranks] = 0
+    for key, values in rest.items():
+        if values.any():
+            raise CheckpointError(
+                f"{folder / WEIGHTS_NAME}: {key} joins query, key and value; only adapters of each apart can be read."
+            )
+    return {path: jnp.asarray(value) for path, value in loaded.items()}
+
+
+def _rows(config: LanguageModelConfig) -> dict[str, Row]:
+    """Target → the family's row of its weight."""
+    if config.lora is None:
+        raise CheckpointError("config.lora is None: a model without adapters has none to save or load.")
+    family, _ = write_config(config)
+    rows = {match["target"]: row for row in family.rows if (match := MAP.fullmatch(row.ours))}
+    return {target: rows[target] for target in config.lora.targets}
+
+
+def _module(row: Row) -> str:
+    """ "self_attn.q_proj": the layer's part of the key, since one name may serve twice (GPT-2's c_proj)."""
+    return row.theirs.partition("{layer}.")[2].removesuffix(".weight")
+
+
+def _modules(rows: dict[str, Row]) -> list[str]:
+    return sorted({_module(row) for row in rows.values()})
+
+
+def _settings(rows: dict[str, Row], config: LanguageModelConfig) -> dict[str, Any]:
+    """What adapter_config.json says of how a module is adapted."""
+    lora = config.lora
+    counts = {name: sum(_module(row) == name for row in rows.values()) for name in _modules(rows)}
+    shared = {name: count for name, count in counts.items() if count > 1}
+    return {
+        "peft_type": "LORA",
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "rank_pattern": {name: count * lora.rank for name, count in shared.items()},
+        "alpha_pattern": {name: count * lora.alpha for name, count in shared.items()},
+        "use_rslora": False,
+        "use_dora": False,
+        "bias": "none",
+        "modules_to_save": None,
+        "layers_to_transform": None,
+        "fan_in_fan_out": not next(iter(rows.values())).transposed,
+    }
+
+
+def _adapters(rows: dict[str, Row], config: LanguageModelConfig) -> Iterator[Adapter]:
+    rank = config.lora.rank
+    sizes = {"N": config.num_heads, "K": config.num_kv_heads, "H": config.head_dim, "D": config.width}
+    sizes["F"] = config.hidden
+    for layer in range(config.num_layers):
+        for target, row in rows.items():
+            inputs, outputs = PROJECTIONS[target]
+            ours = row.ours.replace("{layer}/", "" if config.scan_layers else f"{layer}/")
+            prefix = f"{MAP.fullmatch(ours)['module']}/lora/{target}"
+            beside = [other for other, theirs in rows.items() if theirs.theirs == row.theirs]
+            place, size = beside.index(target), int(np.prod([sizes[letter] for letter in outputs]))
+            yield Adapter(
+                module=row.theirs.format(layer=layer).removesuffix(".weight"),
+                a_path=f"{prefix}/a_{inputs}R",
+                b_path=f"{prefix}/b_R{outputs}",
+                layer=layer if config.scan_layers else None,
+                ranks=slice(place * rank, (place + 1) * rank),
+                outputs=slice(row.part * size, (row.part + 1) * size),
+                whole=(len(beside) * rank, row.parts * size),
+            )
+
+
+def _keys(adapter: Adapter) -> tuple[str, str]:
+    return tuple(f"base_model.model.{adapter.module}.lora_{half}.weight" for half in "AB")
+
+
+def _pick(values: dict[str, Any], adapter: Adapter) -> tuple[Any, Any]:
+    """A and B of one adapter, of its layer where layers are stacked."""
+    pair = values[adapter.a_path], values[adapter.b_path]
+    return pair if adapter.layer is None else tuple(value[adapter.layer] for value in pair)
