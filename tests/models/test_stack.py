@@ -1,5 +1,7 @@
 """Scanned = unrolled, remat = none: the layout of a stack changes memory and time, no number."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,17 @@ import pytest
 
 from user_llm.models import parameters
 from user_llm.models.language_model import causal_mask
+from user_llm.models.lora import LoraConfig
+
+# Layers that differ from each other, whichever way the layout tells them apart.
+LOCAL = dict(
+    post_norms=True,
+    qk_norm=True,
+    sliding_window=3,
+    local_layers=(True, False, True),
+    local_rope_theta=50.0,
+    lora=LoraConfig(rank=2),
+)
 
 
 def _run(model, history, tokens, *, key=None):
@@ -17,20 +30,22 @@ def _run(model, history, tokens, *, key=None):
     return model.logits(hidden)
 
 
-@pytest.mark.parametrize("every", [1, 2])
-def test_scanned_equals_unrolled(make_user_llm, with_parameters_of, history, tokens, every):
-    unrolled = make_user_llm(every=every)
-    scanned = with_parameters_of(unrolled, make_user_llm(every=every, scan_layers=True))
+@pytest.mark.parametrize(("every", "family"), [(1, {}), (2, {}), (2, LOCAL)], ids=["every", "second", "local"])
+def test_scanned_equals_unrolled(make_user_llm, with_parameters_of, history, tokens, every, family):
+    unrolled = make_user_llm(every=every, family=family)
+    scanned = with_parameters_of(unrolled, make_user_llm(every=every, family=family, scan_layers=True))
     assert scanned.connector.num_blocks == 3 // every
     run = jax.jit(_run)
     np.testing.assert_allclose(run(scanned, history, tokens), run(unrolled, history, tokens), atol=1e-5)
 
 
 def test_gradients_and_dropout_are_equal_in_every_layout(
-    make_user_llm, with_parameters_of, stack_layers, user_llm, history, tokens
+    make_user_llm, with_parameters_of, stack_layers, history, tokens
 ):
+    user_llm = make_user_llm(family=LOCAL)
+
     def gradients(**layout) -> tuple[float, dict]:
-        model = with_parameters_of(user_llm, make_user_llm(dropout=0.3, **layout))
+        model = with_parameters_of(user_llm, make_user_llm(dropout=0.3, family=LOCAL, **layout))
         graphdef, values, buffers = parameters.split(model)
 
         def loss(values):
@@ -47,3 +62,17 @@ def test_gradients_and_dropout_are_equal_in_every_layout(
         assert found.keys() == expected.keys()
         for path, gradient in expected.items():
             np.testing.assert_allclose(found[path], gradient, atol=1e-5, err_msg=f"{layout} {path}")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(local_layers=(True, False), sliding_window=4), "local_layers has 2 entries; num_layers is 3"),
+        (dict(local_layers=(True,) * 3), "sliding_window and local_layers belong together"),
+        (dict(sliding_window=4), "sliding_window and local_layers belong together"),
+        (dict(local_rope_theta=50.0), r"local_rope_theta \(50.0\) needs local_layers"),
+    ],
+)
+def test_windows_without_their_layers_are_an_error(user_llm, options, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(user_llm.language_model.config.stack, **options)

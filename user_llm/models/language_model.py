@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from user_llm.models.attention import Cache, softcap
-from user_llm.models.layers import RopeScaling, lookup, make_norm, normal, parameter
+from user_llm.models.layers import RopeScaling, lookup, make_norm, normal, parameter, round_product
 from user_llm.models.lora import LoraConfig
 from user_llm.models.stack import StackConfig, apply_layers, init_layers
 
@@ -140,7 +140,7 @@ class LanguageModel(nnx.Module):
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Embeddings [..., D] of `tokens` int [...], as `read` takes them; NaN for an id outside the vocabulary."""
         x = lookup(self.embedding_VD, tokens, self.config.dtype)
-        return x * jnp.asarray(self.config.embedding_scale, x.dtype)
+        return round_product(x * jnp.asarray(self.config.embedding_scale, x.dtype))
 
     def read(
         self,

@@ -72,6 +72,13 @@ def round_to_dtype(x: jax.Array) -> jax.Array:
     return jax.lax.reduce_precision(x, info.nexp, info.nmant)
 
 
+def round_product(x: jax.Array) -> jax.Array:
+    """Rounds a product before something is added to it. XLA contracts float32 product and sum to one rounding or
+    leaves two, by what else it happens to fuse, and drops barriers and `reduce_precision` before it decides.
+    """
+    return jnp.where(jnp.isnan(x), jnp.nan, x)
+
+
 class RMSNorm(nnx.Module):
     """Root-mean-square norm (Zhang & Sennrich 2019), computed in float32, returned in its input's dtype.
 

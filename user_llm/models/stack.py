@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from user_llm.models.attention import Attention, Cache, write_cache
-from user_llm.models.layers import MLP, RopeScaling, dropout, make_norm, rotary_angles, round_to_dtype
+from user_llm.models.layers import MLP, RopeScaling, dropout, make_norm, rotary_angles, round_product, round_to_dtype
 from user_llm.models.lora import LoraConfig, add_lora
 
 
@@ -141,11 +141,11 @@ class Layer(nnx.Module):
         rate = self.config.dropout
         attended = self.attention(normed, keys, values, mask, angles)
         if self.attention_post_norm is not None:
-            attended = self.attention_post_norm(attended)
+            attended = round_product(self.attention_post_norm(attended))
         x = x + dropout(attended, rate, attention_key)
         transformed = self.mlp(self.mlp_norm(x))
         if self.mlp_post_norm is not None:
-            transformed = self.mlp_post_norm(transformed)
+            transformed = round_product(self.mlp_post_norm(transformed))
         x = x + dropout(transformed, rate, mlp_key)
         return round_to_dtype(x), cache
 
