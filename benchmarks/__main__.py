@@ -1,7 +1,8 @@
-"""Measures the data pipeline and the encoder's training step, side by side with their peers.
+"""Measures the data pipeline, the encoder's training step and the beam search, side by side with their peers.
 
-    python -m benchmarks            # about 10 minutes on 2 cores
-    python -m benchmarks --quick    # under 3 minutes: batch 128, tuned malloc
+    python -m benchmarks            # about 11 minutes on 2 cores
+    python -m benchmarks --quick    # under 4 minutes: batch 128, tuned malloc
+    python -m benchmarks --only=beams
 
 Prints the tables of README.md and writes the numbers to `benchmarks/results/<date>.json`.
 """
@@ -14,17 +15,19 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from benchmarks import report
+from benchmarks.beam_workload import BeamWorkload
 from benchmarks.protocol import MALLOC, Contender, ContenderFailed
 from benchmarks.rectools_environment import Unavailable, rectools_python
 from benchmarks.workload import Workload
 
 PIPELINE_BATCH = 8_192
+PARTS = ("pipeline", "encoder", "beams")
 
 
 def main_python() -> Path:
@@ -39,7 +42,7 @@ def torch_python() -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A line of the encoder table. `python` finds its environment, or raises `Unavailable`."""
+    """A contender of a table. `python` finds its environment, or raises `Unavailable`."""
 
     name: str
     python: Callable[[], Path]
@@ -56,6 +59,8 @@ RIVALS = (
     Entry(report.TORCH_CHUNKED, torch_python, "torch_encoder", {"loss": "chunked", "compile": True}),
     Entry(report.RECTOOLS, rectools_python, "rectools_encoder", {}),
 )
+BEAMS = Entry(report.BEAMS, main_python, "jax_beams", {})
+BEAM_RIVALS = (Entry(report.TRANSFORMERS, torch_python, "transformers_beams", {}),)
 
 
 def measure_pipeline(malloc: str, rounds: int) -> dict[str, Any]:
@@ -73,17 +78,30 @@ def measure_pipeline(malloc: str, rounds: int) -> dict[str, Any]:
 
 
 def measure_encoder(batch_size: int, malloc: str, rounds: int) -> list[dict[str, Any]]:
-    """Every rival in turns with the reference, two at a time: dense logits of more would not fit in memory."""
     setting = {"batch_size": batch_size, "malloc": malloc}
-    workload = {"workload": dataclasses.asdict(Workload(batch_size))}
+    return measure_in_turns(REFERENCE, RIVALS, Workload(batch_size), setting, rounds)
+
+
+def measure_beams(malloc: str, rounds: int) -> list[dict[str, Any]]:
+    return measure_in_turns(BEAMS, BEAM_RIVALS, BeamWorkload(), {"malloc": malloc}, rounds)
+
+
+def measure_in_turns(
+    reference_entry: Entry,
+    rivals: Sequence[Entry],
+    workload: Workload | BeamWorkload,
+    setting: dict[str, Any],
+    rounds: int,
+) -> list[dict[str, Any]]:
+    """Every rival in turns with the reference, two at a time: dense logits of more would not fit in memory."""
 
     def start(entry: Entry) -> Contender:
-        module = f"benchmarks.contenders.{entry.module}"
-        return Contender(entry.python(), module, {**entry.options, **workload}, malloc)
+        options = {**entry.options, "workload": dataclasses.asdict(workload)}
+        return Contender(entry.python(), f"benchmarks.contenders.{entry.module}", options, setting["malloc"])
 
     rows, all_reference = [], []
-    with start(REFERENCE) as reference:
-        for entry in RIVALS:
+    with start(reference_entry) as reference:
+        for entry in rivals:
             try:
                 with start(entry) as rival:
                     pairs = [(reference.round(), rival.round()) for _ in range(rounds)]
@@ -92,11 +110,11 @@ def measure_encoder(batch_size: int, malloc: str, rounds: int) -> list[dict[str,
             else:
                 ours, theirs = map(list, zip(*pairs, strict=True))
                 all_reference += ours
-                rows.append(report.encoder_row(entry.name, setting, theirs, ours, rival.versions))
+                rows.append(report.row(entry.name, setting, theirs, ours, rival.versions))
             _progress(rows[-1])
         if not all_reference:
             all_reference = [reference.round() for _ in range(rounds)]
-        first = report.encoder_row(REFERENCE.name, setting, all_reference, all_reference, reference.versions)
+        first = report.row(reference_entry.name, setting, all_reference, all_reference, reference.versions)
     return [first, *rows]
 
 
@@ -113,12 +131,14 @@ def machine() -> dict[str, Any]:
 
 def _progress(row: dict[str, Any]) -> None:
     outcome = row.get("skipped") or f"{median(row['seconds']):.2f} s, ours/its {row['time_ratio']:.2f}"
-    print(f"batch {row['batch_size']}, {row['malloc']}: {row['contender']}: {outcome}", file=sys.stderr, flush=True)
+    batch = f"batch {row['batch_size']}, " if "batch_size" in row else ""
+    print(f"{batch}{row['malloc']}: {row['contender']}: {outcome}", file=sys.stderr, flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="batch 128 and tuned malloc only, fewer rounds")
+    parser.add_argument("--only", choices=PARTS, help="one part of it")
     today = datetime.date.today().isoformat()
     results_file = Path(__file__).parent / "results" / f"{today}.json"
     parser.add_argument("--output", type=Path, default=results_file, help="JSON file to write")
@@ -127,18 +147,15 @@ def main() -> None:
     mallocs = ["tuned"] if arguments.quick else list(MALLOC)
     rounds = {128: 2} if arguments.quick else {128: 3, 512: 1}
     described = machine()
-    pipeline = [measure_pipeline(malloc, 5) for malloc in mallocs]
-    encoder = []
-    for batch_size in rounds:
-        for malloc in mallocs:
-            encoder += measure_encoder(batch_size, malloc, rounds[batch_size])
-    results = {
-        "date": today,
-        "machine": described,
-        "quick": arguments.quick,
-        "pipeline": pipeline,
-        "encoder": encoder,
+    parts = {
+        "pipeline": lambda: [measure_pipeline(malloc, 5) for malloc in mallocs],
+        "encoder": lambda: [
+            row for size in rounds for malloc in mallocs for row in measure_encoder(size, malloc, rounds[size])
+        ],
+        "beams": lambda: [row for malloc in mallocs for row in measure_beams(malloc, 5)],
     }
+    measured = {name: parts[name]() for name in PARTS if arguments.only in (None, name)}
+    results = {"date": today, "machine": described, "quick": arguments.quick, **measured}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(results, indent=1) + "\n")
     print(report.render(results))

@@ -1,5 +1,6 @@
 """Results of a run as tables in Markdown, and against the targets of the project."""
 
+from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
@@ -7,6 +8,7 @@ REFERENCE, DENSE = "ours: chunked loss, microbatches of 32", "ours: dense logits
 CHUNKED = "ours: chunked loss"
 TORCH_EAGER, TORCH_COMPILE = "PyTorch", "torch.compile"
 TORCH_CHUNKED, RECTOOLS = "torch.compile + linear_cross_entropy", "RecTools SASRec softmax"
+BEAMS, TRANSFORMERS = "ours: beams in a trie", "transformers generate with prefix_allowed_tokens_fn"
 
 TARGETS = (  # contender, batch sizes, key of its ratio, at most
     (RECTOOLS, (128, 512), "time_ratio", 0.35),
@@ -14,9 +16,10 @@ TARGETS = (  # contender, batch sizes, key of its ratio, at most
     (RECTOOLS, (512,), "memory_ratio", 0.08),
 )
 PIPELINE_TARGET = 3e6  # windows a second on one core
+BEAM_TARGET = 0.40
 
 
-def encoder_row(
+def row(
     name: str, setting: dict[str, Any], rounds: list[dict], reference: list[dict], versions: dict[str, str]
 ) -> dict[str, Any]:
     """A contender's result; its rounds were taken in turns with those of the reference.
@@ -33,51 +36,70 @@ def encoder_row(
         "peak_above_imports_gb": round(rounds[-1]["peak_above_imports_gb"], 3),
         "time_ratio": round(median(ours["seconds"] / theirs["seconds"] for ours, theirs in pairs), 3),
         "memory_ratio": round(reference[-1]["peak_gb"] / rounds[-1]["peak_gb"], 3),
-        "loss": round(rounds[-1]["value"], 4),
+        "value": round(rounds[-1]["value"], 4),
         "versions": versions,
     }
 
 
 def render(results: dict[str, Any]) -> str:
-    """The tables of a run, Markdown."""
-    lines = [
-        f"{results['machine']['cpu']}, {results['machine']['cores']} cores, {results['date']}.",
-        "",
-        "**Data pipeline**: windows of 50 events, batch 8,192, 20 M events in memory, one core.",
-        "",
-        "| malloc | million windows/s |",
-        "| --- | ---: |",
+    """The tables of a run, Markdown; a run may have measured one part alone."""
+    sections = [f"{results['machine']['cpu']}, {results['machine']['cores']} cores, {results['date']}."]
+    if "pipeline" in results:
+        sections += [
+            "**Data pipeline**: windows of 50 events, batch 8,192, 20 M events in memory, one core.",
+            _table(
+                ["malloc", "million windows/s"],
+                [[row["malloc"], f"{row['windows_per_second'] / 1e6:.2f}"] for row in results["pipeline"]],
+            ),
+        ]
+    costs = ["malloc", "contender", "seconds", "peak GB", "… above imports", "ours/its time", "ours/its peak"]
+    if "encoder" in results:
+        sections += [
+            "**Encoder step**: forward, backward, optimizer; 26,744 items, S = 50, 6 layers of width 128.",
+            _table(["batch", *costs], [[str(row["batch_size"]), *_costs(row)] for row in results["encoder"]]),
+        ]
+    if "beams" in results:
+        sections += [
+            "**Beam search**: 8 users, 10 beams, 27,278 titles of up to 15 tokens; 6 layers of width 384, 32k.",
+            _table(costs, [_costs(row) for row in results["beams"]]),
+        ]
+    return "\n\n".join([*sections, "**Targets**", "\n".join(_targets(results))])
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    marks = ["---" if heading in ("malloc", "contender") else "---:" for heading in headings]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, marks, *rows))
+
+
+def _costs(row: dict[str, Any]) -> list[str]:
+    if "skipped" in row:
+        return [row["malloc"], row["contender"], f"skipped: {row['skipped'].replace('|', '/')}", *4 * [""]]
+    return [
+        row["malloc"],
+        row["contender"],
+        f"{median(row['seconds']):.2f}",
+        f"{row['peak_gb']:.2f}",
+        f"{row['peak_above_imports_gb']:.2f}",
+        f"{row['time_ratio']:.2f}",
+        f"{row['memory_ratio']:.3f}",
     ]
-    for row in results["pipeline"]:
-        lines.append(f"| {row['malloc']} | {row['windows_per_second'] / 1e6:.2f} |")
-    lines += ["", "**Encoder step**: forward, backward, optimizer; 26,744 items, S = 50, 6 layers of width 128.", ""]
-    lines += [
-        "| batch | malloc | contender | s/step | peak GB | … above imports | ours/its time | ours/its peak |",
-        "| ---: | --- | --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for row in results["encoder"]:
-        start = f"| {row['batch_size']} | {row['malloc']} | {row['contender']} "
-        if "skipped" in row:
-            lines.append(f"{start}| skipped: {row['skipped'].replace('|', '/')} | | | | |")
-        else:
-            lines.append(
-                f"{start}| {median(row['seconds']):.2f} | {row['peak_gb']:.2f} "
-                f"| {row['peak_above_imports_gb']:.2f} | {row['time_ratio']:.2f} | {row['memory_ratio']:.3f} |"
-            )
-    return "\n".join([*lines, "", "**Targets**", "", *_targets(results)])
 
 
 def _targets(results: dict[str, Any]) -> list[str]:
     lines = []
-    for row in results["pipeline"]:
+    for row in results.get("pipeline", []):
         speed = row["windows_per_second"]
         lines.append(_target(f"windows/s on one core, {row['malloc']} malloc", speed, PIPELINE_TARGET, "≥"))
     for name, batch_sizes, key, limit in TARGETS:
-        for row in results["encoder"]:
+        for row in results.get("encoder", []):
             if row["contender"] == name and row["batch_size"] in batch_sizes and "skipped" not in row:
                 what = "step time" if key == "time_ratio" else "peak memory"
                 label = f"{what} ours / {name}, batch {row['batch_size']}, {row['malloc']} malloc"
                 lines.append(_target(label, row[key], limit, "≤"))
+    for row in results.get("beams", []):
+        if row["contender"] == TRANSFORMERS and "skipped" not in row:
+            label = f"beam search, time ours / {TRANSFORMERS}, {row['malloc']} malloc"
+            lines.append(_target(label, row["time_ratio"], BEAM_TARGET, "≤"))
     return lines
 
 
