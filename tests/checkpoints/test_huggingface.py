@@ -312,9 +312,13 @@ def test_a_broken_folder_says_what_is_wrong(folder, tmp_path):
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"has no model\.safetensors"):
         load_language_model(folder)
-    (folder / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="is not JSON"):
+    (folder / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="has no weight_map"):
         load_language_model(folder)
+    for text, message in (("{", "is not JSON"), ("[]", "is no JSON object")):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(CheckpointError, match=message):
+            load_language_model(folder)
 
 
 def test_a_missing_shard_is_named(untied, tmp_path):

@@ -75,11 +75,14 @@ def load_config(name: str | Path) -> LanguageModelConfig:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{file.parent} has no {file.name}: expected a Hugging Face model folder.") from None
     except ValueError as error:
         raise CheckpointError(f"{file} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{file} is no JSON object: expected {{…}}.")
+    return values
 
 
 def load_language_model(
@@ -89,7 +92,6 @@ def load_language_model(
     param_dtype: str = "float32",
     scan_layers: bool = False,
     remat: bool = False,
-    mesh: Mesh | None = None,
 ) -> LanguageModel:
     """Reads the model `name` (folder or hub name); computes in `dtype`, holds parameters in `param_dtype`.
 
@@ -101,7 +103,7 @@ def load_language_model(
         load_config(folder), dtype=dtype, param_dtype=param_dtype, scan_layers=scan_layers, remat=remat
     )
     graphdef, _, buffers = parameters.split(_abstract(config))
-    return parameters.merge(graphdef, load_parameters(folder, config, mesh), buffers)
+    return parameters.merge(graphdef, load_parameters(folder, config), buffers)
 
 
 def _abstract(config: LanguageModelConfig) -> LanguageModel:
@@ -136,8 +138,11 @@ def load_parameters(name: str | Path, config: LanguageModelConfig, mesh: Mesh | 
 def _open_weights(folder: Path) -> Iterator[tuple[dict[Path, Any], dict[str, Path]]]:
     """File → its open handle, and key → its file, of all weights in `folder`."""
     names = [WEIGHTS_NAME]
-    if (folder / INDEX_NAME).exists():
-        names = sorted(set(_read_json(folder / INDEX_NAME)["weight_map"].values()))
+    if (index := folder / INDEX_NAME).exists():
+        weight_map = _read_json(index).get("weight_map")
+        if not weight_map:
+            raise CheckpointError(f"{index} has no weight_map: expected one from keys to files.")
+        names = sorted(set(weight_map.values()))
     with contextlib.ExitStack() as stack:
         handles = {}
         for file in (folder / name for name in names):

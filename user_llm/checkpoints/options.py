@@ -43,9 +43,10 @@ class Key:
             if self.default is REQUIRED:
                 raise CheckpointError(f"key {self.theirs!r} is missing.")
             value = self.default(fields) if callable(self.default) else self.default
-        if FIELD_TYPES[self.ours] is int and (type(value) is not int or value < 1):
-            raise CheckpointError(f"{self.theirs} is {value!r}; expected a whole number of at least 1.")
-        return {self.ours: None if value is None else self.to_ours(value)}
+        if value is None:
+            return {self.ours: None}
+        _check(self.theirs, value, FIELD_TYPES[self.ours])
+        return {self.ours: self.to_ours(value)}
 
     def write(self, config: LanguageModelConfig) -> dict[str, Any]:
         value = getattr(config, self.ours)
@@ -53,6 +54,19 @@ class Key:
 
 
 FIELD_TYPES = {field.name: field.type for field in dataclasses.fields(LanguageModelConfig)}
+_KINDS = {
+    int: ("a whole number of at least 1", lambda value: type(value) is int and value >= 1),
+    float: ("a number above 0", lambda value: type(value) in (int, float) and value > 0),
+    bool: ("true or false", lambda value: type(value) is bool),
+    str: ("a name", lambda value: type(value) is str),
+}
+_KINDS[float | None] = _KINDS[float]
+
+
+def _check(name: str, value: Any, kind: Any) -> None:
+    expected, is_it = _KINDS[kind]
+    if not is_it(value):
+        raise CheckpointError(f"{name} is {value!r}; expected {expected}.")
 
 
 @dataclass(frozen=True)
@@ -105,8 +119,7 @@ class LocalLayers:
         if not any(local):
             return {"local_layers": (), "sliding_window": None}
         window = values.get("sliding_window", 4096)
-        if type(window) is not int or window < 1:
-            raise CheckpointError(f"sliding_window is {window!r}; layer_types needs a whole number of at least 1.")
+        _check("sliding_window", window, int)
         return {"local_layers": local, "sliding_window": window}
 
     def write(self, config: LanguageModelConfig) -> dict[str, Any]:
@@ -130,15 +143,16 @@ class Rope:
         everywhere = new if self.local is None else new.get("full_attention") or {}
         rope = {**everywhere, **(values.get("rope_scaling") or {})}
         name = "rope_scaling" if values.get("rope_scaling") else "rope_parameters"
-        read = {
-            "rope_theta": float(rope.get("rope_theta", values.get("rope_theta", self.theta))),
-            "rope_scaling": self._scaling(name, rope),
-        }
+        theta = rope.get("rope_theta", values.get("rope_theta", self.theta))
+        _check("rope_theta", theta, float)
+        read: dict[str, Any] = {"rope_theta": float(theta), "rope_scaling": self._scaling(name, rope)}
         if self.local is not None and fields["local_layers"]:
             local = new.get("sliding_attention") or {}
             if self._scaling("rope_parameters.sliding_attention", local) is not None:
                 raise CheckpointError(f"rope_parameters.sliding_attention is {local!r}; only 'default' is supported.")
-            read["local_rope_theta"] = float(local.get("rope_theta", values.get("rope_local_base_freq", self.local)))
+            theta = local.get("rope_theta", values.get("rope_local_base_freq", self.local))
+            _check("rope_local_base_freq", theta, float)
+            read["local_rope_theta"] = float(theta)
         return read
 
     @staticmethod
@@ -152,8 +166,7 @@ class Rope:
         if kind == "default":
             return None
         for key in _SCALINGS[kind].values():
-            if not isinstance(rope.get(key), (int, float)):
-                raise CheckpointError(f"{name} is {dict(rope)!r}; type {kind!r} needs a number for {key!r}.")
+            _check(f"{name}.{key}", rope.get(key), float)
         return RopeScaling(kind=kind, **{ours: rope[theirs] for ours, theirs in _SCALINGS[kind].items()})
 
     def write(self, config: LanguageModelConfig) -> dict[str, Any]:
