@@ -35,8 +35,8 @@ class FeatureEmbeddings(nnx.Module):
         rngs: nnx.Rngs,
     ):
         unknown = [feature for feature in features if feature not in FEATURES]
-        if unknown or "item" not in features or len(set(features)) != len(features):
-            raise ValueError(f"features {features}: expected 'item' and any others of {FEATURES}, each once.")
+        if unknown or not features or len(set(features)) != len(features):
+            raise ValueError(f"features {features}: expected one or more of {FEATURES}, each once.")
         self.features, self.dtype = tuple(features), dtype
         sizes = {"item": len(item_categories), "category": num_categories + 1, "rating": num_ratings + 1}
         for feature in features:
@@ -74,6 +74,8 @@ class EventEmbedding(FeatureEmbeddings):
     """One vector an event: the embeddings of its features, concatenated and projected."""
 
     def __init__(self, features: tuple[str, ...], width: int, *, param_dtype: str, rngs: nnx.Rngs, **options):
+        if "item" not in features:
+            raise ValueError(f"features {features}: 'item' must be one of them, as it is what is predicted.")
         super().__init__(features, width, param_dtype=param_dtype, rngs=rngs, **options)
         joined = len(features) * width
         self.projection_EU = parameter(rngs, fan_in(joined), (joined, width), ("feature", "user"), param_dtype)

@@ -117,8 +117,10 @@ def dual_encoder_objective(chunk_rows: int, label_frequencies: np.ndarray | None
         users = model.user_vectors(*history(batch), key=key)
         weights, items = _example_weights(batch), batch["label/item"]
         if model.config.label == "category":
-            sets = jnp.take(model.item_categories[...], items, axis=0)
-            loss, weight = soft_cross_entropy(users, model.label_vectors(), sets, weights)
+            tower = model.label_tower
+            sets = jnp.take(tower.item_categories[...], items, axis=0)
+            categories = model.label_vectors(jnp.arange(tower.table("category").shape[0]))
+            loss, weight = soft_cross_entropy(users, categories, sets, weights)
             return loss, weight, {"loss": (loss, weight)}
         rows = len(items)
         # Rows that only fill a batch bring no class; nor does what fills up the distinct ones.
@@ -142,9 +144,9 @@ def dual_encoder_objective(chunk_rows: int, label_frequencies: np.ndarray | None
 
 def _log_sampling_probability(frequencies: np.ndarray, rows: int) -> jax.Array:
     """float32 `[V]`: log of the chance that a class is among `rows` random labels. Unseen ones count as seen once."""
-    counts = np.maximum(np.asarray(frequencies, np.float64), 1)
-    never = np.exp(rows * np.log1p(-counts / (counts.sum() + 1)))
-    return jnp.asarray(np.log1p(-never), jnp.float32)
+    share = np.maximum(np.asarray(frequencies, np.float64), 1) / np.sum(frequencies)
+    with np.errstate(divide="ignore"):  # the only label there is: a share of 1
+        return jnp.asarray(np.log(-np.expm1(rows * np.log1p(-share))), jnp.float32)
 
 
 def text_objective(chunk_rows: int) -> Objective:
