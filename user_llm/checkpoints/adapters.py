@@ -5,6 +5,7 @@ while our q, k and v have adapters of their own: its A stacks theirs, its B is b
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,6 +69,7 @@ def load_adapters(folder: str | Path, config: LanguageModelConfig) -> Parameters
     """
     folder = Path(folder)
     rows = _rows(config)
+    shapes = parameters.split(parameters.abstract(lambda rngs: LanguageModel(config, rngs=rngs)))[1]
     try:
         found = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
         modules = load_file(folder / WEIGHTS_NAME)
@@ -86,20 +88,19 @@ def load_adapters(folder: str | Path, config: LanguageModelConfig) -> Parameters
             f"{folder / WEIGHTS_NAME}: {differing[0]} is {state} ({len(differing)} in all); lora.targets is "
             f"{config.lora.targets}."
         )
-    shapes = parameters.split(parameters.abstract(lambda rngs: LanguageModel(config, rngs=rngs)))[1]
     loaded: dict[str, np.ndarray] = {}
     rest = {key: modules[key].copy() for adapter in adapters for key in _keys(adapter)[1:]}
     for adapter in adapters:
         a_key, b_key = _keys(adapter)
-        rank, outputs = adapter.whole
-        if len(modules[a_key]) != rank or modules[b_key].shape != (outputs, rank):
-            raise CheckpointError(
-                f"{folder / WEIGHTS_NAME}: {a_key} and its B are {modules[a_key].shape} and {modules[b_key].shape}; "
-                f"expected rank {rank} and {outputs} outputs."
-            )
         for path in (adapter.a_path, adapter.b_path):
             loaded.setdefault(path, np.empty(shapes[path].shape, shapes[path].dtype))
         a, b = _pick(loaded, adapter)
+        rank, outputs = adapter.whole
+        for key, expected in ((a_key, (rank, a[..., 0].size)), (b_key, (outputs, rank))):
+            if modules[key].shape != expected:
+                raise CheckpointError(
+                    f"{folder / WEIGHTS_NAME}: {key} has shape {list(modules[key].shape)}; expected {list(expected)}."
+                )
         a[...] = modules[a_key][adapter.ranks].T.reshape(a.shape)
         b[...] = modules[b_key][adapter.outputs, adapter.ranks].T.reshape(b.shape)
         rest[b_key][adapter.outputs, adapter.ranks] = 0
@@ -116,12 +117,15 @@ def _rows(config: LanguageModelConfig) -> dict[str, Row]:
     if config.lora is None:
         raise CheckpointError("config.lora is None: a model without adapters has none to save or load.")
     family, _ = write_config(config)
-    rows = {match["target"]: row for row in family.rows if (match := MAP.fullmatch(row.ours))}
+    matches = ((MAP.fullmatch(row.ours), row) for row in family.rows)
+    rows = {match["target"]: row for match, row in matches if match and match["target"] in PROJECTIONS}
+    if unknown := [target for target in config.lora.targets if target not in rows]:
+        raise CheckpointError(f"lora.targets names {unknown[0]!r}; this model has {', '.join(rows)}.")
     return {target: rows[target] for target in config.lora.targets}
 
 
 def _module(row: Row) -> str:
-    """ "self_attn.q_proj": the layer's part of the key, since one name may serve twice (GPT-2's c_proj)."""
+    """The module's name inside its layer, as self_attn.q_proj: the last part may serve twice (GPT-2's c_proj)."""
     return row.theirs.partition("{layer}.")[2].removesuffix(".weight")
 
 
@@ -151,15 +155,15 @@ def _settings(rows: dict[str, Row], config: LanguageModelConfig) -> dict[str, An
 
 def _adapters(rows: dict[str, Row], config: LanguageModelConfig) -> Iterator[Adapter]:
     rank = config.lora.rank
-    sizes = {"N": config.num_heads, "K": config.num_kv_heads, "H": config.head_dim, "D": config.width}
-    sizes["F"] = config.hidden
+    sizes = {"N": config.num_heads, "K": config.num_kv_heads, "H": config.head_dim}
+    sizes |= {"D": config.width, "F": config.hidden}
     for layer in range(config.num_layers):
         for target, row in rows.items():
             inputs, outputs = PROJECTIONS[target]
             ours = row.ours.replace("{layer}/", "" if config.scan_layers else f"{layer}/")
             prefix = f"{MAP.fullmatch(ours)['module']}/lora/{target}"
-            beside = [other for other, theirs in rows.items() if theirs.theirs == row.theirs]
-            place, size = beside.index(target), int(np.prod([sizes[letter] for letter in outputs]))
+            beside = sorted(other.part for other in rows.values() if other.theirs == row.theirs)
+            place, size = beside.index(row.part), math.prod(sizes[letter] for letter in outputs)
             yield Adapter(
                 module=row.theirs.format(layer=layer).removesuffix(".weight"),
                 a_path=f"{prefix}/a_{inputs}R",
