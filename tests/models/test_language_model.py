@@ -126,20 +126,19 @@ def test_padding_on_either_side_changes_nothing(models, tokens, kind):
 
 @pytest.mark.parametrize("kind", [("gemma", False), ("gemma", True)], ids=["unroll", "scan"])
 def test_a_window_counts_positions_and_not_slots_of_the_cache(models, tokens, kind):
-    """Rows of 2, 3 and 4 tokens right-padded to 4 slots, then two more each: as the rows without padding."""
-    model, lengths = models[kind], np.array([2, 3, 4])
-    cache = model.init_cache(3, 6)
+    """Rows of 1, 2 and 2 tokens right-padded to 4 slots, then four more each: as the rows without padding."""
+    model, lengths, whole = models[kind], np.array([1, 2, 2]), _full(models[kind], tokens)
+    cache = model.init_cache(3, 8)
     positions = jnp.broadcast_to(jnp.arange(4), (3, 4))
     visible = np.arange(4) < lengths[:, None]
-    mask = np.zeros((3, 4, 6), bool)
+    mask = np.zeros((3, 4, 8), bool)
     mask[:, :, :4] = np.tril(np.ones((4, 4), bool)) & visible[:, None]
     _, cache = _call(model, tokens[:, :4], positions, mask, cache, 0)
-    for step in range(2):
-        sees = np.concatenate([visible, np.broadcast_to(np.arange(2) <= step, (3, 2))], axis=1)[:, None]
-        new = tokens[np.arange(3), lengths + step][:, None]
-        logits, cache = _call(model, new, jnp.asarray(lengths + step)[:, None], sees, cache, 4 + step)
-        whole = _full(model, tokens)
-        np.testing.assert_allclose(logits[:, 0], whole[np.arange(3), lengths + step], atol=1e-5)
+    for step in range(4):
+        sees = np.concatenate([visible, np.broadcast_to(np.arange(4) <= step, (3, 4))], axis=1)[:, None]
+        at = np.arange(3), lengths + step
+        logits, cache = _call(model, tokens[at][:, None], jnp.asarray(at[1])[:, None], sees, cache, 4 + step)
+        np.testing.assert_allclose(logits[:, 0], whole[at], atol=1e-5)
 
 
 def test_a_stack_of_local_layers_reads_as_far_as_its_windows_reach(make_user_llm, tokens):
