@@ -36,11 +36,11 @@ def test_a_schedule_may_be_all_warm_up_or_one_step(steps, fraction):
     assert rates == pytest.approx([0.3 * step / warmup if warmup else 0.3 for step in range(steps)])
 
 
-AXES = {"w": ("embed", "mlp"), "norm": ("norm",)}
+AXES = {"w": ("embed", "mlp"), "norm": ("norm",), "layers/0/q_bias_NH": ("heads", "head_dim")}
 
 
 def numpy_adamw(values, gradients, *, clip_norm, weight_decay, rates):
-    """Decoupled decay of matrices (Loshchilov & Hutter 2019) after clipping by the global norm."""
+    """Decoupled decay of the matrix w (Loshchilov & Hutter 2019) after clipping by the global norm."""
     values = {path: value.astype(np.float64) for path, value in values.items()}
     first, second = ({path: np.zeros_like(value) for path, value in values.items()} for _ in range(2))
     for step, (gradient, rate) in enumerate(zip(gradients, rates, strict=True), start=1):
@@ -51,14 +51,15 @@ def numpy_adamw(values, gradients, *, clip_norm, weight_decay, rates):
             first[path] = 0.9 * first[path] + 0.1 * g
             second[path] = 0.98 * second[path] + 0.02 * g**2
             direction = first[path] / (1 - 0.9**step) / (np.sqrt(second[path] / (1 - 0.98**step)) + 1e-8)
-            values[path] = value - rate * (direction + weight_decay * (value if value.ndim > 1 else 0))
+            values[path] = value - rate * (direction + weight_decay * (value if path == "w" else 0))
     return values
 
 
 @pytest.mark.parametrize("clip_norm", [0.0, 1.0])
 def test_updates_are_those_of_adamw(clip_norm):
     generator = np.random.default_rng(0)
-    values = {"w": generator.normal(size=(3, 4)).astype(np.float32), "norm": np.ones(4, np.float32)}
+    shapes = dict(zip(AXES, [(3, 4), (4,), (2, 3)], strict=True))
+    values = {path: generator.normal(size=shape).astype(np.float32) for path, shape in shapes.items()}
     # Norms far above the clip, about it and far below: clipping tells in Adam only where they differ.
     gradients = [
         {path: (size * generator.normal(size=value.shape)).astype(np.float32) for path, value in values.items()}

@@ -20,9 +20,14 @@ def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
 def decayed(axes: Mapping[str, Sequence[str | None]]) -> dict[str, bool]:
     """Path → does weight decay apply: to matrices only, so never to norms, biases and gates.
 
-    The axis a scan stacks layers along does not count: a stack of norm scales is still no matrix.
+    The axis a scan stacks layers along does not count: a stack of norm scales is still no matrix. Nor is a bias of
+    attention, though it has an axis of heads.
     """
-    return {path: len([name for name in names if name != "layers"]) >= 2 for path, names in axes.items()}
+
+    def is_matrix(path: str, names: Sequence[str | None]) -> bool:
+        return len([name for name in names if name != "layers"]) >= 2 and "_bias_" not in path.rpartition("/")[2]
+
+    return {path: is_matrix(path, names) for path, names in axes.items()}
 
 
 def make_optimizer(config: ConfigDict, axes: Mapping[str, Sequence[str | None]]) -> optax.GradientTransformation:
