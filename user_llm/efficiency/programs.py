@@ -1,9 +1,9 @@
 """The programs that are compared, each built from a config's dimensions with random weights, and their measures."""
 
+import dataclasses
 import functools
-import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -14,15 +14,15 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from user_llm.assembly import Assembly
-from user_llm.checkpoints.transfer import initialise
 from user_llm.data.feature_converters import decoder_features
-from user_llm.decoding.prefill import extend, prefill
+from user_llm.decoding.prefill import Prompt, extend, prefill
 from user_llm.dry_run import assembly_of
 from user_llm.models import parameters
 from user_llm.models.parameters import Parameters
+from user_llm.models.user_llm import UserLLM
 from user_llm.parallel.mesh import one_device, put_batch
-from user_llm.training.loop import Stage, fresh_state, make_train_step, replicate_scalars
-from user_llm.training.objectives import contextualised_objective
+from user_llm.training.loop import Stage, fresh_state, make_train_step
+from user_llm.training.objectives import contextualised_objective, history
 from user_llm.training.optimizer import make_optimizer
 from user_llm.training.trainable import STRATEGIES, trainable
 
@@ -33,14 +33,16 @@ TEXT_TOKENS = {50: 700, 100: 1350, 200: 2500}  # events → tokens of a text pro
 _LEAST_SECONDS = 0.1  # a short program is repeated this long each time its turn comes
 
 
-class Approach(NamedTuple):
-    """A model without its data: how it is built, and `tokens` of text that it is given to read."""
+@dataclasses.dataclass(frozen=True)
+class Approach:
+    """A model without its data: how it is built, and `tokens` of text that it is given to read for `users`."""
 
     assembly: Assembly
     tokens: int
+    users: int
 
     @classmethod
-    def of(cls, config: ConfigDict, name: str, events: int) -> "Approach":
+    def of(cls, config: ConfigDict, name: str, events: int, users: int) -> "Approach":
         """The config's model for histories of `events`, all of it trained."""
         config = config.copy_and_resolve_references()
         config.strategy, config.data.history_length = "full", events
@@ -48,40 +50,58 @@ class Approach(NamedTuple):
         if name == TEXT_PROMPT:
             config.integration.kind = "none"
         tokens = TEXT_TOKENS[events] if name == TEXT_PROMPT else config.prompt.max_inputs
-        return cls(assembly_of(config), tokens)
+        return cls(assembly_of(config), tokens, users)
 
     @property
     def config(self) -> ConfigDict:
         return self.assembly.config
 
-    def initialise(self) -> tuple[nnx.GraphDef, Parameters, Parameters]:
-        """The model as `parameters.split` gives it, with random weights."""
-        return initialise(self.assembly.user_llm, self.config.seed, one_device())
+    @functools.cached_property
+    def model(self) -> tuple[nnx.GraphDef, Parameters, Parameters]:
+        """As `parameters.split` gives it; drawn by NumPy, where compiling the initialisers would take minutes."""
+        graphdef, shapes, buffers = parameters.split(parameters.abstract(self.assembly.user_llm))
+        rng = np.random.default_rng(0)
+        values = {
+            path: jnp.asarray(0.02 * rng.standard_normal(shape.shape, np.float32), shape.dtype)
+            for path, shape in shapes.items()
+        }
+        return graphdef, values, _ones(buffers)
 
-    def batch(self, users: int) -> dict[str, jax.Array]:
-        """What a training step reads, and `prompt_tokens`: random users, and random text of the right length."""
-        rng, config = np.random.default_rng(0), self.config
-        assembly, answer = self.assembly, config.prompt.max_targets
+    @functools.cached_property
+    def batch(self) -> dict[str, jax.Array]:
+        """What a training step reads: random users, and random text of the right length with an answer behind it."""
+        rng, config, assembly = np.random.default_rng(0), self.config, self.assembly
         vocabulary = assembly.language_model_config.vocab_size
-        tokens = rng.integers(1, vocabulary, (users, self.tokens + answer), dtype=np.int32)
-        shape = (users, config.data.history_length)
-        items = rng.integers(1, len(assembly.item_categories), shape, dtype=np.int32)
-        ratings = rng.integers(1, assembly.num_ratings + 1, shape, dtype=np.int32)
+        tokens = rng.integers(1, vocabulary, (self.users, self.tokens + config.prompt.max_targets), dtype=np.int32)
+        shape = (self.users, config.data.history_length)
         batch = {
-            "history/item": items,
-            "history/rating": ratings,
+            "history/item": rng.integers(1, len(assembly.item_categories), shape, dtype=np.int32),
+            "history/rating": rng.integers(1, assembly.num_ratings + 1, shape, dtype=np.int32),
             "prompt_tokens": tokens[:, : self.tokens],
-            "prompt_lengths": np.full(users, self.tokens, np.int32),
-            "dropped_events": np.zeros(users, np.int32),
-            **decoder_features(tokens, np.full(users, tokens.shape[1]), self.tokens),
+            "prompt_lengths": np.full(self.users, self.tokens, np.int32),
+            "dropped_events": np.zeros(self.users, np.int32),
+            **decoder_features(tokens, np.full(self.users, tokens.shape[1]), self.tokens),
         }
         return put_batch(batch, one_device())
 
+    def merge(self, values: Parameters, buffers: Parameters) -> UserLLM:
+        return parameters.merge(self.model[0], values, buffers)
+
+    def encode(self, values: Parameters, buffers: Parameters, batch: Mapping[str, jax.Array]) -> Any:
+        """The users' context; None for TextPrompt."""
+        return self.merge(values, buffers).encode(*history(batch))
+
+    def read(self, values: Parameters, buffers: Parameters, batch: Mapping[str, jax.Array], context: Any) -> Prompt:
+        """The prompts, read, with room for the answer behind them."""
+        room = self.config.prompt.max_targets
+        tokens, lengths = batch["prompt_tokens"], batch["prompt_lengths"]
+        return prefill(self.merge(values, buffers), tokens, lengths, context, free_slots=room)
+
 
 class Program(NamedTuple):
-    """A compiled program and a call of it; `users` at once, or their tokens."""
+    """A compiled program, and a call of it."""
 
-    compiled: Any
+    compiled: jax.stages.Compiled
     run: Callable[[], Any]
 
     @property
@@ -95,50 +115,38 @@ class Program(NamedTuple):
         }
 
 
-def prefill_programs(approach: Approach, name: str, users: int) -> Iterator[tuple[str, Program]]:
-    """From a history and a prompt to the logits of the first answer token; and with embeddings made before."""
-    graphdef, values, buffers = approach.initialise()
-    batch, answer = approach.batch(users), approach.config.prompt.max_targets
+def prefill_program(approach: Approach) -> Program:
+    """From histories and prompts to the logits of the first answer token."""
 
-    @jax.jit
-    def encode(values, buffers, batch):
-        return _encode(parameters.merge(graphdef, values, buffers), batch)
+    def program(values, buffers, batch):
+        return _first_logits(approach, values, buffers, batch, approach.encode(values, buffers, batch))
 
-    def read(values, buffers, batch, context):
-        model = parameters.merge(graphdef, values, buffers)
-        if context is None:
-            context = _encode(model, batch)
-        prompt = prefill(model, batch["prompt_tokens"], batch["prompt_lengths"], context, free_slots=answer)
-        return model.logits(prompt.hidden), prompt.cache
-
-    yield name, _program(read, values, buffers, batch, None)
-    if name != TEXT_PROMPT:
-        yield name + STORED, _program(read, values, buffers, batch, encode(values, buffers, batch))
+    _, values, buffers = approach.model
+    return _program(program, values, buffers, approach.batch)
 
 
-def decode_programs(approach: Approach, name: str, users: int) -> Iterator[tuple[str, Program]]:
+def stored_prefill_program(approach: Approach) -> Program:
+    """The same where the users' context has been made before, and stored."""
+    _, values, buffers = approach.model
+    context = _ones(jax.eval_shape(approach.encode, values, buffers, approach.batch))
+    return _program(functools.partial(_first_logits, approach), values, buffers, approach.batch, context)
+
+
+def decode_program(approach: Approach) -> Program:
     """One more token for each user, behind a prompt that has been read."""
-    graphdef, values, buffers = approach.initialise()
-    answer = approach.config.prompt.max_targets
-
-    @jax.jit
-    def read(values, buffers, batch):
-        model = parameters.merge(graphdef, values, buffers)
-        context = _encode(model, batch)
-        return prefill(model, batch["prompt_tokens"], batch["prompt_lengths"], context, free_slots=answer)
+    _, values, buffers = approach.model
+    last = approach.config.prompt.max_targets - 1
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(cache, values, buffers, prompt, tokens):
-        model = parameters.merge(graphdef, values, buffers)
-        sees = jnp.ones((1, 1, answer), bool)
-        hidden, cache = extend(
-            model, prompt._replace(cache=cache), tokens, steps=answer - 1, sees=sees, slot=answer - 1
-        )
+        model, prompt = approach.merge(values, buffers), prompt._replace(cache=cache)
+        hidden, cache = extend(model, prompt, tokens, steps=last, sees=jnp.ones((1, 1, last + 1), bool), slot=last)
         return cache, model.logits(hidden)
 
-    prompt = read(values, buffers, approach.batch(users))
-    cache, prompt = prompt.cache, prompt._replace(cache=None)
-    arguments = values, buffers, prompt, jnp.ones((users, 1), jnp.int32)
+    context = jax.eval_shape(approach.encode, values, buffers, approach.batch)
+    prompt = _ones(jax.eval_shape(approach.read, values, buffers, approach.batch, context))
+    cache = prompt.cache
+    arguments = values, buffers, prompt._replace(cache=None), jnp.ones((approach.users, 1), jnp.int32)
     compiled = step.lower(cache, *arguments).compile()
 
     def run():
@@ -146,53 +154,53 @@ def decode_programs(approach: Approach, name: str, users: int) -> Iterator[tuple
         cache, logits = compiled(cache, *arguments)
         return logits
 
-    yield name, Program(compiled, run)
+    return Program(compiled, run)
 
 
-def train_programs(approach: Approach, name: str, users: int) -> Iterator[tuple[str, Program]]:
+def train_program(approach: Approach) -> Program:
     """A training step: forward, backward and optimizer, as the training loop compiles it."""
-    graphdef, values, buffers = approach.initialise()
-    config, batch = approach.config, approach.batch(users)
+    (graphdef, values, buffers), config = approach.model, approach.config
     axes = parameters.logical_axes(parameters.abstract(approach.assembly.user_llm))
-    trains = trainable(values, STRATEGIES["full"])
-    tuned = {path: value for path, value in values.items() if trains[path]}
+    rules = STRATEGIES[config.strategy]
+    trains = trainable(values, rules)
+    tuned = {path: jnp.copy(value) for path, value in values.items() if trains[path]}  # the state is used up
     frozen = {path: value for path, value in values.items() if not trains[path]}
     optimizer = make_optimizer(config.training.user_llm, {path: axes[path] for path in tuned})
-    state = replicate_scalars({"parameters": tuned, **fresh_state(optimizer, tuned)}, one_device())
-
-    def compiled(chunk_rows: int):
-        stage = Stage(
-            name="user_llm",
-            config=config.training.user_llm,
-            graphdef=graphdef,
-            parameters=values,
-            buffers=buffers,
-            axes=axes,
-            rules=STRATEGIES["full"],
-            objective=contextualised_objective(chunk_rows),
-            batches=None,
-        )
-        return make_train_step(stage, optimizer, seed=0).lower(state, frozen, buffers, batch).compile()
-
-    step = compiled(config.encoder.chunk_rows)
+    state = {"parameters": tuned, **fresh_state(optimizer, tuned)}
+    stage = Stage(
+        name="user_llm",
+        config=config.training.user_llm,
+        graphdef=graphdef,
+        parameters=values,
+        buffers=buffers,
+        axes=axes,
+        rules=rules,
+        objective=contextualised_objective(config.encoder.chunk_rows),
+        batches=None,
+    )
+    step = make_train_step(stage, optimizer, seed=0)
+    compiled = step.lower(state, frozen, buffers, approach.batch).compile()
 
     def run():
         nonlocal state
-        state, metrics = step(state, frozen, buffers, batch)
+        state, metrics = compiled(state, frozen, buffers, approach.batch)
         return metrics
 
-    yield name, Program(step, run)
+    return Program(compiled, run)
 
 
-PHASES = {"prefill": prefill_programs, "decode": decode_programs, "train": train_programs}
+PHASES = {"prefill": prefill_program, "decode": decode_program, "train": train_program}
 
 
 def measure(config: ConfigDict, events: int, users: int, rounds: int) -> list[dict[str, Any]]:
     """One row an approach: what it reads, what it weighs, and what each phase costs with histories of `events`."""
-    approaches = {name: Approach.of(config, name, events) for name in (TEXT_PROMPT, USER_LLM, PERCEIVER)}
-    rows = {name: _description(approach, name, events, users) for name, approach in approaches.items()}
-    for phase, make in PHASES.items():
-        programs = dict(itertools.chain(*(make(approach, name, users) for name, approach in approaches.items())))
+    approaches = {name: Approach.of(config, name, events, users) for name in (TEXT_PROMPT, USER_LLM, PERCEIVER)}
+    rows = {name: _description(approach, name, events) for name, approach in approaches.items()}
+    for phase, program_of in PHASES.items():
+        programs = {name: program_of(approach) for name, approach in approaches.items()}
+        if phase == "prefill":
+            for name in (USER_LLM, PERCEIVER):
+                programs[name + STORED] = stored_prefill_program(approaches[name])
         seconds = interleaved({name: program.run for name, program in programs.items()}, rounds)
         for name, program in programs.items():
             row = rows.setdefault(name, {"events": events, "approach": name})
@@ -220,12 +228,17 @@ def _program(function: Callable, *arguments: Any) -> Program:
     return Program(compiled, lambda: compiled(*arguments))
 
 
-def _encode(model, batch: Mapping[str, jax.Array]):
-    items = batch["history/item"]
-    return model.encode({"item": items, "rating": batch["history/rating"]}, items > 0)
+def _first_logits(approach: Approach, values: Parameters, buffers: Parameters, batch, context):
+    prompt = approach.read(values, buffers, batch, context)
+    return approach.merge(values, buffers).logits(prompt.hidden), prompt.cache
 
 
-def _description(approach: Approach, name: str, events: int, users: int) -> dict[str, Any]:
+def _ones(shapes):
+    """Arrays of these shapes; what they hold costs no time."""
+    return jax.tree.map(lambda shape: jnp.ones(shape.shape, shape.dtype), shapes)
+
+
+def _description(approach: Approach, name: str, events: int) -> dict[str, Any]:
     """Tokens, parameters by component, and the FLOPs of training on one example by the rule 6ND (Kaplan 2020)."""
     _, shapes, _ = parameters.split(parameters.abstract(approach.assembly.user_llm))
     sizes: dict[str, int] = {}
@@ -236,7 +249,6 @@ def _description(approach: Approach, name: str, events: int, users: int) -> dict
     return {
         "events": events,
         "approach": name,
-        "users": users,
         "llm_tokens": tokens,
         "context_vectors": approach.assembly.context_length,
         "parameters": sizes,
