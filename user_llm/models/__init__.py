@@ -7,7 +7,7 @@ Dimension letters, used in weight names, einsums and shape comments throughout t
     H head dim         D model width             U user (encoder) width
     F hidden (MLP)     V vocabulary              I items
     G cross-attention blocks                     C categories of an item, padded
-    M flattened rows
+    M flattened rows   R rank of a low-rank adapter
 
 Every parameter is an `nnx.Param` whose `logical_axes` metadata names each dimension (`layers`, `vocab`,
 `items`, `embed`, `user`, `mlp`, `user_mlp`, `heads`, `kv_heads`, `head_dim`, `feature`, `norm`, or None), and
