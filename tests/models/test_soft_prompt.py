@@ -10,7 +10,7 @@ from user_llm.decoding.beam import beam_search
 from user_llm.decoding.generate import generate
 from user_llm.models import parameters
 from user_llm.models.language_model import LanguageModelConfig, causal_mask
-from user_llm.models.soft_prompt import SoftPrompt, SoftPromptConfig
+from user_llm.models.soft_prompt import LENGTH, SoftPrompt, SoftPromptConfig
 
 TASK = 2
 LLAMA = dict()
@@ -106,7 +106,7 @@ def test_without_task_and_events_it_is_the_language_model_alone(make_user_llm, t
     np.testing.assert_allclose(read(model, tokens, context), read(model, tokens, None), atol=1e-5)
 
 
-def test_vectors_start_as_long_as_token_embeddings():
+def test_vectors_start_at_a_length_counted_in_token_embeddings():
     dims = dict(num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8, hidden=8)
     config = LanguageModelConfig(vocab_size=200, width=64, embedding_scale=4.0, **dims)
     connector = SoftPrompt(SoftPromptConfig(), config, 16, rngs=nnx.Rngs(0))
@@ -114,4 +114,4 @@ def test_vectors_start_as_long_as_token_embeddings():
     vectors = connector.context(embeddings, np.ones((4, 25), bool)).vectors
     assert vectors.shape == (4, 35, 64)
     for part in (vectors[:, :25], vectors[:, 25:]):
-        assert part.std() == pytest.approx(4.0 / np.sqrt(64), rel=0.15)
+        assert part.std() == pytest.approx(LENGTH * 4.0 / np.sqrt(64), rel=0.15)
