@@ -12,7 +12,6 @@ from user_llm.models.attention import Cache
 from user_llm.models.language_model import LanguageModel, LanguageModelConfig, causal_mask
 from user_llm.models.layers import cast, fan_in, normal, parameter
 
-
 # Initial length of the vectors, in token embeddings (1/√D a channel in ours, and near it in published models).
 # Behind a frozen 3-layer LLM (width 32, two seeds) a loss of 1.01 and 0.88 after 400 steps with vectors as long as
 # tokens was 0.78 and 0.73 with these, and 0.79 and 0.81 at 5.7. Much longer ones drown what the layers add to them.
@@ -58,9 +57,7 @@ class SoftPrompt(nnx.Module):
     ):
         self.config, self.dtype = config, language_model.dtype
         width, param_dtype = language_model.width, language_model.param_dtype
-        # As long as token embeddings are (1/√D in ours, and near it in published models): longer ones would drown
-        # what the layers add to them.
-        scale = language_model.embedding_scale / math.sqrt(width)
+        scale = LENGTH * language_model.embedding_scale / math.sqrt(width)
         self.projection_UD = parameter(
             rngs, fan_in(context_width, scale), (context_width, width), ("user", "embed"), param_dtype
         )
