@@ -1,5 +1,6 @@
 """Small models, and the same parameters in both layouts of a stack."""
 
+import math
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -61,15 +62,20 @@ def _trained(path: str, shape: jax.ShapeDtypeStruct) -> jax.Array:
     elif path.endswith("_gate_D"):
         values = np.copysign(0.4 + 0.1 * np.abs(values), values)
     else:
-        values = values / np.sqrt(shape.shape[0])
+        values = values / math.sqrt(math.prod(shape.shape[:1]))
     return jnp.asarray(values, shape.dtype)
 
 
-def _make_user_llm(**options) -> UserLLM:
-    graphdef, shapes, buffers = parameters.split(parameters.abstract(lambda rngs: _build(rngs, **options)))
+def _make_trained(build: parameters.Builder) -> nnx.Module:
+    """The module `build` describes, with such values; its only buffers are the categories of the items."""
+    graphdef, shapes, buffers = parameters.split(parameters.abstract(build))
     values = {path: _trained(path, shape) for path, shape in shapes.items()}
-    assert list(buffers) == ["encoder/embedding/item_categories"]
+    assert all(path.endswith("item_categories") for path in buffers)
     return parameters.merge(graphdef, values, dict.fromkeys(buffers, jnp.asarray(ITEM_CATEGORIES, jnp.int32)))
+
+
+def _make_user_llm(**options) -> UserLLM:
+    return _make_trained(lambda rngs: _build(rngs, **options))
 
 
 def _stack_layers(flat: parameters.Parameters) -> parameters.Parameters:
@@ -96,6 +102,11 @@ def build_user_llm() -> Callable[..., UserLLM]:
 @pytest.fixture(scope="session")
 def make_user_llm() -> Callable[..., UserLLM]:
     return _make_user_llm
+
+
+@pytest.fixture(scope="session")
+def make_trained() -> Callable[[parameters.Builder], nnx.Module]:
+    return _make_trained
 
 
 @pytest.fixture(scope="session")

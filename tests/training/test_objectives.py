@@ -8,6 +8,7 @@ import pytest
 
 from user_llm.models import parameters
 from user_llm.models.language_model import causal_mask
+from user_llm.models.user_llm import UserLLM
 from user_llm.training.objectives import autoregressive_objective, contextualised_objective, text_objective
 
 CHUNK = 5  # rows; divides nothing here
@@ -119,6 +120,13 @@ def test_with_shut_gates_it_is_the_text_objective(user_llm, batch):
     alone = run(text_objective(CHUNK), user_llm.language_model, texts)
     assert run(CONTEXTUALISED, shut, batch)[0] == pytest.approx(alone[0], rel=1e-6)
     assert abs(run(CONTEXTUALISED, user_llm, batch)[0] - alone[0]) > 0.01
+
+
+def test_without_an_encoder_it_is_the_text_objective(user_llm, batch):
+    alone = UserLLM(None, None, None, user_llm.language_model)
+    texts = {key: value for key, value in batch.items() if key.startswith("decoder_")}
+    text_loss = run(text_objective(CHUNK), user_llm.language_model, texts)
+    assert run(CONTEXTUALISED, alone, batch)[0] == pytest.approx(text_loss[0], rel=1e-6)
 
 
 @both

@@ -58,8 +58,13 @@ class Bert4Rec(EventEncoder):
     def next_item_logits(self, history: History, mask: jax.Array) -> jax.Array:
         """float32 [B, I + 1], the logits of the item after the newest event; -inf for the padding item 0.
 
-        The history moves one slot to the left, and the oldest of S events out: a masked event stands behind it.
+        A masked event stands behind the history, whose oldest event leaves where `max_length` has no room for both.
         """
-        later = {name: jnp.roll(ids, -1, axis=1) for name, ids in history.items()}
-        last = jnp.broadcast_to(jnp.arange(mask.shape[1]) == mask.shape[1] - 1, mask.shape)
-        return self.item_logits(self(later, jnp.roll(mask, -1, axis=1) | last, masked=last)[:, -1])
+        room = self.config.max_length
+
+        def append(slots: jax.Array, value: int | bool) -> jax.Array:
+            return jnp.pad(slots, ((0, 0), (0, 1)), constant_values=value)[:, -room:]
+
+        longer = {name: append(ids, 0) for name, ids in history.items()}
+        masked = append(jnp.zeros_like(mask), True)
+        return self.item_logits(self(longer, append(mask, True), masked=masked)[:, -1])
