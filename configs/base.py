@@ -114,6 +114,7 @@ def get_config() -> ConfigDict:
             rank=8,  # the paper's
             alpha=16.0,  # adapters are scaled by alpha / rank
             targets=("q", "v"),  # projections of the LLM: q | k | v | o | gate | up | down
+            checkpoint="",  # adapters to start from: a folder of PEFT's, or <workdir>/user_llm/adapters; "" = none
         )
     )
 

@@ -42,7 +42,7 @@ def test_every_config_of_the_project_is_valid(path):
 
 def test_every_number_and_every_name_of_the_schema_has_a_rule():
     free_text = {"name", "data.raw_path", "data.data_dir", "llm.checkpoint", "llm.vocabulary"}
-    free_text |= {"llm.architecture", "encoder.checkpoint"}
+    free_text |= {"llm.architecture", "encoder.checkpoint", "lora.checkpoint"}
     ruled = set(config_lib.CHOICES) | free_text
     for key in config_lib.RANGES:
         ruled |= {key.replace("*", stage) for stage in config_lib.STAGES}
@@ -82,6 +82,8 @@ def test_a_value_off_its_list_is_answered_with_the_nearest():
         (dict(integration__kind="none", integration__perceiver__enabled=True), "leave it out"),
         (dict(integration__perceiver__num_heads=3), "expected a multiple of config.integration.perceiver.num_heads=3"),
         (dict(lora__targets=("q", "query")), "config.lora.targets=('q', 'query'): expected some of ('q',"),
+        (dict(lora__checkpoint="/no/such", strategy="lora"), "expected a folder of PEFT adapters"),
+        (dict(lora__checkpoint="/no/such"), "is for strategy lora; this one is 'full'"),
         (dict(lora__targets=("v", "q")), "each once and in this order"),
         (dict(llm__vocabulary="/no/such.model"), "expected tokenizer.model, tokenizer.json or their folder"),
         (dict(llm__checkpoint="/no/such"), "or a Hugging Face folder"),

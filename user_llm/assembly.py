@@ -92,13 +92,16 @@ class Assembly:
         """The LLM alone, as it is pretrained."""
         return LanguageModel(self.language_model_config, rngs=rngs)
 
+    @property
+    def adapted_config(self) -> LanguageModelConfig:
+        """The LLM's dims in the contextualised LLM: with adapters, where the strategy trains such."""
+        lora = self.config.lora
+        adapters = LoraConfig(lora.rank, lora.alpha, tuple(lora.targets)) if self.config.strategy == "lora" else None
+        return dataclasses.replace(self.language_model_config, lora=adapters)
+
     def user_llm(self, rngs: nnx.Rngs) -> UserLLM:
         """The contextualised LLM; with `integration.kind=none` an LLM that has its prompt only (TextPrompt)."""
-        config = self.config.integration
-        llm = self.language_model_config
-        if self.config.strategy == "lora":
-            lora = self.config.lora
-            llm = dataclasses.replace(llm, lora=LoraConfig(lora.rank, lora.alpha, tuple(lora.targets)))
+        config, llm = self.config.integration, self.adapted_config
         if config.kind == "none":
             return UserLLM(None, None, None, LanguageModel(llm, rngs=rngs))
         encoder, width = self.encoder(rngs), self.config.encoder.width

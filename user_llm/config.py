@@ -212,6 +212,10 @@ def _integration(config: ConfigDict) -> Iterator[str]:
     targets = tuple(config.lora.targets)
     if not targets or targets != tuple(name for name in PROJECTIONS if name in targets):
         yield f"{_says(config, 'lora.targets')}: expected some of {PROJECTIONS}, each once and in this order"
+    if config.lora.checkpoint and not (Path(config.lora.checkpoint) / "adapter_config.json").is_file():
+        yield f"{_says(config, 'lora.checkpoint')}: no adapter_config.json there; expected a folder of PEFT adapters"
+    if config.lora.checkpoint and strategy != "lora":
+        yield f"{_says(config, 'lora.checkpoint')} is for strategy lora; this one is {strategy!r}"
     if config.encoder.width % perceiver.num_heads:
         heads = _says(config, "integration.perceiver.num_heads")
         yield f"{_says(config, 'encoder.width')}: expected a multiple of {heads}"

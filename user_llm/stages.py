@@ -14,8 +14,9 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_path
 
 from user_llm.checkpoints import huggingface
+from user_llm.checkpoints.adapters import load_adapters, save_adapters
 from user_llm.checkpoints.manager import StageCheckpoints
-from user_llm.checkpoints.transfer import initialise, with_prefix
+from user_llm.checkpoints.transfer import initialise, with_prefix, without_prefix
 from user_llm.config import STAGES, ConfigError, trains_categories
 from user_llm.data.pipeline import TrainBatches
 from user_llm.data.vocabularies import copy_vocabulary
@@ -56,8 +57,8 @@ Models = dict[str, Model]
 def run_stages(experiment: Experiment, host: Host) -> Models:
     """Trains, resumes or restores every stage the config names; returns their finished models.
 
-    A language model trained here is left as a Hugging Face folder too (`<workdir>/llm/huggingface`), for other runs
-    to name with `llm.checkpoint`.
+    A language model trained here is left as a Hugging Face folder too (`<workdir>/llm/huggingface`), adapters as one
+    of PEFT (`<workdir>/user_llm/adapters`), for other runs to name with `llm.checkpoint` and `lora.checkpoint`.
     """
     config = experiment.config
     finished = _borrowed(experiment)
@@ -73,8 +74,7 @@ def run_stages(experiment: Experiment, host: Host) -> Models:
             host=host,
         )
         finished[name] = dataclasses.replace(model, parameters=values)
-        if name == "llm":
-            _export(experiment, finished[name])
+        _export(experiment, name, finished[name])
     return finished
 
 
@@ -151,14 +151,19 @@ def _borrowed(experiment: Experiment) -> Models:
     return restore_stages(Experiment(theirs, workdir, experiment.mesh), ["encoder"])
 
 
-def _export(experiment: Experiment, model: Model) -> None:
-    folder = experiment.workdir / "llm" / "huggingface"
-    if not folder.exists():
+def _export(experiment: Experiment, name: str, model: Model) -> None:
+    """What a stage leaves for others to load: the language model trained here, or its adapters (PEFT's layout)."""
+    folder = experiment.workdir / name
+    if name == "llm" and not (folder / "huggingface").exists():
         trained = parameters.merge(model.graphdef, model.parameters, model.buffers)
         vocabulary = experiment.vocabulary
-        with replacing(folder) as partial:
+        with replacing(folder / "huggingface") as partial:
             huggingface.save_language_model(trained, partial, bos_id=vocabulary.bos_id, eos_id=vocabulary.eos_id)
             copy_vocabulary(vocabulary, partial)
+    if name == "user_llm" and experiment.config.strategy == "lora" and not (folder / "adapters").exists():
+        values = without_prefix("language_model", model.parameters)
+        with replacing(folder / "adapters") as partial:
+            save_adapters(values, experiment.assembly.adapted_config, partial)
 
 
 def _initial(experiment: Experiment, name: str, finished: Mapping[str, Model]) -> Model:
@@ -166,25 +171,27 @@ def _initial(experiment: Experiment, name: str, finished: Mapping[str, Model]) -
     config, assembly = experiment.config, experiment.assembly
     build: Builder = getattr(assembly, {"llm": "language_model"}.get(name, name))
     rules = STRATEGIES[config.strategy] if name == "user_llm" else EVERYTHING
-    pretrained = _pretrained(experiment, finished) if name == "user_llm" else {}
-    graphdef, values, buffers = initialise(build, config.seed, experiment.mesh, pretrained)
+    earlier, loaded = _pretrained(experiment, finished) if name == "user_llm" else ({}, {})
+    graphdef, values, buffers = initialise(build, config.seed, experiment.mesh, earlier, loaded)
     trains, frozen_dtype = trainable(values, rules), jnp.dtype(config.compute.frozen_dtype)
     values = {path: value if trains[path] else value.astype(frozen_dtype) for path, value in values.items()}
     return Model(build, rules, graphdef, values, buffers)
 
 
-def _pretrained(experiment: Experiment, finished: Mapping[str, Model]) -> Parameters:
-    config = experiment.config
-    pretrained: Parameters = {}
+def _pretrained(experiment: Experiment, finished: Mapping[str, Model]) -> tuple[Parameters, Parameters]:
+    """What earlier stages have trained, and what is loaded for this one alone."""
+    config, assembly = experiment.config, experiment.assembly
+    earlier: Parameters = {}
+    loaded: Parameters = {}
     if config.encoder.init == "pretrained" and config.integration.kind != "none":
-        pretrained |= with_prefix("encoder", finished["encoder"].parameters)
+        earlier |= with_prefix("encoder", finished["encoder"].parameters)
     if config.llm.checkpoint:
-        shape = experiment.assembly.language_model_config
-        downloaded = huggingface.load_parameters(config.llm.checkpoint, shape, experiment.mesh)
-        pretrained |= with_prefix("language_model", downloaded)
+        loaded |= huggingface.load_parameters(config.llm.checkpoint, assembly.language_model_config, experiment.mesh)
     elif "llm" in finished:
-        pretrained |= with_prefix("language_model", finished["llm"].parameters)
-    return pretrained
+        earlier |= with_prefix("language_model", finished["llm"].parameters)
+    if config.strategy == "lora" and config.lora.checkpoint:
+        loaded |= load_adapters(config.lora.checkpoint, assembly.adapted_config)
+    return earlier, with_prefix("language_model", loaded)
 
 
 def _stage(experiment: Experiment, name: str, model: Model) -> Stage:

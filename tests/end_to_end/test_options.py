@@ -111,6 +111,7 @@ def test_a_variant_runs_to_its_results(name, data_dir, tmp_path, monkeypatch):
     assert (results.get("dropped_events", 0) > 0) == (config.data.text_history > 0)
     for row in protocol["rows"].values():
         assert all(np.isfinite(value) for interval in row.values() for value in interval.values())
+    assert (tmp_path / "run" / "user_llm" / "adapters").exists() == (config.strategy == "lora")
     rows = [json.loads(line) for line in (tmp_path / "run" / config.stages[-1] / "metrics.jsonl").open()]
     assert np.isfinite([row["loss"] for row in rows]).all()
     assert any(row["kind"] == "validation" for row in rows) == config.data.validation
@@ -145,6 +146,26 @@ def test_encoder_and_llm_of_another_run_take_the_place_of_the_stages(data_dir, p
     model = user_llm.load(tmp_path / "run")._model.parameters
     for path, value in parameters.split(downloaded)[1].items():
         np.testing.assert_array_equal(model[f"language_model/{path}"], value)
+
+
+def test_adapters_of_a_run_are_where_another_starts(data_dir, pretrained, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "make_mesh", lambda sizes: one_device())
+    first = borrowing(data_dir, pretrained, strategy="lora", **{"lora.targets": ("q", "down")})
+    run(first, tmp_path / "first", Host(tensorboard=False))
+    folder = tmp_path / "first" / "user_llm" / "adapters"
+    second = borrowing(
+        data_dir,
+        pretrained,
+        **{"strategy": "lora", "lora.targets": ("q", "down"), "lora.checkpoint": str(folder)},
+        **{"training.user_llm.learning_rate": 0.0},
+    )
+    run(second, tmp_path / "second", Host(tensorboard=False))
+    trained, kept = (user_llm.load(tmp_path / name)._model.parameters for name in ("first", "second"))
+    adapters = [path for path in trained if "/lora/" in path]
+    assert len(adapters) == 8  # two layers, two targets, A and B
+    for path in adapters:
+        np.testing.assert_array_equal(kept[path], trained[path])
+        assert np.any(trained[path]), path
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,25 @@ def with_prefix(prefix: str, pretrained: Parameters) -> Parameters:
     return {f"{prefix}/{path}": value for path, value in pretrained.items()}
 
 
+def without_prefix(prefix: str, values: Parameters) -> Parameters:
+    """The inverse of `with_prefix`: one component's parameters out of a whole model's."""
+    return {path.removeprefix(f"{prefix}/"): value for path, value in values.items() if path.startswith(f"{prefix}/")}
+
+
 def initialise(
-    build: Builder, seed: int, mesh: Mesh, pretrained: Mapping[str, jax.Array] | None = None
+    build: Builder,
+    seed: int,
+    mesh: Mesh,
+    pretrained: Mapping[str, jax.Array] | None = None,
+    given_away: Mapping[str, jax.Array] | None = None,
 ) -> tuple[nnx.GraphDef, Parameters, Parameters]:
-    """Builds a model straight onto the mesh: `pretrained` values where given, random ones elsewhere.
+    """Builds a model straight onto the mesh: pretrained values where given, random ones elsewhere.
 
     Random tensors a pretrained one replaces are never computed, and no device holds more than its slice.
+
+    Args:
+      pretrained: values that stay the caller's: the model gets copies, which training may then donate.
+      given_away: values nobody else reads any more, such as a downloaded LLM: used where they lie if they may be.
 
     Returns:
       (structure, parameters, buffers), as `parameters.split` does.
@@ -29,7 +42,8 @@ def initialise(
     Raises:
       ValueError: a pretrained tensor has no place in the model, or another shape.
     """
-    pretrained = pretrained or {}
+    own = given_away or {}
+    pretrained = {**(pretrained or {}), **own}
     model = parameters.abstract(build)
     graphdef, abstract, abstract_buffers = parameters.split(model)
     for path, value in pretrained.items():
@@ -50,7 +64,7 @@ def initialise(
 
     drawn, buffers = jax.jit(draw, out_shardings=(random, dict.fromkeys(abstract_buffers, whole)))()
     placed = {
-        path: jax.device_put(value.astype(abstract[path].dtype), shardings[path], may_alias=False)
+        path: jax.device_put(value.astype(abstract[path].dtype), shardings[path], may_alias=path in own)
         for path, value in pretrained.items()
     }
     return graphdef, {path: placed[path] if path in placed else drawn[path] for path in abstract}, buffers
