@@ -54,7 +54,8 @@ def _lines(cells: Mapping[str, Sequence[Mapping[str, float]]], metrics: Sequence
 def _cell(values: Sequence[float]) -> str:
     if not values:
         return MISSING
-    return f"{sum(values) / len(values):.3f} ±{(max(values) - min(values)) / 2:.3f}"
+    mean, half_range = sum(values) / len(values), (max(values) - min(values)) / 2
+    return f"{mean:.3f} ±{half_range:.3f}" if len(values) > 1 else f"{mean:.3f}"
 
 
 def _device(device: Mapping[str, Any]) -> str:

@@ -52,10 +52,7 @@ def _models(out: Path, seed: int) -> list[Run]:
 
     def encoder(kind: str) -> Run:
         row, overrides = _ENCODERS[kind]
-        rows = {row: "Encoder alone"}
-        if kind == "autoregressive":
-            rows = {name: name for name in ("Popularity", "Popularity in the latest category")} | rows
-        return Run(named(kind), {"seed": seed, "stages": ("encoder",), **overrides}, rows=rows)
+        return Run(named(kind), {"seed": seed, "stages": ("encoder",), **overrides}, rows={row: "Encoder alone"})
 
     def user_llm(name: str, row: str, kind: str | None = "autoregressive", **overrides: object) -> Run:
         """A contextualised LLM with a pretrained encoder of `kind`; None: with none."""
@@ -71,7 +68,8 @@ def _models(out: Path, seed: int) -> list[Run]:
     def text_history(events: int) -> dict[str, object]:
         return {"data__text_history": events, "prompt__max_inputs": _PROMPTS[events]}
 
-    runs = [Run(named("llm"), {"seed": seed, "stages": ("llm",), "llm.max_length": _MAX_LENGTH})]
+    llm = {"seed": seed, "stages": ("llm",), "llm.max_length": _MAX_LENGTH}
+    runs = [Run(named("llm"), llm, rows={name: name for name in ("Popularity", "Popularity in the latest category")})]
     runs += [encoder(kind) for kind in _ENCODERS]
     for events in _PROMPTS:
         name, row = f"text_prompt_{events}", f"TextPrompt {events}"
@@ -85,7 +83,13 @@ def _models(out: Path, seed: int) -> list[Run]:
         user_llm("ar50_tp10", "AR50TP10", **text_history(10)),
         user_llm("dual_encoder_cross_attention", "DualEnc-XAtten", kind="dual_encoder"),
         user_llm("perceiver", "User-LLM cross-attention, Perceiver", integration__perceiver__enabled=True),
-        user_llm("random_encoder", "User-LLM cross-attention, random encoder", kind=None, encoder__init="random"),
+        user_llm(
+            "random_encoder",
+            "User-LLM cross-attention, random encoder",
+            kind=None,
+            encoder__kind="autoregressive",
+            encoder__init="random",
+        ),
     ]
 
 

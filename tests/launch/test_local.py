@@ -152,20 +152,21 @@ def test_stopped_in_the_middle_it_lets_the_run_save_and_goes_on_from_there(comma
 
 
 def test_the_table_has_means_and_ranges_over_seeds(command, quiet, tmp_path):
-    runs = [*RUNS, Run("b0", {}, rows={"B": "User-LLM"})]
+    runs = [*RUNS, Run("b0", {}, rows={"B": "User-LLM"}), Run("c0", {"value": 1}, rows={"C": "User-LLM"})]
     sweep = local.Sweep(runs, [], tmp_path, command)
     assert table(runs, sweep.records, tmp_path) == "No run is finished.\n"
-    local.Sweep(RUNS, [], tmp_path, command).execute(2, quiet)
+    local.Sweep([*RUNS, runs[-1]], [], tmp_path, command).execute(2, quiet)
     text = table(runs, sweep.records, tmp_path)
-    assert text.splitlines()[:6] == [
+    assert text.splitlines()[:7] == [
         "**all**, 1,234 test users",
         "",
         "|  | recall@10 | seeds |",
         "| --- | --- | --- |",
         "| A | 0.375 ±0.125 | 2 |",
         "| B | - | 0 |",
+        "| C | 1.000 | 1 |",
     ]
-    assert "3 of 4 runs, 0.0 h on 1 x cpu" in text
+    assert "4 of 5 runs, 0.0 h on 1 x cpu" in text
 
 
 def test_progress_says_what_runs_and_how_long_the_rest_takes(command, tmp_path):
