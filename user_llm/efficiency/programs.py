@@ -14,6 +14,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from user_llm.assembly import Assembly
+from user_llm.config import ConfigError
 from user_llm.data.feature_converters import decoder_features
 from user_llm.decoding.prefill import Prompt, extend, prefill
 from user_llm.dry_run import assembly_of
@@ -43,14 +44,26 @@ class Approach:
 
     @classmethod
     def of(cls, config: ConfigDict, name: str, events: int, users: int) -> "Approach":
-        """The config's model for histories of `events`, all of it trained."""
+        """The config's model for histories of `events`, all of it trained.
+
+        Raises:
+          ConfigError: the text does not fit into the LLM.
+        """
         config = config.copy_and_resolve_references()
         config.strategy, config.data.history_length = "full", events
         config.integration.perceiver.enabled = name == PERCEIVER
         if name == TEXT_PROMPT:
             config.integration.kind = "none"
         tokens = TEXT_TOKENS[events] if name == TEXT_PROMPT else config.prompt.max_inputs
-        return cls(assembly_of(config), tokens, users)
+        assembly = assembly_of(config)
+        needed = assembly.soft_prompt_length + tokens + config.prompt.max_targets
+        most = assembly.language_model_config.max_length
+        if needed > most:
+            raise ConfigError(
+                f"{name} of {events} events takes {needed} tokens with its answer, and this LLM at most {most}: "
+                "raise config.llm.max_length, or measure shorter histories with --events"
+            )
+        return cls(assembly, tokens, users)
 
     @property
     def config(self) -> ConfigDict:
@@ -193,7 +206,15 @@ PHASES = {"prefill": prefill_program, "decode": decode_program, "train": train_p
 
 
 def measure(config: ConfigDict, events: int, users: int, rounds: int) -> list[dict[str, Any]]:
-    """One row an approach: what it reads, what it weighs, and what each phase costs with histories of `events`."""
+    """One row an approach: what it reads, what it weighs, and what each phase costs with histories of `events`.
+
+    Raises:
+      ConfigError: the config has no User-LLM, or an LLM that is too short.
+    """
+    if config.integration.kind == "none":
+        raise ConfigError(
+            "config.integration.kind='none' has no User-LLM to measure: set cross_attention or soft_prompt"
+        )
     approaches = {name: Approach.of(config, name, events, users) for name in (TEXT_PROMPT, USER_LLM, PERCEIVER)}
     rows = {name: _description(approach, name, events) for name, approach in approaches.items()}
     for phase, program_of in PHASES.items():
