@@ -49,7 +49,8 @@ def negative_log_softmax(logits):
 class Recorder:
     """A model that notes what it is asked, and whose embedding of a slot is one-hot in the slot's number."""
 
-    config = SimpleNamespace(features=("item",))
+    def __init__(self, *features):
+        self.config = SimpleNamespace(features=features)
 
     def __call__(self, events, mask, *, masked, key):
         self.events, self.mask, self.masked, self.key = events, np.asarray(mask), np.asarray(masked), key
@@ -65,7 +66,7 @@ class Recorder:
 
 @pytest.mark.parametrize("rate", [0.01, 0.3, 1.0])
 def test_a_share_of_the_events_is_masked_and_asked_for(windows, rate):
-    model, objective = Recorder(), masked_objective(CHUNK, rate)
+    model, objective = Recorder("item"), masked_objective(CHUNK, rate)
     _, weight, _ = objective(model, windows, jax.random.key(3))
     events = np.concatenate([windows["history/item"], windows["label/item"][:, None]], axis=1)[:, 1:]
     np.testing.assert_array_equal(model.events["item"], events)

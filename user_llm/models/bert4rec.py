@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 
 from user_llm.models.layers import cast, normal, parameter
-from user_llm.models.user_encoder import EncoderConfig, EventEncoder, History
+from user_llm.models.user_encoder import EncoderConfig, EventEncoder, History, both_ways
 
 
 class Bert4Rec(EventEncoder):
@@ -52,8 +52,7 @@ class Bert4Rec(EventEncoder):
         x = self.embedding(history)
         if masked is not None:
             x = jnp.where(masked[..., None], cast(self.mask_U, self.config.dtype), x)
-        sees = jnp.broadcast_to(mask[:, None, :], (*mask.shape, mask.shape[-1]))
-        return self.transform(x, mask, sees, key=key)
+        return self.transform(x, mask, both_ways(mask), key=key)
 
     def next_item_logits(self, history: History, mask: jax.Array) -> jax.Array:
         """float32 [B, I + 1], the logits of the item after the newest event; -inf for the padding item 0.
@@ -68,3 +67,8 @@ class Bert4Rec(EventEncoder):
         longer = {name: append(ids, 0) for name, ids in history.items()}
         masked = append(jnp.zeros_like(mask), True)
         return self.item_logits(self(longer, append(mask, True), masked=masked)[:, -1])
+
+    def drop_pretraining(self) -> None:
+        """Leaves out the softmaxes' projections and the masked event: a language model reads embeddings only."""
+        super().drop_pretraining()
+        del self.mask_U

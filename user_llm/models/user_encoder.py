@@ -5,6 +5,7 @@ Every encoder is built with `(config, *, item_categories, num_categories, num_ra
     encoder(history, mask, *, key=None) -> [B, S', U]      user embeddings, zero where `output_mask` is False
     encoder.output_mask(mask) -> bool [B, S']              which of them there are
     encoder.next_item_logits(history, mask) -> [B, I + 1]  the encoder alone as a recommender
+    encoder.drop_pretraining()                             leaves out what only the encoder alone needs
 
 so that integration and evaluation never ask which one they hold. `history` has `item` and `rating`, int [B, S],
 padded on the left (the newest event is in slot S - 1), `mask` bool [B, S] says where there is an event.
@@ -64,6 +65,11 @@ class EncoderConfig:
             width_axis="user",
             hidden_axis="user_mlp",
         )
+
+
+def both_ways(mask: jax.Array) -> jax.Array:
+    """bool [B, S, S]: every slot sees every event, before and after it (`causal_mask` is the other choice)."""
+    return jnp.broadcast_to(mask[:, None, :], (*mask.shape, mask.shape[-1]))
 
 
 class HistoryTransformer(nnx.Module):
@@ -134,6 +140,11 @@ class EventEncoder(HistoryTransformer):
     def output_mask(self, mask: jax.Array) -> jax.Array:
         """bool [B, S]: one embedding an event, where `mask` has one."""
         return mask
+
+    def drop_pretraining(self) -> None:
+        """Leaves out the softmaxes' projections: a language model reads embeddings only."""
+        for feature in self.config.features:
+            delattr(self, f"{feature}_head_UU")
 
     def feature_table(self, feature: str) -> jax.Array:
         """[V, U]: the feature's embeddings, which are also its softmax weights."""
