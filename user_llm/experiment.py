@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from user_llm.assembly import Assembly
 from user_llm.checkpoints import huggingface
-from user_llm.config import ConfigError, trains_categories
+from user_llm.config import ConfigError
 from user_llm.data.feature_converters import TextSource, UserLLMSource
 from user_llm.data.prompts import NextItemPrompts, catalogue_documents, next_item, noun_of
 from user_llm.data.timelines import Catalogue, TimelineTable, load_timelines
@@ -109,17 +109,6 @@ class Experiment:
         """int64 `[I+1]`: how often each item occurs among the events a model may learn from."""
         held_out = [self.windows(split) for split in ("test", *(["validation"] if self.config.data.validation else []))]
         return item_counts(self.table.item, self.catalogue.num_items, held_out)
-
-    @property
-    def label_frequencies(self) -> np.ndarray:
-        """float64: how often the dual encoder's label is each item `[I+1]`, or each category `[categories+1]`."""
-        counts = self.item_counts.astype(np.float64)
-        if not trains_categories(self.config):
-            return counts
-        categories = self.catalogue.item_categories
-        share = counts / np.maximum((categories > 0).sum(axis=1), 1)
-        weights = np.where(categories > 0, share[:, None], 0)
-        return np.bincount(categories.ravel(), weights.ravel(), minlength=len(self.catalogue.category_names))
 
     @functools.cached_property
     def vocabulary(self) -> seqio.Vocabulary:

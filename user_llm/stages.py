@@ -184,7 +184,9 @@ def _pretrained(experiment: Experiment, finished: Mapping[str, Model]) -> tuple[
     earlier: Parameters = {}
     loaded: Parameters = {}
     if config.encoder.init == "pretrained" and config.integration.kind != "none":
-        earlier |= with_prefix("encoder", finished["encoder"].parameters)
+        places = parameters.split(parameters.abstract(assembly.user_llm))[1]
+        trained = with_prefix("encoder", finished["encoder"].parameters)
+        earlier |= {path: value for path, value in trained.items() if path in places}  # its pretraining has more
     if config.llm.checkpoint:
         loaded |= huggingface.load_parameters(config.llm.checkpoint, assembly.language_model_config, experiment.mesh)
     elif "llm" in finished:
@@ -227,7 +229,7 @@ def _objective(experiment: Experiment, name: str) -> Objective:
         return autoregressive_objective(encoder.chunk_rows)
     if encoder.kind == "bert4rec":
         return masked_objective(encoder.chunk_rows, encoder.bert4rec.mask_rate)
-    frequencies = experiment.label_frequencies if encoder.dual_encoder.sampling_correction else None
+    frequencies = experiment.item_counts if encoder.dual_encoder.sampling_correction else None
     return dual_encoder_objective(encoder.chunk_rows, frequencies)
 
 

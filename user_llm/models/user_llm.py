@@ -20,6 +20,7 @@ class UserLLM(nnx.Module):
 
     Args:
       encoder: maps (history, mask) to embeddings [B, S', U], and its `output_mask` a mask [B, S] to theirs [B, S'].
+        It becomes a part of the model, and drops what only its pretraining needs.
       perceiver: reads the embeddings into few latents; None hands on the embeddings themselves.
       connector: what the language model does with either.
 
@@ -40,6 +41,8 @@ class UserLLM(nnx.Module):
             raise ValueError(
                 f"User-LLM with {given} alone: an encoder needs a connector, and a Perceiver or a connector an encoder."
             )
+        if encoder is not None:
+            encoder.drop_pretraining()
         self.encoder = encoder
         self.perceiver = perceiver
         self.connector = connector

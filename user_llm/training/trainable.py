@@ -5,18 +5,15 @@ from collections.abc import Iterable, Sequence
 
 Rules = Sequence[tuple[str, bool]]
 
-# What only the encoder's own pretraining uses (its softmaxes, BERT4Rec's mask embedding, the dual encoder's label
-# tower and temperature) is no part of the contextualised LLM: no loss reaches it.
-_PRETRAINING: Rules = ((r"encoder/(\w+_head_UU|mask_U|label_tower/.*|log_scale)", False),)
 _CONNECTOR = r"(connector|perceiver)/.*"
 _ADAPTERS = r"language_model/.*/lora/.*"
 _FROZEN_LLM = (r"language_model/.*", False)
 
 STRATEGIES: dict[str, Rules] = {
-    "full": (*_PRETRAINING, (_CONNECTOR, True), (r"(encoder|language_model)/.*", True)),
-    "lora": (*_PRETRAINING, (_CONNECTOR, True), (r"encoder/.*", True), (_ADAPTERS, True), _FROZEN_LLM),
-    "enc": (*_PRETRAINING, (_CONNECTOR, True), (r"encoder/.*", True), _FROZEN_LLM),
-    "proj": (*_PRETRAINING, (_CONNECTOR, True), (r"encoder/.*", False), _FROZEN_LLM),
+    "full": ((_CONNECTOR, True), (r"(encoder|language_model)/.*", True)),
+    "lora": ((_CONNECTOR, True), (r"encoder/.*", True), (_ADAPTERS, True), _FROZEN_LLM),
+    "enc": ((_CONNECTOR, True), (r"encoder/.*", True), _FROZEN_LLM),
+    "proj": ((_CONNECTOR, True), (r"encoder/.*", False), _FROZEN_LLM),
 }
 EVERYTHING: Rules = ((r".*", True),)  # the stages that train one model from scratch
 
