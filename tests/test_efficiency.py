@@ -28,7 +28,8 @@ def tiny(**changes):
 
 @pytest.fixture(scope="module")
 def rows():
-    return {row["approach"]: row for row in measure(tiny(), 50, USERS, rounds=2)}
+    loops = dict(compute__scan_layers=True, encoder__chunk_rows=1, training__user_llm__accumulate=2)
+    return {row["approach"]: row for row in measure(tiny(**loops), 50, USERS, rounds=2)}
 
 
 def test_every_approach_goes_through_every_phase(rows):

@@ -52,6 +52,10 @@ class Approach:
         config = config.copy_and_resolve_references()
         config.strategy, config.data.history_length = "full", events
         config.integration.perceiver.enabled = name == PERCEIVER
+        # Without loops, whose bodies XLA's cost analysis counts once.
+        config.compute.scan_layers = config.compute.remat = False
+        config.training.user_llm.accumulate = 1
+        config.encoder.chunk_rows = users * config.prompt.max_targets
         if name == TEXT_PROMPT:
             config.integration.kind = "none"
         tokens = TEXT_TOKENS[events] if name == TEXT_PROMPT else config.prompt.max_inputs
