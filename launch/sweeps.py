@@ -32,7 +32,7 @@ _ENCODERS = {
 }
 
 # Tokens that a prompt with so many written-out events may take; movie titles have about ten with their separator.
-_PROMPTS = {10: 160, 50: 640}
+_PROMPTS = {10: 128, 50: 544}
 _MAX_LENGTH = 1024  # what the LLM of the sweep can read: the longest prompt and its answer, or a soft prompt and them
 
 _INTEGRATIONS = {"cross_attention": "User-LLM cross-attention", "soft_prompt": "User-LLM soft prompt"}
