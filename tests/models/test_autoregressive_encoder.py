@@ -10,10 +10,14 @@ from user_llm.models.autoregressive_encoder import AutoregressiveEncoder, Encode
 from user_llm.models.event_embedding import EventEmbedding
 from user_llm.models.parameters import abstract
 
+ITEM_CATEGORIES = np.array([[0, 0], [1, 0], [2, 3], [3, 2], [0, 0], [3, 1]])  # those of conftest.py
+
 
 @pytest.fixture(scope="module")
-def encoder(user_llm) -> AutoregressiveEncoder:
-    return user_llm.encoder
+def encoder(make_trained) -> AutoregressiveEncoder:
+    config = EncoderConfig(max_length=7, num_layers=2, width=8, num_heads=2, hidden=16)
+    sizes = dict(item_categories=ITEM_CATEGORIES, num_categories=3, num_ratings=5)
+    return make_trained(lambda rngs: AutoregressiveEncoder(config, **sizes, rngs=rngs))
 
 
 @jax.jit

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from user_llm.models import parameters
 from user_llm.models.autoregressive_encoder import AutoregressiveEncoder
 from user_llm.models.bert4rec import Bert4Rec
 from user_llm.models.dual_encoder import DualEncoder, DualEncoderConfig
@@ -19,6 +20,12 @@ KINDS = {
     "autoregressive": (AutoregressiveEncoder, EncoderConfig(**DIMS)),
     "bert4rec": (Bert4Rec, EncoderConfig(**DIMS)),
     "dual_encoder": (DualEncoder, DualEncoderConfig(**DIMS, num_outputs=2)),
+}
+HEADS = {"item_head_UU", "category_head_UU", "rating_head_UU"}
+PRETRAINING = {
+    "autoregressive": HEADS,
+    "bert4rec": HEADS | {"mask_U"},
+    "dual_encoder": {"label_tower", "user_head_UU", "log_scale"},
 }
 
 
@@ -92,6 +99,21 @@ def test_shorter_arrays_of_slots_give_the_same(encoder, output, history):
     np.testing.assert_allclose(embeddings, output[0][:, -embeddings.shape[1] :], atol=1e-5)
     np.testing.assert_array_equal(mask, output[1][:, -mask.shape[1] :])
     np.testing.assert_allclose(logits, output[2], atol=1e-5)
+
+
+def test_what_only_pretraining_needs_is_left_out(kind, encoder, output, history, make_trained):
+    """No embedding depends on it."""
+
+    def build_without(rngs):
+        encoder = build(kind)(rngs)
+        encoder.drop_pretraining()
+        return encoder
+
+    without = make_trained(build_without)
+    left_out = parameters.split(encoder)[1].keys() - parameters.split(without)[1].keys()
+    assert {path.split("/")[0] for path in left_out} == PRETRAINING[kind]
+    embeddings = jax.jit(lambda encoder: encoder(history, history["item"] > 0))(without)
+    np.testing.assert_allclose(embeddings, output[0], atol=1e-6)
 
 
 def test_scanned_layers_are_the_same_model(kind, encoder, output, history, make_trained, with_parameters_of):
