@@ -1,5 +1,6 @@
 # Every target does its own set-up: it creates .venv when missing and installs what it needs, once per setup.py.
 PYTHON ?= python3
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -18,8 +19,9 @@ demo: export MALLOC_TRIM_THRESHOLD_ = 100000000000
 demo: export MALLOC_ARENA_MAX = 1
 demo: export MALLOC_TOP_PAD_ = 67108864
 
-test: $(VENV)/.installed-test  ## run the whole test suite
-	$(BIN)/python -m pytest
+# Most of a test's time is XLA compiling on one core. A file's tests share compiled programs: they stay together.
+test: $(VENV)/.installed-test  ## run the whole test suite, two files at a time (JOBS=2)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(VENV)/.installed-test  ## check the code with ruff
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Packaging of `user_llm` and `tfds_builders`. Configs, tests and benchmarks are run from the clone.
+"""Packaging of `user_llm` and `tfds_builders`. Configs, launchers, tests and benchmarks are run from the clone.
 
 Lower bounds are the versions the test suite is run with on Python 3.11 and 3.12 (jax and flax publish newer
 releases for 3.12; the bound is what both can have). An upper bound appears only where a break is known.
@@ -43,6 +43,7 @@ TEST_REQUIRES = [
     "hypothesis>=6.170",
     "pytest>=9.0",
     "pytest-timeout>=2.4",
+    "pytest-xdist>=3.8",
     "ruff>=0.17",
     "transformers>=5.23",
     # Parity tests compare with PyTorch. They run on 3.11 only, and say so where they skip: on 3.12 plain pip

@@ -26,6 +26,15 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_num_cpu_devices", 8)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_programs_end_with_their_module():
+    """Each takes memory maps, of which a process has 65,530: hundreds of programs of all tests together need more."""
+    yield
+    import jax
+
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """The folder with real data and a real checkpoint, neither committed here; skips when absent."""

@@ -127,7 +127,8 @@ import signal, sys
 from pathlib import Path
 from launch import local, sweeps
 sweeps.SWEEPS["toy"] = lambda out, seeds: [sweeps.Run("long", {"does": "wait"}), sweeps.Run("next", {}, ("long",))]
-signal.signal(signal.SIGTERM, signal.default_int_handler)
+for number in (signal.SIGINT, signal.SIGTERM):  # a shell may have started the tests with Ctrl-C ignored
+    signal.signal(number, signal.default_int_handler)
 sys.exit(local.main(["--sweep=toy", "--config=c.py", f"--out={sys.argv[1]}"], [sys.executable, sys.argv[2]]))
 """
 
