@@ -3,7 +3,7 @@
     python -m user_llm.efficiency --config=configs/efficiency.py --output=efficiency.json
 
 The encoder is the paper's, over MovieLens-20M's catalogue; the LLM has 6 layers of width 384 and 32k pieces. No
-data is read. About 4 minutes on two idle cores; see benchmarks/README.md for what to expect.
+data is read. 3.3 minutes on two idle cores with tuned malloc; benchmarks/README.md has the figures.
 """
 
 from configs import base
