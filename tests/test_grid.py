@@ -83,7 +83,7 @@ def initialised(encoder, integration, perceiver, adapted, init):
     return *initialise(build, 0, one_device(), given), given
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1)  # a step's program takes hundreds of memory maps, of which a process has 65,530
 def compiled(cell):
     """(path → does it train, optimizer, train step) of a cell."""
     config = configured(*cell)
