@@ -19,18 +19,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from launch import malloc
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-MALLOC = {
-    "default": {},
-    # glibc maps every large buffer afresh by default, and the kernel then clears its pages at every step.
-    "tuned": {
-        "MALLOC_MMAP_MAX_": "0",
-        "MALLOC_TRIM_THRESHOLD_": "100000000000",
-        "MALLOC_ARENA_MAX": "1",
-        "MALLOC_TOP_PAD_": "67108864",
-    },
-}
+MALLOC = {"default": {}, "tuned": malloc.TUNED}
 
 
 class ContenderFailed(RuntimeError):
