@@ -8,7 +8,7 @@ language model and see the same number of examples, a twelfth of what the single
 runs take about an hour: a comparison of models under a small budget, not the best of each. The README has the results.
 """
 
-from configs import base, ml_latest_small
+from configs import ml_latest_small
 
 
 def get_config():
@@ -19,13 +19,5 @@ def get_config():
     config.llm.max_length = 1024  # so that 50 events fit as text, or as a soft prompt
     config.training.llm.update(steps=800, eval_every=400, checkpoint_every=400)
     config.training.encoder.update(steps=600)
-    config.training.user_llm = base.training(
-        steps=400,
-        batch_size=32,
-        learning_rate=2e-3,
-        weight_decay=1e-2,
-        eval_every=200,
-        checkpoint_every=200,
-        keep_best="loss",
-    )
+    config.training.user_llm.update(steps=400, batch_size=32, eval_every=200, checkpoint_every=200)
     return config
