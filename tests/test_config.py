@@ -10,6 +10,7 @@ from configs import base
 from tfds_builders.movielens import Builder
 from user_llm import command_line
 from user_llm import config as config_lib
+from user_llm.models import event_embedding, layers
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -147,6 +148,11 @@ def test_all_problems_are_told_at_once():
     said = message(changed(encoder__width=100, llm__head_dim=31)).splitlines()
     assert said[0] == "2 values cannot be used:"
     assert len(said) == 3
+
+
+def test_the_names_of_parts_are_those_of_the_models():
+    assert config_lib.FEATURES == event_embedding.FEATURES
+    assert tuple(layers.PROJECTIONS) == config_lib.PROJECTIONS
 
 
 def test_the_named_datasets_are_those_that_can_be_built():

@@ -151,9 +151,7 @@ def _stages(config: ConfigDict) -> Iterator[str]:
         yield f"{says}: expected some of {STAGES}, each once and in this order"
     if "user_llm" not in stages:
         return
-    encoder = config.encoder
-    reads = config.integration.kind != "none"
-    if reads and encoder.init == "pretrained" and "encoder" not in stages and not encoder.checkpoint:
+    if reads_pretrained_encoder(config) and "encoder" not in stages and not config.encoder.checkpoint:
         yield (
             f"{says} pretrains no encoder: add 'encoder', name a finished run that has one with "
             "--config.encoder.checkpoint=WORKDIR, or set --config.encoder.init=random"
@@ -200,6 +198,11 @@ def _encoder(config: ConfigDict) -> Iterator[str]:
             f"{_says(config, 'encoder.dual_encoder.label')} ranks no items, so that "
             f"{_says(config, 'training.encoder.keep_best')} cannot be had: set --config.training.encoder.keep_best=loss"
         )
+
+
+def reads_pretrained_encoder(config: ConfigDict) -> bool:
+    """Whether the contextualised LLM starts with an encoder that an earlier stage, or another run, has trained."""
+    return config.integration.kind != "none" and config.encoder.init == "pretrained"
 
 
 def trains_categories(config: ConfigDict) -> bool:

@@ -133,15 +133,15 @@ def _evaluate(experiment: Experiment, trained: Mapping[str, Model]) -> None:
         scores = encoder_scores(encoder.graphdef, encoder.buffers, experiment.mesh)
         ranks[ENCODER] = rank_by_scores(lambda batch: scores(encoder.parameters, batch), test, **by_scores)[0]
     items = np.zeros((len(test), 0), np.int32)
-    dropped = {}
     if user_llm := trained.get("user_llm"):
-        prompted = Subset.evenly(experiment.source("test"), config.max_users)
-        found, items = _user_llm_ranks(experiment, user_llm, prompted)
+        found, items = _user_llm_ranks(experiment, user_llm, Subset.evenly(experiment.source("test"), config.max_users))
         ranks |= found
-        if experiment.config.data.text_history:
-            dropped = {"dropped_events": float(prompted.gather(np.arange(len(test)))["dropped_events"].mean())}
 
     batch = test.gather(np.arange(len(test)))
+    facts = {}
+    if user_llm and experiment.config.data.text_history:
+        _, _, dropped = experiment.prompts.build(batch["history/item"])
+        facts["dropped_events"] = float(dropped.mean())
     full = (batch["history/item"] > 0).all(axis=1)
     length = experiment.config.data.history_length
     protocols = {f"histories of {length} events (paper)": full}
@@ -159,7 +159,7 @@ def _evaluate(experiment: Experiment, trained: Mapping[str, Model]) -> None:
     report.write_results(
         experiment.workdir,
         protocols={name: _summary(experiment, ranks, chosen) for name, chosen in protocols.items() if chosen.any()},
-        facts=dropped,
+        facts=facts,
         provenance=report.provenance(experiment.table.fingerprint),
     )
 

@@ -17,7 +17,7 @@ from user_llm.checkpoints import huggingface
 from user_llm.checkpoints.adapters import load_adapters, save_adapters
 from user_llm.checkpoints.manager import StageCheckpoints
 from user_llm.checkpoints.transfer import initialise, with_prefix, without_prefix
-from user_llm.config import STAGES, ConfigError, trains_categories
+from user_llm.config import STAGES, ConfigError, reads_pretrained_encoder, trains_categories
 from user_llm.data.pipeline import TrainBatches
 from user_llm.data.vocabularies import copy_vocabulary
 from user_llm.evaluation.evaluator import Subset, encoder_scores, mean_metrics, rank_by_scores
@@ -64,15 +64,9 @@ def run_stages(experiment: Experiment, host: Host) -> Models:
     finished = _borrowed(experiment)
     for name in stage_names(config):
         model = _initial(experiment, name, finished)
-        axes = parameters.logical_axes(parameters.abstract(model.build))
-        print_parameter_table(config, name, model.parameters, axes, model.rules, experiment.mesh)
-        values = train(
-            _stage(experiment, name, model),
-            experiment.workdir / name,
-            experiment.mesh,
-            seed=config.seed,
-            host=host,
-        )
+        stage = _stage(experiment, name, model)
+        print_parameter_table(config, name, stage.parameters, stage.axes, stage.rules, experiment.mesh)
+        values = train(stage, experiment.workdir / name, experiment.mesh, seed=config.seed, host=host)
         finished[name] = dataclasses.replace(model, parameters=values)
         _export(experiment, name, finished[name])
     return finished
@@ -115,10 +109,18 @@ def stage_names(config: ConfigDict) -> list[str]:
 
 
 # An encoder of another run must have read the same data in the same shape.
-_ENCODER_OF = (
-    *("data.dataset", "data.history_length", "encoder.kind", "encoder.features", "encoder.num_layers"),
-    *("encoder.width", "encoder.num_heads", "encoder.hidden", "encoder.dual_encoder.num_outputs"),
-    *("encoder.dual_encoder.fusion_layers", "compute.scan_layers"),
+_MUST_AGREE = (
+    "data.dataset",
+    "data.history_length",
+    "encoder.kind",
+    "encoder.features",
+    "encoder.num_layers",
+    "encoder.width",
+    "encoder.num_heads",
+    "encoder.hidden",
+    "encoder.dual_encoder.num_outputs",
+    "encoder.dual_encoder.fusion_layers",
+    "compute.scan_layers",
 )
 
 
@@ -129,7 +131,7 @@ def _borrowed(experiment: Experiment) -> Models:
       ConfigError: that run's encoder has another shape, other data, or has learnt from what we validate on.
     """
     config, workdir = experiment.config, Path(experiment.config.encoder.checkpoint)
-    if not config.encoder.checkpoint or config.encoder.init == "random" or config.integration.kind == "none":
+    if not config.encoder.checkpoint or not reads_pretrained_encoder(config):
         return {}
     theirs = ConfigDict(json.loads((workdir / "config.json").read_text()))
     says = f"config.encoder.checkpoint={workdir}"
@@ -137,7 +139,7 @@ def _borrowed(experiment: Experiment) -> Models:
     def plain(value):
         return list(value) if isinstance(value, tuple) else value  # JSON knows no tuples
 
-    for key in _ENCODER_OF:
+    for key in _MUST_AGREE:
         ours, other = plain(config_path.get_value(key, config)), plain(config_path.get_value(key, theirs))
         if ours != other:
             raise ConfigError(f"{says} was made with config.{key}={other!r}, this run has {ours!r}: they must agree")
@@ -183,7 +185,7 @@ def _pretrained(experiment: Experiment, finished: Mapping[str, Model]) -> tuple[
     config, assembly = experiment.config, experiment.assembly
     earlier: Parameters = {}
     loaded: Parameters = {}
-    if config.encoder.init == "pretrained" and config.integration.kind != "none":
+    if reads_pretrained_encoder(config):
         places = parameters.split(parameters.abstract(assembly.user_llm))[1]
         trained = with_prefix("encoder", finished["encoder"].parameters)
         earlier |= {path: value for path, value in trained.items() if path in places}  # its pretraining has more
