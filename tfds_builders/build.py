@@ -11,6 +11,7 @@ import sys
 import tensorflow_datasets as tfds
 
 from tfds_builders import movielens
+from tfds_builders.builder import TimelineBuilder
 from tfds_builders.simulated import SimulatedConfig
 
 BUILDERS = {"movielens": movielens.Builder}
@@ -23,6 +24,10 @@ def summary_text(metadata: dict) -> str:
     for file, rows in summary["files"].items():
         lines.append(f"{file}: {rows['read']:,} rows read, {rows['kept']:,} kept")
         lines += [f"  left out, {reason}: {rejected['rows']:,}" for reason, rejected in rows["rejected"].items()]
+        lines += [
+            f"  {'left out' if applied['dropped'] else 'kept'} by rule, {rule}: {applied['rows']:,}"
+            for rule, applied in rows["rules"].items()
+        ]
     lines.append(
         f"{summary['users']:,} users, {summary['events']:,} events, {summary['items']:,} items "
         f"({summary['items_with_events']:,} with events), "
@@ -58,6 +63,25 @@ def parse_simulated(settings: list[str]) -> SimulatedConfig:
     return SimulatedConfig(**values)
 
 
+def parse_options(builder: type[TimelineBuilder], settings: list[str]) -> dict[str, int | str]:
+    """A builder's options from `name=value` words.
+
+    Raises:
+      ValueError: the family has no such option, or the value is not of its type.
+    """
+    options = {}
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        if name not in builder.OPTIONS:
+            known = ", ".join(builder.OPTIONS) or "none"
+            raise ValueError(f"--option {setting}: expected name=value; the options of this dataset: {known}.")
+        try:
+            options[name] = type(builder.OPTIONS[name])(value)
+        except ValueError:
+            raise ValueError(f"--option {setting}: {value!r} is not a whole number.") from None
+    return options
+
+
 def main(arguments: list[str]) -> int:
     """Runs the command; returns its exit status: 0, or 1 with the error on stderr."""
     names = [f"{name}/{config}" for name, builder in BUILDERS.items() for config in builder.builder_configs]
@@ -67,7 +91,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("dataset", choices=names, metavar="dataset", help=", ".join(names))
     parser.add_argument("--data_dir", help="where to; TFDS_DATA_DIR or ~/tensorflow_datasets by default")
-    parser.add_argument("--raw_path", help="the release as a zip or a folder; downloaded when left out")
+    parser.add_argument("--raw_path", help="zip, or folder with the raw files; downloaded when left out")
     parser.add_argument("--manual_dir", help="a folder that may hold releases under their published names")
     parser.add_argument(
         "--max_malformed", type=float, default=0.0, help="fraction of a file's rows that may be left out (0)"
@@ -75,6 +99,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--simulated", nargs="*", metavar="name=value", help="settings of the simulation, such as num_users=5000"
     )
+    parser.add_argument("--option", nargs="*", default=[], metavar="name=value", help="options of the dataset")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     name, config = options.dataset.split("/")
@@ -85,6 +110,7 @@ def main(arguments: list[str]) -> int:
             raw_path=options.raw_path,
             max_malformed=options.max_malformed,
             simulated=None if options.simulated is None else parse_simulated(options.simulated),
+            options=parse_options(BUILDERS[name], options.option),
         )
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=options.manual_dir))
     except (ValueError, OSError) as error:

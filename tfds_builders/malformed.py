@@ -1,4 +1,4 @@
-"""Counting and naming what is wrong with a source, so that nothing is dropped in silence."""
+"""Counting and naming what is wrong with a source, and what its rules leave out: nothing is dropped in silence."""
 
 from collections import Counter, defaultdict
 
@@ -10,12 +10,17 @@ class MalformedSourceError(ValueError):
 
 
 class RowReport:
-    """Rows read and rejected by file and reason, with the first few lines of each reason."""
+    """Rows read and rejected by file and reason, with the first few lines of each; and rows that fall under a rule.
+
+    A rule is no fault: it says what a dataset means by a row (a second review of the same product, a product without
+    a name). Its rows are counted, and not held against `max_malformed`.
+    """
 
     def __init__(self):
         self.rows: dict[str, int] = {}
         self._rejected: dict[str, Counter] = defaultdict(Counter)
         self._examples: dict[tuple[str, str], list[str]] = defaultdict(list)
+        self._rules: dict[str, dict[str, tuple[int, bool]]] = defaultdict(dict)
 
     def reject(self, file: str, reason: str, found: list[tuple[int, str]], count: int | None = None) -> None:
         """Counts malformed rows of one reason.
@@ -29,6 +34,19 @@ class RowReport:
         self._rejected[file][reason] += len(found) if count is None else count
         examples = self._examples[file, reason]
         examples.extend(f"line {line}: {text}" for line, text in found[: EXAMPLES_PER_REASON - len(examples)])
+
+    def apply_rule(self, file: str, rule: str, count: int, *, dropped: bool) -> None:
+        """Counts rows of `file` that fall under a rule, in words; `dropped` ones are no part of the dataset.
+
+        A row may fall under several rules that drop nothing, but only under one that drops it.
+        """
+        if count:
+            before, _ = self._rules[file].get(rule, (0, dropped))
+            self._rules[file][rule] = before + count, dropped
+
+    def _kept(self, file: str) -> int:
+        left_out = sum(count for count, dropped in self._rules[file].values() if dropped)
+        return self.rows[file] - self.rejected(file) - left_out
 
     def rejected(self, file: str) -> int:
         """How many rows of `file` were rejected so far."""
@@ -50,7 +68,9 @@ class RowReport:
         lines = []
         for file, rows in self.rows.items():
             rejected = self.rejected(file)
-            lines.append(f"{file}: {rows:,} rows read, {rows - rejected:,} kept, {rejected:,} rejected")
+            lines.append(f"{file}: {rows:,} rows read, {self._kept(file):,} kept, {rejected:,} rejected")
+            for rule, (count, dropped) in self._rules[file].items():
+                lines.append(f"  rule, {rule}: {count:,} {'left out' if dropped else 'kept'}")
             for reason, count in self._rejected[file].items():
                 examples = self._examples[file, reason]
                 lines.append(f"  {reason}: {count:,}")
@@ -60,14 +80,20 @@ class RowReport:
         return "\n".join(lines)
 
     def as_dict(self) -> dict:
-        """The same as JSON: `{file: {"read", "kept", "rejected": {reason: {"rows", "first"}}}}`."""
+        """The same as JSON: `{file: {"read", "kept", "rejected": {reason: {"rows", "first"}}, "rules": {…}}}`.
+
+        A rule is `{rule: {"rows", "dropped"}}`.
+        """
         return {
             file: {
                 "read": rows,
-                "kept": rows - self.rejected(file),
+                "kept": self._kept(file),
                 "rejected": {
                     reason: {"rows": count, "first": self._examples[file, reason]}
                     for reason, count in self._rejected[file].items()
+                },
+                "rules": {
+                    rule: {"rows": count, "dropped": dropped} for rule, (count, dropped) in self._rules[file].items()
                 },
             }
             for file, rows in self.rows.items()

@@ -92,7 +92,7 @@ def iterate_timelines(
       connection: a database that has `events`; without its column `review`, reviews are empty.
       batch_rows: rows taken from DuckDB at a time.
     """
-    available = {row[0] for row in connection.execute("DESCRIBE events").fetchall()}
+    available = _columns(connection)
     names = [name for name in ("item", "rating", "timestamp", "review") if name in available]
     reader = connection.sql(
         f"SELECT user_id, {', '.join(names)} FROM events ORDER BY user_id, timestamp, line"
@@ -116,6 +116,19 @@ def iterate_timelines(
         rest = {name: column[starts[-1] :] for name, column in columns.items()}
     if rest:
         yield timeline(rest, 0, len(rest["user_id"]))
+
+
+def has_reviews(connection: duckdb.DuckDBPyConnection) -> bool:
+    """Whether any row of `events` has a review with text."""
+    if "review" not in _columns(connection):
+        return False
+    return (
+        connection.execute("SELECT count(*) FROM (SELECT 1 FROM events WHERE review <> '' LIMIT 1)").fetchone()[0] > 0
+    )
+
+
+def _columns(connection: duckdb.DuckDBPyConnection) -> set[str]:
+    return {row[0] for row in connection.execute("DESCRIBE events").fetchall()}
 
 
 def summarise_timelines(connection: duckdb.DuckDBPyConnection) -> dict:

@@ -228,6 +228,7 @@ def test_allowed_malformed_rows_are_left_out_said_and_recorded(tmp_path, write_r
             "not 4 fields": {"rows": 1, "first": ["line 3: '1,20,4.0'"]},
             "movieId is not in movies.csv": {"rows": 1, "first": ["line 4: '1,99,4.0,1000'"]},
         },
+        "rules": {},
     }
 
 
