@@ -10,11 +10,9 @@ import sys
 
 import tensorflow_datasets as tfds
 
-from tfds_builders import movielens
 from tfds_builders.builder import TimelineBuilder
+from tfds_builders.families import FAMILIES, builder_of, dataset_names
 from tfds_builders.simulated import SimulatedConfig
-
-BUILDERS = {"movielens": movielens.Builder}
 
 
 def summary_text(metadata: dict) -> str:
@@ -84,7 +82,7 @@ def parse_options(builder: type[TimelineBuilder], settings: list[str]) -> dict[s
 
 def main(arguments: list[str]) -> int:
     """Runs the command; returns its exit status: 0, or 1 with the error on stderr."""
-    names = [f"{name}/{config}" for name, builder in BUILDERS.items() for config in builder.builder_configs]
+    names = dataset_names()
     parser = argparse.ArgumentParser(
         prog="python -m tfds_builders.build",
         description="Builds a dataset of one timeline per user, and prints what went into it.",
@@ -102,15 +100,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--option", nargs="*", default=[], metavar="name=value", help="options of the dataset")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    name, config = options.dataset.split("/")
     try:
-        builder = BUILDERS[name](
-            config=config,
+        builder = builder_of(
+            options.dataset,
             data_dir=options.data_dir,
             raw_path=options.raw_path,
             max_malformed=options.max_malformed,
             simulated=None if options.simulated is None else parse_simulated(options.simulated),
-            options=parse_options(BUILDERS[name], options.option),
+            options=parse_options(FAMILIES[options.dataset.partition("/")[0]], options.option),
         )
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=options.manual_dir))
     except (ValueError, OSError) as error:

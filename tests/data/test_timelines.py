@@ -4,7 +4,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from user_llm.data import timelines
+from user_llm.data import columns
 from user_llm.data.timelines import Catalogue, load_timelines
 
 MOVIES = [(10, "Heat (1995)", "Action|Crime"), (7, "Emma (1996)", "Comedy"), (9, "Emma (1996)", "(no genres listed)")]
@@ -99,8 +99,8 @@ def test_cache_gives_the_same_and_is_rebuilt_when_stale_or_broken(tmp_path, monk
     (cache,) = (tmp_path / "data").rglob("columns.npz")
     whole = cache.read_bytes()
     decoded = []
-    read_columns = timelines._read_columns
-    monkeypatch.setattr(timelines, "_read_columns", lambda dataset: decoded.append(1) or read_columns(dataset))
+    read_columns = columns._read_columns
+    monkeypatch.setattr(columns, "_read_columns", lambda dataset: decoded.append(1) or read_columns(dataset))
     assert_same(load(raw, tmp_path / "data"), table)
     assert not decoded
     with np.load(cache) as columns:

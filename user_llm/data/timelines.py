@@ -1,24 +1,16 @@
-"""Timelines as flat columns: read once from the TFDS dataset, cached beside it."""
+"""Timelines as flat columns, and the catalogue they refer to."""
 
 import dataclasses
-import logging
 import os
-import zipfile
-from pathlib import Path
+from collections.abc import Mapping
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from tfds_builders.movielens.movielens_dataset_builder import Builder as MovieLens
+from tfds_builders.families import builder_of
 from tfds_builders.simulated import SimulatedConfig
-from tfds_builders.timelines import SPLIT
+from user_llm.data.columns import ReviewTexts, cached_columns
 from user_llm.data.splits import count_windows
-from user_llm.files import replacing
-
-_LOGGER = logging.getLogger(__name__)
-_BUILDERS = {"movielens": MovieLens}
-_COLUMNS = ("item", "rating", "timestamp")
-_READ_USERS = 1024  # users decoded at once
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -94,6 +86,7 @@ class TimelineTable:
         rating_names: name by rating class; "" for 0, the padding.
         fingerprint: SHA-256 of the source's content.
         summary: what the builder counted: rows read, kept and rejected, users, items, timeline lengths.
+        review_texts: reads the reviews; None for a dataset without.
     """
 
     name: str
@@ -106,6 +99,22 @@ class TimelineTable:
     rating_names: list[str]
     fingerprint: str
     summary: dict
+    review_texts: ReviewTexts | None = None
+
+    @property
+    def has_reviews(self) -> bool:
+        """Whether any event has a review."""
+        return self.review_texts is not None
+
+    def reviews(self, events: np.ndarray) -> list[str]:
+        """The reviews of the events at these places of the flat columns, int [B]; "" where one has none.
+
+        Raises:
+            ValueError: the dataset has no reviews.
+        """
+        if self.review_texts is None:
+            raise ValueError(f"dataset {self.name!r} has no reviews.")
+        return self.review_texts(events)
 
     @property
     def num_users(self) -> int:
@@ -126,35 +135,35 @@ def load_timelines(
     data_dir: str | os.PathLike | None = None,
     max_malformed: float = 0.0,
     simulated: SimulatedConfig | dict | None = None,
+    options: Mapping[str, int | str] | None = None,
 ) -> TimelineTable:
     """Loads a dataset's timelines, building the dataset on first use.
-
-    The flat columns are cached in the dataset's own folder, for the dataset's fingerprint: decoding ML-20M
-    takes about half a minute, reading its cache two seconds.
 
     Args:
         name: "family/config", as "movielens/latest_small".
         raw_path: zip or folder with the official files; None downloads them.
         data_dir: where datasets live; None is TFDS's default.
         max_malformed: share of malformed source rows above which a build stops.
-        simulated: what to simulate; "movielens/simulated" only.
+        simulated: what to simulate; "<family>/simulated" only.
+        options: the family's further build options (`TimelineBuilder.OPTIONS`).
 
     Raises:
         ValueError: an unknown name, an option that does not belong to it, a source that cannot be read, or
-            `data_dir` holds this dataset built from another source.
+            `data_dir` holds this dataset built from another source or with other options.
     """
-    family, _, config = name.partition("/")
-    if family not in _BUILDERS or config not in _BUILDERS[family].builder_configs:
-        known = [f"{key}/{config}" for key in _BUILDERS for config in _BUILDERS[key].builder_configs]
-        raise ValueError(f"unknown dataset {name!r}: expected one of {', '.join(known)}.")
-    builder = _BUILDERS[family](
-        config=config, data_dir=data_dir, raw_path=raw_path, max_malformed=max_malformed, simulated=simulated
+    builder = builder_of(
+        name,
+        data_dir=data_dir,
+        raw_path=raw_path,
+        max_malformed=max_malformed,
+        simulated=simulated,
+        options=options,
     )
     builder.download_and_prepare()
     # Read from disk: the files alone say what they hold, and TFDS's own features allow to leave columns out.
     dataset = tfds.builder_from_directory(builder.data_dir)
     metadata = dataset.info.metadata
-    columns = _cached_columns(dataset, metadata["fingerprint"])
+    columns = cached_columns(dataset, metadata["fingerprint"])
     return TimelineTable(
         name=name,
         item=columns["item"],
@@ -168,43 +177,5 @@ def load_timelines(
         rating_names=list(metadata["rating_names"]),
         fingerprint=metadata["fingerprint"],
         summary=dict(metadata["summary"]),
+        review_texts=ReviewTexts(builder.data_dir, metadata["fingerprint"]) if metadata["has_reviews"] else None,
     )
-
-
-def _cached_columns(dataset: tfds.core.DatasetBuilder, fingerprint: str) -> dict[str, np.ndarray]:
-    """The flat columns from the cache beside the dataset, which is written when missing, stale or broken."""
-    cache = Path(dataset.data_dir) / "columns.npz"
-    try:
-        with np.load(cache) as stored:
-            if stored["fingerprint"].item() == fingerprint:
-                return {key: stored[key] for key in (*_COLUMNS, "offsets", "user_ids")}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass  # nothing there, or not whole: the dataset itself has it all
-    columns = _read_columns(dataset)
-    try:
-        with replacing(cache) as partial, partial.open("wb") as file:
-            np.savez(file, fingerprint=np.array(fingerprint), **columns)
-    except OSError as error:  # a shared dataset that may only be read, a full disk
-        _LOGGER.warning("timelines are not cached, so the next start decodes them again: %s", error)
-    return columns
-
-
-def _read_columns(dataset: tfds.core.DatasetBuilder) -> dict[str, np.ndarray]:
-    """Decodes the whole dataset in its stored order, many users at once, leaving the reviews unread."""
-    events = dataset.as_dataset(
-        split=SPLIT,
-        shuffle_files=False,
-        decoders=tfds.decode.PartialDecoding({"user_id": True, "events": dict.fromkeys(_COLUMNS, True)}),
-        read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
-    )
-    parts = {key: [] for key in (*_COLUMNS, "lengths", "user_ids")}
-    for batch in events.ragged_batch(_READ_USERS):
-        for key in _COLUMNS:
-            parts[key].append(batch["events"][key].flat_values.numpy())
-        parts["lengths"].append(batch["events"]["item"].row_lengths().numpy())
-        parts["user_ids"].append(batch["user_id"].numpy().astype(np.bytes_))
-    columns = {key: np.concatenate(values) for key, values in parts.items()}
-    lengths = columns.pop("lengths")
-    columns["offsets"] = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    columns["user_ids"] = np.char.decode(columns["user_ids"], "utf-8")
-    return columns
