@@ -103,8 +103,8 @@ def test_cache_gives_the_same_and_is_rebuilt_when_stale_or_broken(tmp_path, monk
     monkeypatch.setattr(columns, "_read_columns", lambda dataset: decoded.append(1) or read_columns(dataset))
     assert_same(load(raw, tmp_path / "data"), table)
     assert not decoded
-    with np.load(cache) as columns:
-        stale = dict(columns) | {"fingerprint": np.array("another"), "item": np.zeros(6, np.int32)}
+    with np.load(cache) as stored:
+        stale = dict(stored) | {"fingerprint": np.array("another"), "item": np.zeros(6, np.int32)}
     np.savez(cache, **stale)
     for damage in (None, whole[: len(whole) // 2], b""):
         if damage is not None:
