@@ -34,11 +34,12 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.name = "base"
     config.seed = 0
+    config.task = "next_item"  # next_item | favorite_category | review_generation (paper 4.1)
     config.stages = ("llm", "encoder", "user_llm")  # those that apply run, in this order
 
     config.data = ConfigDict(
         dict(
-            dataset="movielens/20m",  # a TFDS name: builder/config
+            dataset="movielens/20m",  # family/config of movielens, amazon_reviews, google_local or custom
             raw_path="",  # zip or folder with the official files; "" = download
             data_dir="",  # where built datasets live; "" = TFDS's default (~/tensorflow_datasets)
             max_malformed=0.0,  # share of malformed rows above which the build stops
@@ -47,6 +48,7 @@ def get_config() -> ConfigDict:
             text_history=0,  # latest events written into the prompt
             validation=True,  # position n-2 leaves training and steers keep_best
             simulated=ConfigDict(dict(num_users=2000, num_items=600, mean_events=45, seed=0)),
+            amazon_reviews=ConfigDict(dict(category_level=1)),  # which of a product's category path, from 0
         )
     )
     config.prompt = ConfigDict(
@@ -72,7 +74,7 @@ def get_config() -> ConfigDict:
                 dict(
                     num_outputs=1,  # user embeddings a history is fused to
                     fusion_layers=1,
-                    label="item",  # what the label tower reads: item | category of the next event
+                    label="item",  # item | category of the next event, or the task's favorite_category
                     sampling_correction=True,  # logQ: popular labels are no easier for being often in the batch
                 )
             ),

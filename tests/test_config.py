@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import base
-from tfds_builders.movielens import Builder
+from tfds_builders.families import FAMILIES
 from user_llm import command_line
 from user_llm import config as config_lib
 from user_llm.models import event_embedding, layers
@@ -41,8 +41,57 @@ def test_every_config_of_the_project_is_valid(path):
     config_lib.validate(command_line.load(str(path)))
 
 
+# Appendix C of the paper (Table 9): encoder pretraining, then every task; rate, decay, batch, steps.
+TABLE_9 = {
+    "ml20m": {
+        "encoder": (1e-1, 1e-1, 32_768, 10_000),
+        "next_item": (1e-3, 1e-3, 8_192, 10_000),
+        "favorite_category": (1e-3, 1e-3, 1_024, 5_000),
+    },
+    "google_local": {
+        "encoder": (1e-4, 1e-1, 16_384, 10_000),
+        "next_item": (1e-3, 1e-1, 2_048, 5_000),
+        "favorite_category": (1e-3, 1e-1, 2_048, 5_000),
+        "review_generation": (1e-3, 1e-1, 1_024, 5_000),
+    },
+    "amazon": {
+        "encoder": (1e-4, 1e-1, 12_800, 7_000),
+        "next_item": (1e-3, 1e-1, 8_192, 10_000),
+        "favorite_category": (1e-3, 1e-1, 1_024, 5_000),
+        "review_generation": (1e-3, 1e-1, 2_048, 5_000),
+    },
+}
+
+
+@pytest.mark.parametrize(("name", "task"), [(name, task) for name in TABLE_9 for task in TABLE_9[name]])
+def test_the_papers_experiments_have_its_hyperparameters(name, task):
+    stage = "encoder" if task == "encoder" else "user_llm"
+    suffix = "" if task == "encoder" else f":{task}"
+    config = command_line.load(f"{ROOT / 'configs' / name}.py{suffix}")
+    config_lib.validate(config)
+    training = config.training[stage]
+    found = training.learning_rate, training.weight_decay, training.batch_size, training.steps
+    assert found == TABLE_9[name][task]
+    assert config.training[stage].warmup_fraction == 0.1
+    assert config.task == ("next_item" if task == "encoder" else task)
+
+
+def test_a_task_that_a_dataset_has_not_is_refused_with_those_it_has():
+    path = ROOT / "configs" / "ml20m.py"
+    with pytest.raises(config_lib.ConfigError, match=r"expected one of next_item, favorite_category"):
+        command_line.load(f"{path}:review_generation")
+    assert "MovieLens has no reviews" in message(changed(task="review_generation"))
+    assert "baseline" in message(changed(encoder__dual_encoder__label="favorite_category"))
+
+
+def test_the_family_of_a_dataset_is_checked_and_its_config_left_to_the_builder():
+    assert "did you mean 'movielens'" in message(changed(data__dataset="movielen/20m"))
+    assert "family/config" in message(changed(data__dataset="movielens"))
+    config_lib.validate(changed(data__dataset="custom/my_shop"))
+
+
 def test_every_number_and_every_name_of_the_schema_has_a_rule():
-    free_text = {"name", "data.raw_path", "data.data_dir", "llm.checkpoint", "llm.vocabulary"}
+    free_text = {"name", "data.dataset", "data.raw_path", "data.data_dir", "llm.checkpoint", "llm.vocabulary"}
     free_text |= {"llm.architecture", "encoder.checkpoint", "lora.checkpoint"}
     ruled = set(config_lib.CHOICES) | free_text
     for key in config_lib.RANGES:
@@ -155,6 +204,5 @@ def test_the_names_of_parts_are_those_of_the_models():
     assert tuple(layers.PROJECTIONS) == config_lib.PROJECTIONS
 
 
-def test_the_named_datasets_are_those_that_can_be_built():
-    known = {f"movielens/{config.name}" for config in Builder.BUILDER_CONFIGS}
-    assert set(config_lib.CHOICES["data.dataset"]) == known
+def test_the_families_are_those_that_can_be_built():
+    assert set(config_lib.FAMILIES) == set(FAMILIES)

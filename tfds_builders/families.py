@@ -1,5 +1,7 @@
 """The families of datasets by name: a dataset is `family/config`, as `movielens/20m`."""
 
+import difflib
+
 from tfds_builders import movielens
 from tfds_builders.builder import TimelineBuilder
 
@@ -19,5 +21,7 @@ def builder_of(name: str, **kwargs) -> TimelineBuilder:
     """
     family, _, config = name.partition("/")
     if family not in FAMILIES or config not in FAMILIES[family].builder_configs:
-        raise ValueError(f"unknown dataset {name!r}: expected one of {', '.join(dataset_names())}.")
+        near = difflib.get_close_matches(name, dataset_names(), n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"the families are {', '.join(FAMILIES)}."
+        raise ValueError(f"unknown dataset {name!r}: {hint}")
     return FAMILIES[family](config=config, **kwargs)

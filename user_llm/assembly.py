@@ -64,7 +64,8 @@ class Assembly:
         if config.kind == "bert4rec":
             return Bert4Rec(EncoderConfig(**dims), **sizes, rngs=rngs)
         dual = config.dual_encoder
-        dims |= dict(num_outputs=dual.num_outputs, fusion_layers=dual.fusion_layers, label=dual.label)
+        label = "category" if dual.label == "favorite_category" else dual.label
+        dims |= dict(num_outputs=dual.num_outputs, fusion_layers=dual.fusion_layers, label=label)
         return DualEncoder(DualEncoderConfig(**dims), **sizes, rngs=rngs)
 
     @functools.cached_property

@@ -78,6 +78,8 @@ def load(path: str) -> ConfigDict:
         if ":" not in path:
             raise
         raise ConfigError(f"--config={path}: {file} takes nothing behind a colon; override keys instead") from error
+    except ValueError as error:  # a config's own answer to what stands behind the colon
+        raise ConfigError(f"--config={path}: {error}") from error
 
 
 def nearest_keys(key: str, keys: Sequence[str]) -> list[str]:

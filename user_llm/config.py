@@ -19,15 +19,16 @@ PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")  # of an LLM's layer, t
 BYTE_PIECES = 256 + 4  # of a SentencePiece model with byte fallback: every byte, and pad, bos, eos, unk
 RECALL_DEPTH = 10  # the deepest cut of the reported metrics
 
-_DATASETS = tuple(f"movielens/{name}" for name in ("20m", "25m", "1m", "latest_small", "simulated"))
+FAMILIES = ("movielens", "amazon_reviews", "google_local", "custom")  # of datasets
+TASKS = ("next_item", "favorite_category", "review_generation")
 _DTYPES = ("float32", "bfloat16")
 
 # Key → the values it may have.
 CHOICES = {
-    "data.dataset": _DATASETS,
+    "task": TASKS,
     "encoder.kind": ("autoregressive", "dual_encoder", "bert4rec"),
     "encoder.init": ("pretrained", "random"),
-    "encoder.dual_encoder.label": ("item", "category"),
+    "encoder.dual_encoder.label": ("item", "category", "favorite_category"),
     "integration.kind": ("cross_attention", "soft_prompt", "none"),
     "strategy": ("full", "lora", "enc", "proj"),
     "evaluation.answers": ("beams", "exact"),
@@ -54,6 +55,7 @@ RANGES = {
     "data.simulated.num_items": _COUNT,
     "data.simulated.mean_events": _COUNT,
     "data.simulated.seed": _SEED,
+    "data.amazon_reviews.category_level": _COUNT_OR_OFF,
     "prompt.max_inputs": _COUNT,
     "prompt.max_targets": (2, math.inf),
     "encoder.num_layers": _COUNT,
@@ -112,7 +114,7 @@ def validate(config: ConfigDict) -> None:
     """Raises `ConfigError`, with a line for each value that cannot be, or does not go with another."""
     problems = [*_choices(config), *_ranges(config), *_stages(config)]
     if not problems:  # the rest divides by these numbers
-        rules = (_data, _encoder, _integration, _language_model, _compute, _training)
+        rules = (_data, _task, _encoder, _integration, _language_model, _compute, _training)
         problems = [problem for rule in rules for problem in rule(config)]
     if problems:
         heading = [f"{len(problems)} values cannot be used:"] if len(problems) > 1 else []
@@ -165,6 +167,11 @@ def _stages(config: ConfigDict) -> Iterator[str]:
 
 def _data(config: ConfigDict) -> Iterator[str]:
     data, raw_path = config.data, _says(config, "data.raw_path")
+    family, _, name = data.dataset.partition("/")
+    if family not in FAMILIES or not name:
+        near = difflib.get_close_matches(family, FAMILIES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        yield f"{_says(config, 'data.dataset')}: expected family/config with a family of {FAMILIES}{hint}"
     if data.min_history > data.history_length:
         yield (
             f"{_says(config, 'data.min_history')} is more than {_says(config, 'data.history_length')}: "
@@ -175,7 +182,7 @@ def _data(config: ConfigDict) -> Iterator[str]:
             f"{_says(config, 'data.text_history')} is more than {_says(config, 'data.history_length')}; "
             "lower it, or raise the other"
         )
-    if data.raw_path and data.dataset == "movielens/simulated":
+    if data.raw_path and name == "simulated":
         yield f"{raw_path}: {data.dataset} writes its own files; leave this empty, or change data.dataset"
     elif data.raw_path and not Path(data.raw_path).exists():
         yield f"{raw_path}: no such file or folder; expected the dataset's zip, or its folder"
@@ -200,14 +207,22 @@ def _encoder(config: ConfigDict) -> Iterator[str]:
         )
 
 
+def _task(config: ConfigDict) -> Iterator[str]:
+    if config.task == "review_generation" and config.data.dataset.startswith("movielens/"):
+        yield f"{_says(config, 'task')}: MovieLens has no reviews; take a dataset of amazon_reviews or google_local"
+    if config.encoder.dual_encoder.label == "favorite_category" and config.task != "favorite_category":
+        label = _says(config, "encoder.dual_encoder.label")
+        yield f"{label} is the baseline of --config.task=favorite_category; this run has {_says(config, 'task')}"
+
+
 def reads_pretrained_encoder(config: ConfigDict) -> bool:
     """Whether the contextualised LLM starts with an encoder that an earlier stage, or another run, has trained."""
     return config.integration.kind != "none" and config.encoder.init == "pretrained"
 
 
 def trains_categories(config: ConfigDict) -> bool:
-    """Whether the encoder learns the next category instead of the next item."""
-    return config.encoder.kind == "dual_encoder" and config.encoder.dual_encoder.label == "category"
+    """Whether the encoder learns a category instead of the next item."""
+    return config.encoder.kind == "dual_encoder" and config.encoder.dual_encoder.label != "item"
 
 
 def _integration(config: ConfigDict) -> Iterator[str]:

@@ -159,17 +159,21 @@ def test_the_correction_is_the_chance_to_be_in_a_batch():
     np.testing.assert_array_equal(_log_sampling_probability(np.array([0, 9]), 3)[1], 0)  # the only label: always there
 
 
-def test_categories_compete_with_all_categories(lively, windows):
+@pytest.mark.parametrize("given", [False, True], ids=["the next item's", "given"])
+def test_categories_compete_with_all_categories(lively, windows, given):
     config = DualEncoderConfig(**DIMS, features=("item",), label="category")
     model = lively(lambda rngs: DualEncoder(config, **SIZES, rngs=rngs))
-    loss, weight, _ = run(dual_encoder_objective(CHUNK, None), model, windows)
+    favorites = np.arange(16, dtype=np.int32) % (SIZES["num_categories"] + 1)  # 0: a user without one
+    batch = {**windows, "label/category": favorites} if given else windows
+    loss, weight, _ = run(dual_encoder_objective(CHUNK, None), model, batch)
     history = {name: windows[f"history/{name}"] for name in ("item", "rating")}
     logits = jax.jit(lambda model: model.category_logits(history, history["item"] > 0))(model)
-    wanted = [[c - 1 for c in CATEGORIES[item] if c] for item in windows["label/item"]]
+    wanted = favorites[:, None] if given else [CATEGORIES[item] for item in windows["label/item"]]
+    wanted = [[c - 1 for c in row if c] for row in wanted]
     losses = [
         negative_log_softmax(row)[ids].mean() for row, ids in zip(np.float64(logits[:, 1:]), wanted, strict=True) if ids
     ]
-    assert len(losses) < 16  # an item without a category teaches nothing
+    assert len(losses) < 16  # who has no category teaches nothing
     assert (loss, weight) == (pytest.approx(sum(losses), rel=1e-5), len(losses))
 
 

@@ -1,6 +1,7 @@
 """Reads a prepared dataset once: flat columns and review texts, cached in the dataset's own folder."""
 
 import logging
+import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,6 +77,7 @@ class ReviewTexts:
             parts.append(np.frombuffer(b"".join(reviews), np.uint8))
             lengths.append(np.fromiter(map(len, reviews), np.int64, len(reviews)))
         arrays = np.concatenate(parts), np.cumsum(np.concatenate(lengths))
+        shutil.rmtree(self._folder, ignore_errors=True)  # where it is broken
         try:
             with replacing(self._folder) as partial:
                 partial.mkdir()

@@ -107,7 +107,8 @@ def dual_encoder_objective(chunk_rows: int, label_frequencies: np.ndarray | None
     the log of the chance that a batch has it, 1 - (1 - p)^B (Yi et al. 2019, where duplicates stay and it is p).
 
     With `label="category"` the softmax is over all categories, there being few: nothing is sampled, nothing to
-    correct. The target is uniform over the label's categories; a label that has none is left out.
+    correct. The target is uniform over the label's categories, or the batch's own `label/category` where it brings
+    one (the favourite category, paper 4.3.2); a label that has none is left out.
 
     Args:
       label_frequencies: `[I + 1]`, how often each item is a label in training; None corrects nothing.
@@ -118,7 +119,10 @@ def dual_encoder_objective(chunk_rows: int, label_frequencies: np.ndarray | None
         weights, items = _example_weights(batch), batch["label/item"]
         if model.config.label == "category":
             tower = model.label_tower
-            sets = jnp.take(tower.item_categories[...], items, axis=0)
+            if "label/category" in batch:  # given, not the next item's
+                sets = batch["label/category"][:, None]
+            else:
+                sets = jnp.take(tower.item_categories[...], items, axis=0)
             categories = model.label_vectors(jnp.arange(tower.table("category").shape[0]))
             loss, weight = soft_cross_entropy(users, categories, sets, weights)
             return loss, weight, {"loss": (loss, weight)}
