@@ -11,8 +11,8 @@ runs take about an hour: a comparison of models under a small budget, not the be
 from configs import ml_latest_small
 
 
-def get_config():
-    config = ml_latest_small.get_config()
+def get_config(task="next_item"):
+    config = ml_latest_small.get_config(task)
     config.name = "ml_latest_small_models"
     config.prompt.max_targets = 20
     config.llm.num_layers = 2

@@ -10,9 +10,10 @@ and 0.02 for User-LLM with shuffled contexts.
 from configs import base
 
 
-def get_config():
+def get_config(task="next_item"):
     config = base.get_config()
     config.name = "simulated"
+    config.task = task
     config.data.dataset = "movielens/simulated"
     config.data.data_dir = "runs/data"
     config.data.history_length = 20
@@ -50,4 +51,7 @@ def get_config():
         keep_best="loss",
     )
     config.evaluation.batch_size = 100
+    if task == "review_generation":
+        config.prompt.max_inputs = 64  # title, category and rating
+        config.prompt.max_targets = 40
     return config

@@ -38,52 +38,66 @@ _MAX_LENGTH = 1024  # what the LLM of the sweep can read: the longest prompt and
 _INTEGRATIONS = {"cross_attention": "User-LLM cross-attention", "soft_prompt": "User-LLM soft prompt"}
 
 
-def models(out: Path, seeds: Sequence[int]) -> list[Run]:
-    """Every model of the paper on one config: baselines, encoders, integrations and strategies, once a seed.
+@dataclasses.dataclass(frozen=True)
+class _Seed:
+    """The runs of one seed in the folder `out`. They share a small language model and an encoder of each kind."""
 
-    Within a seed they share one small language model and one pretrained encoder of each kind.
-    """
-    return [run for seed in seeds for run in _models(out, seed)]
+    out: Path
+    seed: int
 
+    def named(self, name: str) -> str:
+        return f"{name}_seed{self.seed}"
 
-def _models(out: Path, seed: int) -> list[Run]:
-    def named(name: str) -> str:
-        return f"{name}_seed{seed}"
+    def llm(self, rows: Sequence[str]) -> Run:
+        """The language model; its results have the rows that need no training."""
+        overrides = {"seed": self.seed, "stages": ("llm",), "llm.max_length": _MAX_LENGTH}
+        return Run(self.named("llm"), overrides, rows={row: row for row in rows})
 
-    def encoder(kind: str) -> Run:
-        row, overrides = _ENCODERS[kind]
-        return Run(named(kind), {"seed": seed, "stages": ("encoder",), **overrides}, rows={row: "Encoder alone"})
+    def encoder(self, name: str, overrides: Mapping[str, object], rows: Mapping[str, str]) -> Run:
+        """An encoder, pretrained alone."""
+        return Run(self.named(name), {"seed": self.seed, "stages": ("encoder",), **overrides}, rows=rows)
 
-    def user_llm(name: str, row: str, kind: str | None = "autoregressive", **overrides: object) -> Run:
-        """A contextualised LLM with a pretrained encoder of `kind`; None: with none."""
-        values = {"seed": seed, "stages": ("user_llm",), "llm.checkpoint": str(out / named("llm") / "llm/huggingface")}
-        needs = [named("llm")]
+    def user_llm(self, name: str, row: str, kind: str | None = "autoregressive", **overrides: object) -> Run:
+        """A contextualised LLM with the pretrained encoder `kind`; None: with none."""
+        llm = self.named("llm")
+        values = {"seed": self.seed, "stages": ("user_llm",), "llm.checkpoint": str(self.out / llm / "llm/huggingface")}
+        needs = [llm]
         if kind is not None:
-            values |= {**_ENCODERS[kind][1], "encoder.checkpoint": str(out / named(kind))}
-            needs.append(named(kind))
+            values |= {**_ENCODERS[kind][1], "encoder.checkpoint": str(self.out / self.named(kind))}
+            needs.append(self.named(kind))
         values |= {key.replace("__", "."): value for key, value in overrides.items()}
         answers = "TextPrompt" if values.get("integration.kind") == "none" else "User-LLM"
-        return Run(named(name), values, tuple(needs), {row: answers})
+        return Run(self.named(name), values, tuple(needs), {row: answers})
 
-    def text_history(events: int) -> dict[str, object]:
-        return {"data__text_history": events, "prompt__max_inputs": _PROMPTS[events]}
-
-    llm = {"seed": seed, "stages": ("llm",), "llm.max_length": _MAX_LENGTH}
-    runs = [Run(named("llm"), llm, rows={name: name for name in ("Popularity", "Popularity in the latest category")})]
-    runs += [encoder(kind) for kind in _ENCODERS]
-    for events in _PROMPTS:
+    def text_prompt(self, events: int) -> Run:
+        """The LLM with a text history and no encoder."""
         name, row = f"text_prompt_{events}", f"TextPrompt {events}"
-        runs.append(user_llm(name, row, kind=None, integration__kind="none", **text_history(events)))
+        return self.user_llm(name, row, kind=None, integration__kind="none", **_text_history(events))
+
+
+def _text_history(events: int) -> dict[str, object]:
+    return {"data__text_history": events, "prompt__max_inputs": _PROMPTS[events]}
+
+
+def models(out: Path, seeds: Sequence[int]) -> list[Run]:
+    """Every model of the paper on one config, next item: baselines, encoders, integrations, strategies, once a seed."""
+    return [run for seed in seeds for run in _models(_Seed(out, seed))]
+
+
+def _models(of: _Seed) -> list[Run]:
+    runs = [of.llm(("Popularity", "Popularity in the latest category"))]
+    runs += [of.encoder(kind, overrides, {row: "Encoder alone"}) for kind, (row, overrides) in _ENCODERS.items()]
+    runs += [of.text_prompt(events) for events in _PROMPTS]
     for kind, row in _INTEGRATIONS.items():
         for strategy in ("full", "lora", "enc", "proj"):
             name = f"{kind}_{strategy}"
-            runs.append(user_llm(name, f"{row}, {strategy}", integration__kind=kind, strategy=strategy))
+            runs.append(of.user_llm(name, f"{row}, {strategy}", integration__kind=kind, strategy=strategy))
     return [
         *runs,
-        user_llm("ar50_tp10", "AR50TP10", **text_history(10)),
-        user_llm("dual_encoder_cross_attention", "DualEnc-XAtten", kind="dual_encoder"),
-        user_llm("perceiver", "User-LLM cross-attention, Perceiver", integration__perceiver__enabled=True),
-        user_llm(
+        of.user_llm("ar50_tp10", "AR50TP10", **_text_history(10)),
+        of.user_llm("dual_encoder_cross_attention", "DualEnc-XAtten", kind="dual_encoder"),
+        of.user_llm("perceiver", "User-LLM cross-attention, Perceiver", integration__perceiver__enabled=True),
+        of.user_llm(
             "random_encoder",
             "User-LLM cross-attention, random encoder",
             kind=None,
@@ -93,5 +107,30 @@ def _models(out: Path, seed: int) -> list[Run]:
     ]
 
 
-SWEEPS: Mapping[str, Callable[[Path, Sequence[int]], list[Run]]] = {"models": models}
+def favorite_category(out: Path, seeds: Sequence[int]) -> list[Run]:
+    """The favourite category (paper 4.3.2): the majority, a dual encoder that predicts its id, TextPrompt, User-LLM."""
+    return [run for seed in seeds for run in _favorite_category(_Seed(out, seed))]
+
+
+def _favorite_category(of: _Seed) -> list[Run]:
+    dual_encoder = {
+        "encoder.kind": "dual_encoder",
+        "encoder.features": ("item",),
+        "encoder.dual_encoder.label": "favorite_category",
+        "training.encoder.keep_best": "loss",
+    }
+    return [
+        of.llm(("Majority category", "Category of the latest event")),
+        of.encoder("dual_encoder", dual_encoder, {"DualEnc": "Dual encoder"}),
+        of.encoder("autoregressive", _ENCODERS["autoregressive"][1], {}),
+        of.text_prompt(50),
+        of.user_llm("user_llm_full", "User-LLM, full"),
+        of.user_llm("user_llm_enc", "User-LLM, enc", strategy="enc"),
+    ]
+
+
+SWEEPS: Mapping[str, Callable[[Path, Sequence[int]], list[Run]]] = {
+    "models": models,
+    "favorite_category": favorite_category,
+}
 """Name → (folder of the sweep, seeds) → its runs, each after those it needs."""
