@@ -6,7 +6,8 @@ import re
 import pytest
 
 from configs import ml20m
-from user_llm.dry_run import assembly_of, print_dry_run
+from user_llm.data.timelines import load_timelines
+from user_llm.dry_run import assembly_of, dataset_sizes, print_dry_run
 from user_llm.models import parameters
 from user_llm.parallel.mesh import make_mesh
 from user_llm.parallel.rules import parameter_shardings
@@ -109,3 +110,19 @@ def test_large_numbers_are_not_cut(capsys):
     config = changed(llm__vocabulary_size=20_000_000, compute__mesh__data=1)
     language_model = printed(config, capsys)["user_llm"]["language_model"]
     assert language_model[0] == (20_000_000 - 8192) * 512 + 29_368_832
+
+
+def test_a_dataset_that_is_not_published_is_counted_where_it_is_built(tmp_path, capsys):
+    data = {"data__dataset": "amazon_reviews/simulated", "data__data_dir": str(tmp_path)}
+    config = changed(**data)
+    print_dry_run(config)
+    assert "amazon_reviews/simulated is not built yet" in capsys.readouterr().out
+    simulated = dict(num_users=30, num_items=60, mean_events=25, min_events=21)
+    table = load_timelines("amazon_reviews/simulated", data_dir=tmp_path, simulated=simulated)
+    print_dry_run(config)
+    assert "not built" not in capsys.readouterr().out
+    assert dataset_sizes(config) == (
+        table.catalogue.num_items,
+        len(table.catalogue.category_names) - 1,
+        len(table.rating_names) - 1,
+    )

@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
+from tfds_builders.families import builder_of
 from user_llm.assembly import Assembly
 from user_llm.models import parameters
 from user_llm.parallel.mesh import AXES
@@ -22,12 +23,26 @@ PUBLISHED = {
     "movielens/1m": (3_883, 18, 5),
     "movielens/latest_small": (9_742, 20, 10),
 }
+ASSUMED = (100_000, 1_000, 5)  # of a dataset that is not built yet
+
+
+def dataset_sizes(config: ConfigDict) -> tuple[int, int, int]:
+    """Items, categories and rating classes of the config's dataset: published, counted where built, or assumed."""
+    data = config.data
+    if data.dataset in PUBLISHED:
+        return PUBLISHED[data.dataset]
+    if data.dataset == "movielens/simulated":
+        return data.simulated.num_items, 20, 10
+    builder = builder_of(data.dataset, data_dir=data.data_dir or None)
+    if not builder.data_path.exists():
+        return ASSUMED
+    metadata = builder.info.metadata
+    return tuple(len(metadata[names]) - 1 for names in ("titles", "category_names", "rating_names"))
 
 
 def assembly_of(config: ConfigDict) -> Assembly:
     """The models of `config`, without its data."""
-    simulated = (config.data.simulated.num_items, 20, 10)
-    items, categories, ratings = PUBLISHED.get(config.data.dataset, simulated)
+    items, categories, ratings = dataset_sizes(config)
     return Assembly(
         config=config,
         item_categories=np.zeros((items + 1, 1), np.int32),
@@ -42,6 +57,9 @@ def print_dry_run(config: ConfigDict) -> None:
 
     The mesh is the config's, whether this machine has the devices or not; an axis of -1 is what is left of them.
     """
+    if dataset_sizes(config) is ASSUMED:
+        counts = "{:,} items, {:,} categories and {} ratings".format(*ASSUMED)
+        print(f"{config.data.dataset} is not built yet, so its sizes are not known; this plan assumes {counts}.")
     assembly, mesh = assembly_of(config), _abstract_mesh(config.compute.mesh)
     stages = {
         "llm": (assembly.language_model, EVERYTHING),
