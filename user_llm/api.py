@@ -140,7 +140,7 @@ class Recommender:
         self.catalogue = experiment.catalogue
         self.tokenizer = experiment.vocabulary
         self._prompts = experiment.prompts
-        self._trie = experiment.trie
+        self._trie = experiment.answer_trie
         self._mesh = experiment.mesh
         self._beams: dict[int, Any] = {}
         self._items = {title: item for item, title in enumerate(self.catalogue.titles) if item}
@@ -220,4 +220,6 @@ def load(workdir: str | Path) -> Recommender:
     config = ConfigDict(json.loads(path.read_text()))
     if "user_llm" not in config.stages:
         raise ValueError(f"{workdir} trained only {', '.join(config.stages)}: recommending needs stage user_llm.")
+    if config.task != "next_item":
+        raise ValueError(f"{workdir} answers task {config.task!r}: recommending needs a run of task 'next_item'.")
     return Recommender(Experiment(config, workdir, one_device()))

@@ -16,12 +16,24 @@ from ml_collections import ConfigDict
 from user_llm.assembly import Assembly
 from user_llm.checkpoints import huggingface
 from user_llm.config import ConfigError
+from user_llm.data.answers import Answers, FavoriteCategoryAnswers, ReviewAnswers, TitleAnswers
+from user_llm.data.favorites import FavoriteCategorySource
 from user_llm.data.feature_converters import TextSource, UserLLMSource
-from user_llm.data.prompts import NextItemPrompts, catalogue_documents, next_item, noun_of
+from user_llm.data.prompts import (
+    Names,
+    Prompts,
+    Wording,
+    catalogue_documents,
+    category_noun_of,
+    favorite_category,
+    next_item,
+    noun_of,
+    review_generation,
+)
 from user_llm.data.timelines import Catalogue, TimelineTable, load_timelines
 from user_llm.data.vocabularies import (
     TOKENIZER_FILE,
-    TitleTokens,
+    NameTokens,
     copy_vocabulary,
     decode_batch,
     load_vocabulary,
@@ -35,6 +47,7 @@ from user_llm.files import replacing
 from user_llm.models import parameters
 from user_llm.parallel.mesh import batch_shards, make_mesh
 
+MAX_VOCABULARY_REVIEWS = 200_000  # read by a vocabulary of our own, evenly spread over the training windows
 VOCABULARY, CATALOGUE = "vocabulary", "catalogue.json"  # in the workdir
 
 _logger = logging.getLogger(__name__)
@@ -65,6 +78,7 @@ class Experiment:
             data_dir=data.data_dir or None,
             max_malformed=data.max_malformed,
             simulated=data.simulated.to_dict() if data.dataset.endswith("/simulated") else None,
+            options=data.amazon_reviews.to_dict() if data.dataset.startswith("amazon_reviews/") else None,
         )
 
     @functools.cached_property
@@ -123,9 +137,24 @@ class Experiment:
                 copy_vocabulary(vocabulary, partial)
             else:
                 partial.mkdir()
-                texts = [*self._documents, *self._wording_texts]
-                train_sentencepiece(texts, llm.vocabulary_size, partial / TOKENIZER_FILE)
+                train_sentencepiece(self._texts(), llm.vocabulary_size, partial / TOKENIZER_FILE)
         return load_vocabulary(folder)
+
+    def _texts(self) -> list[str]:
+        """What a vocabulary is trained on: catalogue, the task's words, and training reviews where it writes them."""
+        texts = [*self._documents, *self._wording.texts()]
+        if self.config.task == "review_generation":
+            texts += [*self.facts["rating_names"], *self.table.reviews(self.vocabulary_events)]
+        return texts
+
+    @functools.cached_property
+    def vocabulary_events(self) -> np.ndarray:
+        """Places int64 of the events whose reviews a vocabulary of our own reads: labels of training windows."""
+        if self.config.task != "review_generation":
+            return np.zeros(0, np.int64)
+        windows = self.windows("train")
+        ids = np.linspace(0, len(windows) - 1, min(len(windows), MAX_VOCABULARY_REVIEWS)).astype(np.int64)
+        return windows.label_positions(ids)
 
     def _check_rows(self, vocabulary: seqio.Vocabulary, source: str) -> None:
         llm = self.config.llm
@@ -138,22 +167,47 @@ class Experiment:
                 )
 
     @functools.cached_property
-    def prompts(self) -> NextItemPrompts:
-        """Prompts and titles in tokens."""
-        config = self.config
-        titles = TitleTokens(self.catalogue, self.vocabulary, config.prompt.max_targets)
+    def names(self) -> Names:
+        """Titles, categories and ratings in tokens."""
+        catalogue, most = self.catalogue, self.config.prompt.max_targets
+        titles, categories, ratings = (
+            NameTokens(names, self.vocabulary, most)
+            for names in (catalogue.titles, catalogue.category_names, self.facts["rating_names"])
+        )
         _logger.info(
             "%d titles in %d pieces at most; %d of them cut at prompt.max_targets=%d; %d duplicates numbered",
-            *(self.catalogue.num_items, titles.lengths.max(), titles.cut, config.prompt.max_targets),
-            self.catalogue.duplicates,
+            *(catalogue.num_items, titles.lengths.max(), titles.cut, most, catalogue.duplicates),
         )
-        return NextItemPrompts(
-            titles, self._wording, max_inputs=config.prompt.max_inputs, text_history=config.data.text_history
+        return Names(titles, categories, ratings, catalogue.item_categories)
+
+    @functools.cached_property
+    def prompts(self) -> Prompts:
+        """The task's prompts in tokens."""
+        config = self.config
+        return Prompts(
+            self.names, self._wording, max_inputs=config.prompt.max_inputs, text_history=config.data.text_history
         )
+
+    @functools.cached_property
+    def answers(self) -> Answers:
+        """The task's right answers in tokens."""
+        task, catalogue = self.config.task, self.catalogue
+        if task == "next_item":
+            return TitleAnswers(catalogue.titles, self.names.titles)
+        if task == "favorite_category":
+            return FavoriteCategoryAnswers(catalogue.category_names, self.names.categories, catalogue.item_categories)
+        return ReviewAnswers(self.table, self.vocabulary, self.config.prompt.max_targets)
 
     def source(self, split: str) -> UserLLMSource:
         """The windows of a split with their prompts and answers."""
-        return UserLLMSource(self.windows(split), self.prompts)
+        return UserLLMSource(self.windows(split), self.prompts, self.answers)
+
+    def encoder_source(self, split: str) -> Windows | FavoriteCategorySource:
+        """What the encoder learns from: the windows of a split, with their favourite category where that is learnt."""
+        windows = self.windows(split)
+        if self.config.encoder.dual_encoder.label == "favorite_category":
+            return FavoriteCategorySource(windows, self.catalogue.item_categories)
+        return windows
 
     def text_source(self) -> TextSource:
         """What a language model trained from scratch reads."""
@@ -169,6 +223,7 @@ class Experiment:
         """
         if jax.process_count() > 1:
             raise ConfigError(f"this run has {jax.process_count()} hosts; only one is supported yet")
+        self._check_fields()
         if len(self.windows("train")) == 0 or len(self.windows("test")) == 0:
             data = self.config.data
             raise ConfigError(
@@ -196,11 +251,27 @@ class Experiment:
                 *(sample.mean(), self.config.data.text_history, self.config.prompt.max_inputs),
             )
 
+    def _check_fields(self) -> None:
+        """Raises ConfigError where the task or the encoder reads what the dataset has not."""
+        config, dataset = self.config, self.config.data.dataset
+        has = {"category": len(self.catalogue.category_names) > 1, "rating": len(self.facts["rating_names"]) > 1}
+        missing = [name for name in config.encoder.features if not has.get(name, True)]
+        if missing and ("encoder" in config.stages or config.integration.kind != "none"):
+            left = tuple(name for name in config.encoder.features if name not in missing)
+            raise ConfigError(
+                f"{dataset} has no {' and no '.join(missing)} for the encoder to read: "
+                f'set "--config.encoder.features={left}"'
+            )
+        if config.task == "favorite_category" and not has["category"]:
+            raise ConfigError(f"{dataset} has no categories, so config.task='favorite_category' has no answer")
+        if config.task == "review_generation" and not self.table.has_reviews:
+            raise ConfigError(f"{dataset} has no reviews, so config.task='review_generation' has no answer")
+
     @functools.cached_property
-    def trie(self) -> CatalogueTrie:
-        """The titles an answer may be."""
-        titles = self.prompts.titles
-        return CatalogueTrie.build(titles.tokens, titles.lengths, self.vocabulary.eos_id)
+    def answer_trie(self) -> CatalogueTrie:
+        """The names an answer may be: titles, or categories."""
+        names = self.names.categories if self.config.task == "favorite_category" else self.names.titles
+        return CatalogueTrie.build(names.tokens, names.lengths, self.vocabulary.eos_id)
 
     def read_titles(self, tokens: np.ndarray) -> np.ndarray:
         """The items that free beams name: tokens int `[B, J, T]` → item ids int32 `[B, J]`, 0 where it is no title."""
@@ -211,7 +282,7 @@ class Experiment:
     @functools.cached_property
     def _item_of_title(self) -> dict[str, int]:
         # As the tokens spell them: a title cut at max_targets is answered by what is left of it.
-        titles = decode_batch(self.vocabulary, self.prompts.titles.tokens, self.prompts.titles.lengths)
+        titles = decode_batch(self.vocabulary, self.names.titles.tokens, self.names.titles.lengths)
         return {title: item for item, title in reversed(list(enumerate(titles))) if item}
 
     @functools.cached_property
@@ -231,13 +302,12 @@ class Experiment:
         return noun_of(self.config.data.dataset)
 
     @property
-    def _wording(self):
-        return next_item(self._noun)
-
-    @property
-    def _wording_texts(self) -> list[str]:
-        wording = self._wording
-        return [wording.plain, wording.before, wording.separator, wording.after]
+    def _wording(self) -> Wording:
+        if self.config.task == "next_item":
+            return next_item(self._noun)
+        if self.config.task == "favorite_category":
+            return favorite_category(self._noun, category_noun_of(self.config.data.dataset))
+        return review_generation(self._noun)
 
     @functools.cached_property
     def _documents(self) -> list[str]:

@@ -166,7 +166,7 @@ def _evaluate(experiment: Experiment, trained: Mapping[str, Model]) -> None:
 
 def _user_llm_ranks(experiment: Experiment, model: Model, test: Subset) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Row → ranks of the rows an LLM answers, and User-LLM's answers."""
-    config, trie = experiment.config.evaluation, experiment.trie
+    config, trie = experiment.config.evaluation, experiment.answer_trie
     parts = (model.graphdef, model.parameters, model.buffers, experiment.mesh)
     eos_id = experiment.vocabulary.eos_id
 

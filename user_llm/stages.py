@@ -204,7 +204,7 @@ def _stage(experiment: Experiment, name: str, model: Model) -> Stage:
     objective = _objective(experiment, name)
     source = {
         "llm": experiment.text_source,
-        "encoder": lambda: experiment.windows("train"),
+        "encoder": lambda: experiment.encoder_source("train"),
         "user_llm": lambda: experiment.source("train"),
     }[name]()
     return Stage(
@@ -240,7 +240,7 @@ def _validation(
 ) -> Callable[[Parameters], dict[str, float]]:
     """Metrics on the validation windows: the stage's own loss, and for the encoder how it ranks."""
     evaluation = experiment.config.evaluation
-    source: Any = experiment.windows("validation") if name == "encoder" else experiment.source("validation")
+    source: Any = experiment.encoder_source("validation") if name == "encoder" else experiment.source("validation")
     source = Subset.evenly(source, evaluation.max_validation)
     losses = mean_metrics(objective, model.graphdef, model.buffers, source, evaluation.batch_size, experiment.mesh)
     if name != "encoder" or trains_categories(experiment.config):

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import seqio
 
+from user_llm.data.prompts import Names
 from user_llm.data.timelines import Catalogue, TimelineTable
-from user_llm.data.vocabularies import load_vocabulary, train_sentencepiece
+from user_llm.data.vocabularies import NameTokens, load_vocabulary, train_sentencepiece
 
+REVIEWS = ("Great!", "", "A quiet night, and glass: 日本. " * 3, "Two lines.\nThe second one.", "ok")
 WORDS = ("Crimson", "Harbour", "of", "Glass", "Night", "Amélie", "2", "The", "日本")
 
 
@@ -31,6 +33,7 @@ def _make_table(lengths: Sequence[int]) -> TimelineTable:
         rating_names=["", *(str(half / 2) for half in range(1, 11))],
         fingerprint="0" * 64,
         summary={},
+        review_texts=lambda events: [REVIEWS[event % len(REVIEWS)] for event in events],
     )
 
 
@@ -44,6 +47,18 @@ def make_table() -> Callable[[Sequence[int]], TimelineTable]:
 def table() -> TimelineTable:
     """Eight users, some too short for a window of five events."""
     return _make_table([9, 3, 6, 1, 14, 5, 7, 8])
+
+
+@pytest.fixture(scope="session")
+def make_names() -> Callable[..., Names]:
+    """Builds the names of a table in tokens of a vocabulary, cut at `max_targets`."""
+
+    def make(table: TimelineTable, vocabulary: seqio.Vocabulary, max_targets: int) -> Names:
+        lists = (table.catalogue.titles, table.catalogue.category_names, table.rating_names)
+        tokens = (NameTokens(names, vocabulary, max_targets) for names in lists)
+        return Names(*tokens, table.catalogue.item_categories)
+
+    return make
 
 
 @pytest.fixture(scope="session")

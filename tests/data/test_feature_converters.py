@@ -1,26 +1,46 @@
 import numpy as np
 import pytest
 
+from user_llm.data.answers import FavoriteCategoryAnswers, ReviewAnswers, TitleAnswers
+from user_llm.data.favorites import favorite_categories
 from user_llm.data.feature_converters import TextSource, UserLLMSource, decoder_features
 from user_llm.data.pipeline import TrainBatches
-from user_llm.data.prompts import NextItemPrompts, catalogue_documents, next_item
-from user_llm.data.vocabularies import TitleTokens, decode_batch
+from user_llm.data.prompts import Prompts, catalogue_documents, favorite_category, next_item, review_generation
+from user_llm.data.vocabularies import decode_batch
 from user_llm.data.windows import Windows
 
 MAX_INPUTS = 60
+TASKS = ("next_item", "favorite_category", "review_generation")
 
 
 @pytest.fixture(scope="module")
-def titles(table, vocabulary):
-    return TitleTokens(table.catalogue, vocabulary, max_targets=9)
+def names(table, vocabulary, make_names):
+    return make_names(table, vocabulary, 9)
 
 
 @pytest.fixture(scope="module")
-def make_source(table, titles):
-    def make(text_history=0, split="train", **options):
+def titles(names):
+    return names.titles
+
+
+@pytest.fixture(scope="module")
+def make_source(table, names):
+    catalogue, vocabulary = table.catalogue, names.titles.vocabulary
+    tasks = {
+        "next_item": (next_item("movie"), TitleAnswers(catalogue.titles, names.titles)),
+        "favorite_category": (
+            favorite_category("movie", "genre"),
+            FavoriteCategoryAnswers(catalogue.category_names, names.categories, catalogue.item_categories),
+        ),
+        "review_generation": (review_generation("movie"), ReviewAnswers(table, vocabulary, 12)),
+    }
+
+    def make(text_history=0, split="train", task="next_item", **options):
+        wording, answers = tasks[task]
         windows = Windows(table, history_length=5, split=split, **options)
-        prompts = NextItemPrompts(titles, next_item("movie"), max_inputs=MAX_INPUTS, text_history=text_history)
-        return UserLLMSource(windows, prompts)
+        max_inputs = MAX_INPUTS if task == "next_item" else 2 * MAX_INPUTS
+        prompts = Prompts(names, wording, max_inputs=max_inputs, text_history=text_history)
+        return UserLLMSource(windows, prompts, answers)
 
     return make
 
@@ -61,6 +81,40 @@ def test_batch_is_prompt_title_eos_with_weight_on_the_answer(table, titles, make
     assert set(dtypes.values()) == {np.dtype(np.int32)}
 
 
+@pytest.mark.parametrize("text_history", [0, 2])
+def test_favorites_and_reviews_are_answered_behind_their_prompts(table, vocabulary, names, make_source, text_history):
+    favorites, reviews = (make_source(text_history, task=task, min_history=1) for task in TASKS[1:])
+    ids = np.random.default_rng(0).permutation(len(reviews))
+    windows, events = reviews.windows.gather(ids), reviews.windows.label_positions(ids)
+    texts = table.reviews(events)
+    assert reviews.references(ids) == texts
+    categories = favorite_categories(windows["history/item"], table.catalogue.item_categories)
+    assert favorites.references(ids) == [table.catalogue.category_names[category] for category in categories]
+    assert "" in texts
+    assert 0 in categories  # a history without any category, which has no answer
+    for source, label in ((favorites, categories), (reviews, np.zeros(len(ids)))):
+        batch = source.gather(ids)
+        np.testing.assert_array_equal(batch["label/answer"], label)
+        for row, text in enumerate(source.references(ids)):
+            prompt = batch["prompt_tokens"][row, : batch["prompt_lengths"][row]]
+            whole = [*prompt, *batch["decoder_target_tokens"][row, len(prompt) - 1 :]]
+            assert batch["decoder_input_tokens"][row].tolist() == whole[:-1]
+            answer = batch["decoder_target_tokens"][row][batch["decoder_loss_weights"][row] > 0].tolist()
+            full = [*vocabulary.encode(text), 2] if text else []
+            if len(full) > source.answers.width:  # cut at a whole character
+                (kept,) = decode_batch(vocabulary, np.array([answer]))
+                assert text.startswith(kept)
+                assert answer[-1] == 2
+                assert source.answers.width - 3 <= len(answer) <= source.answers.width
+            else:
+                assert answer == full
+    assert favorites.length == favorites.prompts.length + names.categories.targets.shape[1]
+    written = decode_batch(vocabulary, reviews.gather(ids)["prompt_tokens"], reviews.gather(ids)["prompt_lengths"])
+    for item, prompt in zip(windows["label/item"], written, strict=True):
+        (title,) = decode_batch(vocabulary, names.titles.tokens[[item]], names.titles.lengths[[item]])
+        assert title in prompt
+
+
 def test_text_history_shows_nothing_but_the_events_before_the_label(table, vocabulary, make_source):
     for split in ("train", "test"):
         source = make_source(text_history=3, split=split, min_history=1)
@@ -69,7 +123,7 @@ def test_text_history_shows_nothing_but_the_events_before_the_label(table, vocab
         for row, text in enumerate(decode_batch(vocabulary, batch["prompt_tokens"])):
             start = max(table.offsets[batch["user"][row]], labels[row] - 3)
             past = range(start + batch["dropped_events"][row], labels[row])
-            titles = source.prompts.titles.tokens[[table.item[place] for place in past]]
+            titles = source.prompts.names.titles.tokens[[table.item[place] for place in past]]
             written = "".join(f" {title} |" for title in decode_batch(vocabulary, titles))
             assert text == f"The user's latest movies:{written} The next movie:"
 
@@ -86,10 +140,11 @@ def test_more_text_than_history_is_refused(make_source):
 
 
 @pytest.mark.parametrize("text_history", [0, 2])
-def test_text_source_is_documents_and_answered_training_prompts(table, vocabulary, make_source, text_history):
+@pytest.mark.parametrize("task", TASKS)
+def test_text_source_is_documents_and_answered_training_prompts(table, vocabulary, make_source, task, text_history):
     documents = catalogue_documents(table.catalogue, "movie")
-    answers = make_source(text_history)
-    source = TextSource(documents, answers, max_length=120)
+    answers = make_source(text_history, task=task)
+    source = TextSource(documents, answers, max_length=160)
     assert source.cut == 0
     assert len(source) == 2 * max(len(documents), len(answers))
     batch = source.gather(np.arange(len(source)))

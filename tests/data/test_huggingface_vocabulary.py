@@ -14,9 +14,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from user_llm.data.huggingface_vocabulary import HuggingFaceVocabulary
-from user_llm.data.prompts import NextItemPrompts, next_item
+from user_llm.data.prompts import Prompts, next_item
 from user_llm.data.vocabularies import (
-    TitleTokens,
     copy_vocabulary,
     decode_batch,
     encode_batch,
@@ -227,11 +226,12 @@ def test_a_continuation_is_parted_from_what_it_follows_by_one_space(vocabulary):
     assert encode_continuations(vocabulary, ["", "a"])[0] == []
 
 
-def test_prompts_and_titles_read_as_text(vocabulary, table):
-    titles = TitleTokens(table.catalogue, vocabulary, max_targets=100)
+def test_prompts_and_titles_read_as_text(vocabulary, table, make_names):
+    names = make_names(table, vocabulary, 100)
+    titles = names.titles
     stripped = [text.removeprefix(" ") for text in decode_batch(vocabulary, titles.tokens, titles.lengths)]
     assert stripped == table.catalogue.titles
-    prompts = NextItemPrompts(titles, next_item("movie"), max_inputs=400, text_history=2)
+    prompts = Prompts(names, next_item("movie"), max_inputs=400, text_history=2)
     tokens, lengths, _ = prompts.build(np.array([[0, 3, 4]]))
     assert tokens[0, : len(text_start(vocabulary))].tolist() == text_start(vocabulary)
     (text,) = decode_batch(vocabulary, tokens[:, len(text_start(vocabulary)) :], lengths - len(text_start(vocabulary)))

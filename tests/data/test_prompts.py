@@ -3,16 +3,25 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from user_llm.data.prompts import NextItemPrompts, catalogue_documents, next_item, noun_of, pack_left
+from user_llm.data.prompts import (
+    Prompts,
+    catalogue_documents,
+    category_noun_of,
+    favorite_category,
+    next_item,
+    noun_of,
+    pack_left,
+    review_generation,
+)
 from user_llm.data.timelines import Catalogue
-from user_llm.data.vocabularies import TitleTokens, decode_batch, load_vocabulary, train_sentencepiece
+from user_llm.data.vocabularies import decode_batch, load_vocabulary, train_sentencepiece
 
 WORDING = next_item("movie")
 
 
 @pytest.fixture(scope="module")
-def titles(table, vocabulary):
-    return TitleTokens(table.catalogue, vocabulary, max_targets=20)
+def names(table, vocabulary, make_names):
+    return make_names(table, vocabulary, 20)
 
 
 def naive_prompt(vocabulary, titles, history, text_history, max_inputs):
@@ -24,14 +33,14 @@ def naive_prompt(vocabulary, titles, history, text_history, max_inputs):
         if item
     ]
     for dropped in range(len(events) + 1):
-        prompt = [1, *encode(WORDING.before), *chain(*events[dropped:]), *encode(WORDING.after)]
+        prompt = [1, *encode(WORDING.before), *chain(*events[dropped:]), *encode(WORDING.after[0].words)]
         if len(prompt) <= max_inputs:
             return prompt, dropped
     raise AssertionError("the words alone do not fit")
 
 
-def test_plain_prompt_is_bos_and_the_words(vocabulary, titles):
-    prompts = NextItemPrompts(titles, WORDING, max_inputs=60)
+def test_plain_prompt_is_bos_and_the_words(vocabulary, names):
+    prompts = Prompts(names, WORDING, max_inputs=60)
     tokens, lengths, dropped = prompts.build(np.array([[0, 3], [1, 2]]))
     expected = [1, *vocabulary.encode("The user's next movie:")]
     assert tokens.tolist() == [expected, expected]
@@ -42,16 +51,16 @@ def test_plain_prompt_is_bos_and_the_words(vocabulary, titles):
 
 @pytest.mark.parametrize("text_history", [1, 3, 6, 9])
 @pytest.mark.parametrize("room", [0, 5, 17, 200])
-def test_written_history_equals_the_definition(table, vocabulary, titles, text_history, room):
-    words = 1 + len(vocabulary.encode(WORDING.before)) + len(vocabulary.encode(WORDING.after))
-    prompts = NextItemPrompts(titles, WORDING, max_inputs=words + room, text_history=text_history)
+def test_written_history_equals_the_definition(table, vocabulary, names, text_history, room):
+    words = 1 + len(vocabulary.encode(WORDING.before)) + len(vocabulary.encode(WORDING.after[0].words))
+    prompts = Prompts(names, WORDING, max_inputs=words + room, text_history=text_history)
     random = np.random.default_rng(text_history + room)
     history = random.integers(1, table.catalogue.num_items + 1, (40, 6))
     history[np.arange(6) < random.integers(0, 7, 40)[:, None]] = 0  # shorter ones, down to none at all
     tokens, lengths, dropped = prompts.build(history)
     assert tokens.shape == (40, prompts.length)
     for row, items in enumerate(history):
-        expected, lost = naive_prompt(vocabulary, titles, items, text_history, words + room)
+        expected, lost = naive_prompt(vocabulary, names.titles, items, text_history, words + room)
         assert tokens[row, : lengths[row]].tolist() == expected
         assert not tokens[row, lengths[row] :].any()
         assert dropped[row] == lost
@@ -59,34 +68,86 @@ def test_written_history_equals_the_definition(table, vocabulary, titles, text_h
         assert dropped.any()
 
 
-def test_written_history_reads_well(table, vocabulary, titles):
-    prompts = NextItemPrompts(titles, WORDING, max_inputs=200, text_history=2)
+def test_written_history_reads_well(table, vocabulary, names):
+    prompts = Prompts(names, WORDING, max_inputs=200, text_history=2)
     tokens, _, _ = prompts.build(np.array([[5, 2, 9]]))
     names = table.catalogue.titles
     expected = f"The user's latest movies: {names[2]} | {names[9]} | The next movie:"
     assert decode_batch(vocabulary, tokens) == [expected]
 
 
-def test_prompts_that_cannot_fit_are_refused(titles):
+@pytest.mark.parametrize("text_history", [0, 3])
+@pytest.mark.parametrize("room", [0, 12])
+def test_a_review_s_prompt_names_what_is_known_of_its_event(table, vocabulary, names, text_history, room):
+    """Against Python lists: a piece whose value is unknown is left out, words and all."""
+    wording = review_generation("movie")
+    items = np.arange(1, table.catalogue.num_items + 1)
+    ratings = items % 4  # 0: not known
+    categories = table.catalogue.item_categories[items, 0]
+    assert (categories == 0).any()
+    values = {"title": (names.titles, items), "category": (names.categories, categories)}
+    values["rating"] = (names.ratings, ratings)
+    values = {
+        name: [table.tokens[i, : table.lengths[i]].tolist() for i in ids] for name, (table, ids) in values.items()
+    }
+    history = np.random.default_rng(1).integers(1, len(items), (len(items), 5))
+
+    def pieces(row):
+        for words, value in wording.after if text_history else wording.plain:
+            if not value or values[value][row]:
+                yield from vocabulary.encode(words)
+                yield from values[value][row] if value else []
+
+    longest = max(len(list(pieces(row))) for row in range(len(items)))
+    before = [1, *(vocabulary.encode(wording.before) if text_history else [])]
+    room = room if text_history else 0
+    prompts = Prompts(names, wording, max_inputs=len(before) + longest + room + 30, text_history=text_history)
+    tokens, lengths, dropped = prompts.build(history, items, ratings)
+    assert tokens.shape == (len(items), prompts.length)
+    for row in range(len(items)):
+        after = list(pieces(row))
+        events = [
+            names.titles.tokens[item, : names.titles.lengths[item]].tolist() + vocabulary.encode("|")
+            for item in history[row, len(history[row]) - text_history :]
+        ]
+        while len(before) + len(after) + sum(map(len, events)) > prompts.max_inputs:
+            events.pop(0)
+        assert tokens[row, : lengths[row]].tolist() == [*before, *chain(*events), *after]
+        assert dropped[row] == text_history - len(events)
+
+
+def test_a_review_s_prompt_reads_well(vocabulary, names, table):
+    prompts = Prompts(names, review_generation("movie"), max_inputs=100)
+    known = np.flatnonzero(table.catalogue.item_categories[:, 0])[:1]
+    tokens, lengths, _ = prompts.build(np.zeros((1, 4), int), known, np.array([10]))
+    category = table.catalogue.category_names[table.catalogue.item_categories[known[0], 0]]
+    (text,) = decode_batch(vocabulary, tokens, lengths)
+    title = table.catalogue.titles[known[0]]
+    assert text == f"Write a review for {title} in the category {category} with a rating of 5.0 The review:"
+
+
+def test_prompts_that_cannot_fit_are_refused(names):
     with pytest.raises(ValueError, match=r"'next_item_v1' alone take \d+ tokens .* max_inputs=4"):
-        NextItemPrompts(titles, WORDING, max_inputs=4)
+        Prompts(names, WORDING, max_inputs=4)
     with pytest.raises(ValueError, match=r"'next_item_v1' alone take \d+ tokens .* max_inputs=20"):
-        NextItemPrompts(titles, WORDING, max_inputs=20, text_history=1)
+        Prompts(names, WORDING, max_inputs=20, text_history=1)
     with pytest.raises(ValueError, match="must not be negative"):
-        NextItemPrompts(titles, WORDING, max_inputs=60, text_history=-1)
+        Prompts(names, WORDING, max_inputs=60, text_history=-1)
 
 
 @pytest.mark.parametrize("name", ["stories260K", "t5_spiece.model"])
-def test_plain_prompt_fits_the_papers_32_tokens_with_public_vocabularies(shared_dir, table, name):
+def test_plain_prompt_fits_the_papers_32_tokens_with_public_vocabularies(shared_dir, table, make_names, name):
     vocabulary = load_vocabulary(shared_dir / "llm" / name)
-    prompts = NextItemPrompts(TitleTokens(table.catalogue, vocabulary, 24), WORDING, max_inputs=32)
-    assert (prompts.plain[0] == 1) == (vocabulary.bos_id == 1)  # T5 has no BOS
+    for wording in (WORDING, favorite_category("movie", "genre")):
+        prompts = Prompts(make_names(table, vocabulary, 24), wording, max_inputs=32)
+        tokens, _, _ = prompts.build(np.array([[3]]))
+        assert (tokens[0, 0] == 1) == (vocabulary.bos_id == 1)  # T5 has no BOS
 
 
-def test_plain_prompt_fits_32_tokens_with_a_vocabulary_of_its_own_catalogue(table, tmp_path):
-    corpus = [*catalogue_documents(table.catalogue, "movie"), WORDING.plain, WORDING.before, WORDING.after]
+def test_plain_prompt_fits_32_tokens_with_a_vocabulary_of_its_own_catalogue(table, make_names, tmp_path):
+    corpus = [*catalogue_documents(table.catalogue, "movie"), *WORDING.texts()]
     train_sentencepiece(corpus, 320, tmp_path / "model")
-    NextItemPrompts(TitleTokens(table.catalogue, load_vocabulary(tmp_path / "model"), 24), WORDING, max_inputs=32)
+    Prompts(make_names(table, load_vocabulary(tmp_path / "model"), 24), WORDING, max_inputs=32)
 
 
 def test_documents():
@@ -106,6 +167,7 @@ def test_documents():
 def test_nouns():
     assert noun_of("movielens/20m") == "movie"
     assert noun_of("another/one") == "item"
+    assert (category_noun_of("movielens/20m"), category_noun_of("google_local/ohio")) == ("genre", "category")
 
 
 def test_pack_left():

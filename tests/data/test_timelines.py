@@ -135,9 +135,12 @@ def test_another_source_under_the_same_name_is_refused(tmp_path):
         load(other, tmp_path / "data")
 
 
-@pytest.mark.parametrize("name", ["movielens", "movielens/20x", "netflix/20m"])
-def test_unknown_datasets_are_refused(name, tmp_path):
-    with pytest.raises(ValueError, match=r"unknown dataset .*movielens/latest_small"):
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("movielens", "movielens/20m"), ("movielens/20x", "mean movielens/20m"), ("netflix/2", "families are movielens")],
+)
+def test_unknown_datasets_are_refused(name, hint, tmp_path):
+    with pytest.raises(ValueError, match=rf"unknown dataset .*{hint}"):
         load_timelines(name, data_dir=tmp_path)
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from user_llm.data.vocabularies import (
-    TitleTokens,
+    NameTokens,
     decode_batch,
     encode_batch,
     load_vocabulary,
@@ -98,7 +98,7 @@ def test_pad_rows():
 
 
 def test_title_tokens_decode_to_the_titles(table, vocabulary):
-    titles = TitleTokens(table.catalogue, vocabulary, max_targets=200)
+    titles = NameTokens(table.catalogue.titles, vocabulary, max_targets=200)
     assert titles.cut == 0
     assert titles.tokens.shape == (table.catalogue.num_items + 1, titles.lengths.max())
     assert decode_batch(vocabulary, titles.tokens) == table.catalogue.titles
@@ -111,7 +111,7 @@ def test_title_tokens_decode_to_the_titles(table, vocabulary):
 
 @pytest.mark.parametrize("max_targets", range(2, 9))
 def test_long_titles_are_cut_at_whole_characters_and_counted(table, vocabulary, max_targets):
-    titles = TitleTokens(table.catalogue, vocabulary, max_targets)
+    titles = NameTokens(table.catalogue.titles, vocabulary, max_targets)
     full = [vocabulary.encode(title) for title in table.catalogue.titles]
     assert titles.targets.shape[1] <= max_targets
     assert titles.cut == sum(len(row) > max_targets - 1 for row in full) > 0
@@ -125,7 +125,7 @@ def test_long_titles_are_cut_at_whole_characters_and_counted(table, vocabulary, 
 
 def test_titles_that_cannot_be_answers_are_refused(table, vocabulary):
     with pytest.raises(ValueError, match="max_targets=1 leaves no room"):
-        TitleTokens(table.catalogue, vocabulary, 1)
+        NameTokens(table.catalogue.titles, vocabulary, 1)
     nameless = dataclasses.replace(table.catalogue, titles=["", "A", "", *table.catalogue.titles[3:]])
-    with pytest.raises(ValueError, match=r"item 2 \(raw id '1'\) has an empty title"):
-        TitleTokens(nameless, vocabulary, 20)
+    with pytest.raises(ValueError, match="name '' of number 2 has no text"):
+        NameTokens(nameless.titles, vocabulary, 20)

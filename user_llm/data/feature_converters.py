@@ -11,7 +11,8 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from user_llm.data.prompts import NextItemPrompts, pack_left
+from user_llm.data.answers import Answers
+from user_llm.data.prompts import Prompts, pack_left
 from user_llm.data.vocabularies import encode_batch, pad_rows, text_start
 from user_llm.data.windows import Windows
 
@@ -42,31 +43,36 @@ def decoder_features(
 
 
 class AnsweredPrompts(NamedTuple):
-    """Full sequences int32 [B, T+1] and their lengths [B]; their prompts [B, P], those lengths, dropped events."""
+    """Full sequences int32 [B, T+1] and their lengths [B]; their prompts [B, P], those lengths, dropped events; labels.
+
+    A window without an answer has the length of its prompt, so that nothing of it is learnt.
+    """
 
     tokens: np.ndarray
     lengths: np.ndarray
     prompt_tokens: np.ndarray
     prompt_lengths: np.ndarray
     dropped_events: np.ndarray
+    label: np.ndarray
 
 
 class UserLLMSource:
-    """Windows with their prompts and titles in tokens, for the contextualised LLM.
+    """Windows with their prompts and answers in tokens, for the contextualised LLM.
 
     Args:
         windows: which windows.
-        prompts: prompts and titles in tokens.
+        prompts: of the task.
+        answers: of the task.
 
     Attributes:
-        windows, prompts: as given.
-        length: T+1, the width of the full sequences: P and the longest title with its EOS.
+        windows, prompts, answers: as given.
+        length: T+1, the width of the full sequences: P and the longest answer with its EOS.
 
     Raises:
         ValueError: the prompts write out more events than a history holds.
     """
 
-    def __init__(self, windows: Windows, prompts: NextItemPrompts):
+    def __init__(self, windows: Windows, prompts: Prompts, answers: Answers):
         if prompts.text_history > windows.history_length:
             raise ValueError(
                 f"text_history={prompts.text_history} writes out more events than history_length="
@@ -74,7 +80,8 @@ class UserLLMSource:
             )
         self.windows = windows
         self.prompts = prompts
-        self.length = prompts.length + prompts.titles.targets.shape[1]
+        self.answers = answers
+        self.length = prompts.length + answers.width
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -86,32 +93,39 @@ class UserLLMSource:
             ids: int [B], window numbers.
 
         Returns:
-            What `Windows.gather` gives; `decoder_features` [B, T] with weight 1 on the title and its EOS;
+            What `Windows.gather` gives; `decoder_features` [B, T] with weight 1 on the answer and its EOS;
             prompt_tokens int32 [B, P], the prompt alone; prompt_lengths and dropped_events, int32 [B] (see
-            `NextItemPrompts.build`).
+            `Prompts.build`); label/answer int32 [B], the right name's number (see `AnswerTokens`).
         """
         batch = self.windows.gather(ids)
-        sequences = self.sequences(batch["history/item"], batch["label/item"])
+        sequences = self.sequences(batch, self.windows.label_positions(ids))
         return {
             **batch,
             **decoder_features(sequences.tokens, sequences.lengths, sequences.prompt_lengths),
             "prompt_tokens": sequences.prompt_tokens,
             "prompt_lengths": sequences.prompt_lengths,
             "dropped_events": sequences.dropped_events,
+            "label/answer": sequences.label,
         }
 
-    def sequences(self, history: np.ndarray, label: np.ndarray) -> AnsweredPrompts:
-        """Prompts for item histories [B, S], each with the title of its label [B] directly behind it."""
-        prompts, prompt_lengths, dropped = self.prompts.build(history)
-        titles = self.prompts.titles
-        tokens = np.concatenate([prompts, titles.targets[label]], axis=1)
-        lengths = prompt_lengths + titles.lengths[label] + 1
-        if self.prompts.text_history:  # prompts differ in length: close the gap before the title
+    def references(self, ids: np.ndarray) -> list[str]:
+        """The right answers of the windows `ids` [B] in words, whole however long; "" where there is none."""
+        return self.answers.texts(self.windows.gather(ids), self.windows.label_positions(ids))
+
+    def sequences(self, batch: Mapping[str, np.ndarray], events: np.ndarray) -> AnsweredPrompts:
+        """Prompts for a batch of windows whose labels lie at `events` [B], each with its answer directly behind it."""
+        prompts, prompt_lengths, dropped = self.prompts.build(
+            batch["history/item"], batch["label/item"], batch["label/rating"]
+        )
+        label, answers, answer_lengths = self.answers.gather(batch, events)
+        tokens = np.concatenate([prompts, answers], axis=1)
+        lengths = prompt_lengths + answer_lengths
+        if (prompt_lengths < self.prompts.length).any():  # prompts differ in length: close the gap before the answer
             place = np.arange(self.length)
-            in_title = place - self.prompts.length
-            of_title = (in_title >= 0) & (in_title <= titles.lengths[label, None])
-            tokens, lengths = pack_left(tokens, (place < prompt_lengths[:, None]) | of_title, self.length)
-        return AnsweredPrompts(tokens, lengths, prompts, prompt_lengths, dropped)
+            in_answer = place - self.prompts.length
+            of_answer = (in_answer >= 0) & (in_answer < answer_lengths[:, None])
+            tokens, lengths = pack_left(tokens, (place < prompt_lengths[:, None]) | of_answer, self.length)
+        return AnsweredPrompts(tokens, lengths, prompts, prompt_lengths, dropped, label)
 
 
 class TextSource:
@@ -122,7 +136,7 @@ class TextSource:
 
     Args:
         documents: texts, as `prompts.catalogue_documents` gives them.
-        answers: training windows with prompts and titles.
+        answers: training windows with prompts and answers.
         max_length: longest sequence in tokens, BOS and EOS included.
 
     Attributes:
@@ -130,7 +144,7 @@ class TextSource:
         cut: documents cut at `max_length`.
 
     Raises:
-        ValueError: windows of another split than train, no document or no window, or a prompt with a title that
+        ValueError: windows of another split than train, no document or no window, or a prompt with an answer that
             does not fit.
     """
 
@@ -141,10 +155,10 @@ class TextSource:
             raise ValueError(f"{len(documents)} documents and {len(answers)} training windows: both are needed.")
         if answers.length > max_length:
             raise ValueError(
-                f"a prompt and the longest title take {answers.length} tokens, more than max_length={max_length}: "
+                f"a prompt and the longest answer take {answers.length} tokens, more than max_length={max_length}: "
                 "raise it, or lower max_inputs or max_targets."
             )
-        vocabulary = answers.prompts.titles.vocabulary
+        vocabulary = answers.prompts.names.titles.vocabulary
         rows = [[*text_start(vocabulary), *row, vocabulary.eos_id] for row in encode_batch(vocabulary, documents)]
         self.cut = sum(len(row) > max_length for row in rows)
         documents, self._document_lengths = pad_rows([row[:max_length] for row in rows])
@@ -161,8 +175,8 @@ class TextSource:
         document = number % len(self._documents)
         tokens, lengths = self._documents[document], self._document_lengths[document]
         answered = np.flatnonzero(kind)
-        windows = self._answers.windows.gather(number[answered] % len(self._answers))
-        sequences = self._answers.sequences(windows["history/item"], windows["label/item"])
+        ids, windows = number[answered] % len(self._answers), self._answers.windows
+        sequences = self._answers.sequences(windows.gather(ids), windows.label_positions(ids))
         tokens[answered] = 0
         tokens[answered, : self._answers.length] = sequences.tokens
         lengths[answered] = sequences.lengths
@@ -202,6 +216,7 @@ class UserLLMFeatureConverter(seqio.FeatureConverter):
         "inputs": seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
         "targets": seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
         "dropped_events": seqio.FeatureConverter.FeatureSpec(dtype=tf.int32, rank=0),
+        "label/answer": seqio.FeatureConverter.FeatureSpec(dtype=tf.int32, rank=0),
     }
     MODEL_FEATURES = _HISTORY | {
         "decoder_input_tokens": seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
@@ -211,6 +226,7 @@ class UserLLMFeatureConverter(seqio.FeatureConverter):
         "prompt_tokens": seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
         "prompt_lengths": seqio.FeatureConverter.FeatureSpec(dtype=tf.int32, rank=0),
         "dropped_events": seqio.FeatureConverter.FeatureSpec(dtype=tf.int32, rank=0),
+        "label/answer": seqio.FeatureConverter.FeatureSpec(dtype=tf.int32, rank=0),
     }
     PACKING_FEATURE_DTYPES = None
 
@@ -230,7 +246,7 @@ class UserLLMFeatureConverter(seqio.FeatureConverter):
             place = tf.range(1, lengths["decoder_positions"] + 1)
             tokens = padded(whole, lengths["decoder_positions"] + 1)
             return {
-                **{name: example[name] for name in (*_HISTORY, "dropped_events")},
+                **{name: example[name] for name in (*_HISTORY, "dropped_events", "label/answer")},
                 "decoder_input_tokens": tokens[:-1],
                 "decoder_target_tokens": tokens[1:],
                 "decoder_loss_weights": tf.cast((place >= prompt) & (place < tf.size(whole)), tf.float32),
@@ -243,7 +259,7 @@ class UserLLMFeatureConverter(seqio.FeatureConverter):
 
     def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> dict[str, int]:
         sequence = task_feature_lengths["inputs"] + task_feature_lengths["targets"] - 1
-        lengths = {name: task_feature_lengths[name] for name in (*_HISTORY, "dropped_events")}
+        lengths = {name: task_feature_lengths[name] for name in (*_HISTORY, "dropped_events", "label/answer")}
         decoder = [name for name in self.MODEL_FEATURES if name.startswith("decoder_")]
         return (
             lengths

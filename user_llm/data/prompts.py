@@ -1,15 +1,18 @@
 """What the language model reads: the wording of prompts and documents, and prompts assembled in whole batches."""
 
-import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
-import seqio
 
 from user_llm.data.timelines import Catalogue
-from user_llm.data.vocabularies import TitleTokens, encode_batch, encode_continuations, text_start
+from user_llm.data.vocabularies import NameTokens, encode_batch, encode_continuations, text_start
 
-NOUNS = {"movielens": "movie"}
+NOUNS = {"movielens": "movie", "amazon_reviews": "product", "google_local": "place"}
 """What an item of a dataset family is called."""
+
+CATEGORY_NOUNS = {"movielens": "genre"}
+"""What a category of a dataset family is called, where it has a name of its own."""
 
 
 def noun_of(name: str) -> str:
@@ -17,9 +20,23 @@ def noun_of(name: str) -> str:
     return NOUNS.get(name.partition("/")[0], "item")
 
 
-@dataclasses.dataclass(frozen=True)
-class Wording:
-    """A prompt's words, under a versioned name: a change of words is a new name.
+def category_noun_of(name: str) -> str:
+    """The noun for the categories of dataset `name`."""
+    return CATEGORY_NOUNS.get(name.partition("/")[0], "category")
+
+
+class Piece(NamedTuple):
+    """Words of a prompt, and what of the label event is written behind them: its title, category or rating.
+
+    A piece whose value an event does not have is left out, words and all.
+    """
+
+    words: str
+    value: str = ""  # title | category | rating
+
+
+class Wording(NamedTuple):
+    """A task's words, under a versioned name: a change of words is a new name.
 
     Attributes:
         name: the version.
@@ -30,20 +47,53 @@ class Wording:
     """
 
     name: str
-    plain: str
+    plain: tuple[Piece, ...]
     before: str
     separator: str
-    after: str
+    after: tuple[Piece, ...]
+
+    def texts(self) -> list[str]:
+        """All of its words, for a vocabulary to be trained on."""
+        plain, after = ([piece.words for piece in pieces] for pieces in (self.plain, self.after))
+        return [*plain, self.before, self.separator, *after]
 
 
 def next_item(noun: str) -> Wording:
     """The next-item task (paper 4.1), of which the title is the answer."""
     return Wording(
         name="next_item_v1",
-        plain=f"The user's next {noun}:",
+        plain=(Piece(f"The user's next {noun}:"),),
         before=f"The user's latest {noun}s:",
         separator="|",
-        after=f"The next {noun}:",
+        after=(Piece(f"The next {noun}:"),),
+    )
+
+
+def favorite_category(noun: str, category_noun: str) -> Wording:
+    """The favourite-category task (paper 4.1), of which the category's name is the answer."""
+    return Wording(
+        name="favorite_category_v1",
+        plain=(Piece(f"The user's favorite {category_noun}:"),),
+        before=f"The user's latest {noun}s:",
+        separator="|",
+        after=(Piece(f"The favorite {category_noun}:"),),
+    )
+
+
+def review_generation(noun: str) -> Wording:
+    """The review task (paper 4.1, table 15): the event's title, category and rating are given, its review is asked."""
+    pieces = (
+        Piece("Write a review for", "title"),
+        Piece("in the category", "category"),
+        Piece("with a rating of", "rating"),
+        Piece("The review:"),
+    )
+    return Wording(
+        name="review_generation_v1",
+        plain=pieces,
+        before=f"The user's latest {noun}s:",
+        separator="|",
+        after=pieces,
     )
 
 
@@ -56,84 +106,127 @@ def catalogue_documents(catalogue: Catalogue, noun: str) -> list[str]:
     return documents
 
 
-class NextItemPrompts:
+class Names(NamedTuple):
+    """The names that prompts write, in tokens: titles by item id, categories and ratings by class id."""
+
+    titles: NameTokens
+    categories: NameTokens
+    ratings: NameTokens
+    item_categories: np.ndarray  # int32 [I+1, C]; of several the first is written
+
+
+class Prompts:
     """Prompts in tokens: `[BOS] plain`, or `[BOS] before (title separator)* after`.
 
     BOS is left out for a vocabulary without one (T5's) and where the checkpoint did without (`text_start`). A space
-    parts each title, and what follows the history, from what it stands behind (`encode_continuations`).
+    parts each title and each piece from what it stands behind (`encode_continuations`).
 
     Args:
-        titles: the catalogue's titles in tokens.
+        names: titles, categories and ratings in tokens.
         wording: the words.
         max_inputs: longest prompt in tokens, BOS included.
         text_history: how many of the latest events are written out; 0 writes none.
 
     Attributes:
-        titles, max_inputs, text_history: as given.
-        length: P, the width of the prompts; without text history every prompt is exactly that long.
-        plain, before, after: int32 tokens of the words, BOS in front of the first two.
+        names, wording, max_inputs, text_history: as given.
+        length: P, the width of the prompts; of words alone, without a history, every prompt is exactly that long.
+        before: int32, the words in front of a history, BOS in front of them; BOS alone without a history.
+        pieces: of what follows, each its tokens int32 [n, W], their lengths [n], and of which value `n` are the ids.
         events, event_lengths: int32 [I+1, W] and [I+1], each title with its separator, right-padded with 0.
 
     Raises:
-        ValueError: the words alone are longer than `max_inputs`, or `text_history` is negative.
+        ValueError: the words and what they may be filled with are longer than `max_inputs`, or `text_history` is
+            negative.
     """
 
-    def __init__(self, titles: TitleTokens, wording: Wording, *, max_inputs: int, text_history: int = 0):
+    def __init__(self, names: Names, wording: Wording, *, max_inputs: int, text_history: int = 0):
         if text_history < 0:
             raise ValueError(f"text_history must not be negative, got {text_history}.")
-        vocabulary: seqio.Vocabulary = titles.vocabulary
-        bos = text_start(vocabulary)
-        plain, before, separator = encode_batch(vocabulary, (wording.plain, wording.before, wording.separator))
-        (after,) = encode_continuations(vocabulary, [wording.after])
-        words = len(bos) + (len(before) + len(after) if text_history else len(plain))
-        if words > max_inputs:
-            raise ValueError(
-                f"the words of prompt {wording.name!r} alone take {words} tokens of this vocabulary, more than "
-                f"max_inputs={max_inputs}: raise max_inputs, or use a vocabulary with longer pieces."
-            )
-        self.titles = titles
+        vocabulary = names.titles.vocabulary
+        before, separator = encode_batch(vocabulary, (wording.before, wording.separator))
+        self.names = names
+        self.wording = wording
         self.text_history = text_history
         self.max_inputs = max_inputs
+        self.before = np.array(text_start(vocabulary) + (before if text_history else []), np.int32)
+        self.pieces = self._pieces()
+        words = len(self.before) + sum(int(lengths.max()) for _, lengths, _ in self.pieces)
+        if words > max_inputs:
+            longest = " with the longest title and names" if any(value for *_, value in self.pieces) else ""
+            raise ValueError(
+                f"the words of prompt {wording.name!r} alone{longest} take {words} tokens of this vocabulary, more "
+                f"than max_inputs={max_inputs}: raise max_inputs, or use a vocabulary with longer pieces."
+            )
         self.length = max_inputs if text_history else words
-        self.plain = np.array(bos + plain, np.int32)
-        self.before = np.array(bos + before, np.int32)
-        self.after = np.array(after, np.int32)
+        titles = names.titles
         self.event_lengths = np.where(titles.lengths > 0, titles.lengths + len(separator), 0)
         self.events = np.pad(titles.tokens, ((0, 0), (0, len(separator))))
         for index, token in enumerate(separator):
             self.events[np.arange(1, len(self.events)), titles.lengths[1:] + index] = token
 
-    def build(self, history: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _pieces(self) -> list[tuple[np.ndarray, np.ndarray, str]]:
+        names, vocabulary = self.names, self.names.titles.vocabulary
+        tables = {"title": names.titles, "category": names.categories, "rating": names.ratings}
+        found = []
+        for place, (words, value) in enumerate(self.wording.after if self.text_history else self.wording.plain):
+            # What begins a text is encoded as such; vocabularies differ in whether they put a space in front of it.
+            first = place == 0 and not self.text_history
+            (tokens,) = encode_batch(vocabulary, [words]) if first else encode_continuations(vocabulary, [words])
+            if not value:
+                found.append((np.array([tokens], np.int32), np.array([len(tokens)], np.int32), value))
+                continue
+            table = tables[value]
+            lead = np.tile(np.array(tokens, np.int32), (len(table.tokens), 1))
+            lengths = np.where(table.lengths > 0, table.lengths + len(tokens), 0).astype(np.int32)
+            found.append((np.concatenate([lead, table.tokens], axis=1), lengths, value))
+        return found
+
+    def build(
+        self, history: np.ndarray, item: np.ndarray | None = None, rating: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Prompts for a batch of users.
 
         Args:
             history: int [B, S], item ids, oldest first, left-padded with 0; S may be below `text_history`.
+            item, rating: int [B], item id and rating class of the events that the prompts ask about (the labels);
+                only wordings that write them need them, and no other reads them.
 
         Returns:
             tokens int32 [B, P], right-padded with 0; lengths int32 [B]; and how many of the events to be written
             out were dropped, the oldest first, because the prompt was full: int32 [B].
         """
         batch = len(history)
-        if not self.text_history:
-            nothing = np.zeros(batch, np.int32)
-            return np.tile(self.plain, (batch, 1)), nothing + self.length, nothing
-        items = history[:, -self.text_history :]
-        lengths = self.event_lengths[items]
-        room = self.max_inputs - len(self.before) - len(self.after)
-        newest_first = np.cumsum(lengths[:, ::-1], axis=1)[:, ::-1]
-        kept = newest_first <= room
-        lengths = np.where(kept, lengths, 0)
-        slots = np.arange(self.events.shape[1])
-        written = slots < lengths[:, :, None]
-        width = items.shape[1] * len(slots)
-        tokens = [
-            np.broadcast_to(self.before, (batch, len(self.before))),
-            self.events[items].reshape(batch, width),
-            np.broadcast_to(self.after, (batch, len(self.after))),
-        ]
-        valid = [np.ones_like(tokens[0], bool), written.reshape(batch, width), np.ones_like(tokens[2], bool)]
+        ids = self._ids(batch, item, rating)
+        parts = [(self.before[None], np.full(1, len(self.before)), np.zeros(batch, np.int64))]
+        parts += [(tokens, lengths, ids[value]) for tokens, lengths, value in self.pieces]
+        dropped = np.zeros(batch, np.int32)
+        if self.text_history:
+            used = sum(lengths[index] for _, lengths, index in parts)
+            kept, dropped = self._fitting(history, self.max_inputs - used)
+            parts.insert(1, (self.events, self.event_lengths, kept))
+        tokens, valid = [], []
+        for table, lengths, index in parts:
+            width = table.shape[1] * (index.shape[1] if index.ndim == 2 else 1)  # a batch may be empty: no -1 here
+            tokens.append(table[index].reshape(batch, width))
+            valid.append((np.arange(table.shape[1]) < lengths[index][..., None]).reshape(batch, width))
         prompts, total = pack_left(np.concatenate(tokens, 1), np.concatenate(valid, 1), self.length)
-        return prompts, total, np.sum((items > 0) & ~kept, axis=1, dtype=np.int32)
+        return prompts, total, dropped
+
+    def _ids(self, batch: int, item: np.ndarray | None, rating: np.ndarray | None) -> Mapping[str, np.ndarray]:
+        """For every value a row of its table, int [B]; the words alone have one row."""
+        ids = {"": np.zeros(batch, np.int64)}
+        if item is not None:
+            ids |= {"title": item, "category": self.names.item_categories[item, 0]}
+        if rating is not None:
+            ids["rating"] = rating
+        return ids
+
+    def _fitting(self, history: np.ndarray, room: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The latest events [B, H] with 0 where one does not fit into the `room` [B], and how many those are."""
+        items = history[:, -self.text_history :]
+        newest_first = np.cumsum(self.event_lengths[items][:, ::-1], axis=1)[:, ::-1]
+        kept = newest_first <= room[:, None]
+        return np.where(kept, items, 0), np.sum((items > 0) & ~kept, axis=1, dtype=np.int32)
 
 
 def pack_left(tokens: np.ndarray, valid: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:

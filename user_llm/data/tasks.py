@@ -1,4 +1,4 @@
-"""The next-item task in SeqIO's registry: its source, preprocessors and features. It knows no model."""
+"""The paper's tasks in SeqIO's registry: source, preprocessors and features of each. They know no model."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,8 +6,9 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from user_llm.data.preprocessors import AddReferences, WritePrompts
-from user_llm.data.prompts import NextItemPrompts
+from user_llm.data.answers import Answers
+from user_llm.data.preprocessors import AddUserIds, WritePrompts, write_answers
+from user_llm.data.prompts import Prompts
 from user_llm.data.splits import SPLITS
 from user_llm.data.timelines import TimelineTable
 from user_llm.data.windows import Windows
@@ -16,7 +17,9 @@ _CHUNK = 1024  # windows gathered at once
 
 
 class WindowSource(seqio.DataSource):
-    """Windows as a SeqIO source: the features of `Windows.gather`, one window an example.
+    """Windows as a SeqIO source, one window an example: the features of `Windows.gather`, and `label/event`.
+
+    That is the label's place in the flat columns, int64, by which its review is found.
 
     A shuffled read is one permutation of all windows, no buffer; any number of shards will do.
 
@@ -56,13 +59,15 @@ class WindowSource(seqio.DataSource):
             order = order[shard_info.index :: shard_info.num_shards]
         history = (windows.history_length,)
         shapes = {"history/item": history, "history/rating": history, "label/item": (), "label/rating": (), "user": ()}
+        shapes["label/event"] = ()
 
         def gather(chunk):
-            batch = windows.gather(order[chunk * _CHUNK : (chunk + 1) * _CHUNK])
+            ids = order[chunk * _CHUNK : (chunk + 1) * _CHUNK]
+            batch = {**windows.gather(ids), "label/event": windows.label_positions(ids)}
             return [batch[name] for name in shapes]
 
         def read(chunk):
-            values = tf.numpy_function(gather, [chunk], [tf.int32] * len(shapes))
+            values = tf.numpy_function(gather, [chunk], [tf.int32] * (len(shapes) - 1) + [tf.int64])
             for value, shape in zip(values, shapes.values(), strict=True):
                 value.set_shape((None, *shape))
             return dict(zip(shapes, values, strict=True))
@@ -73,13 +78,14 @@ class WindowSource(seqio.DataSource):
 
 def task_name(
     dataset: str,
+    wording: str,
     *,
     history_length: int,
     min_history: int | None = None,
     validation: bool = False,
     text_history: int = 0,
 ) -> str:
-    """The task's name, options included: "movielens_20m.next_item.n50", "….n50_min5_val_tp10"."""
+    """The task's name, wording and options included: "movielens_20m.next_item_v1.n50", "….n50_min5_val_tp10"."""
     options = [f"n{history_length}"]
     if min_history not in (None, history_length):
         options.append(f"min{min_history}")
@@ -87,50 +93,52 @@ def task_name(
         options.append("val")
     if text_history:
         options.append(f"tp{text_history}")
-    return f"{dataset.replace('/', '_')}.next_item.{'_'.join(options)}"
+    return f"{dataset.replace('/', '_')}.{wording}.{'_'.join(options)}"
 
 
-def register_next_item(
+def register_task(
     table: TimelineTable,
-    prompts: NextItemPrompts,
+    prompts: Prompts,
+    answers: Answers,
     *,
     history_length: int,
     min_history: int | None = None,
     validation: bool = False,
 ) -> seqio.Task:
-    """Registers the next-item task of a dataset, in place of one registered under the same name before.
+    """Registers a task on a dataset, in place of one registered under the same name before.
 
-    Its examples have `history/item`, `history/rating` [S], `inputs` (the prompt) and `targets` (title and EOS), and
-    pass through `label/item`, `label/rating`, `user`, `dropped_events`, `references` and `user_id`.
+    Its examples have `history/item`, `history/rating` [S], `inputs` (the prompt) and `targets` (answer and EOS), and
+    pass through `label/item`, `label/rating`, `label/event`, `label/answer`, `user`, `dropped_events`, `references`
+    (the answer in words) and `user_id`.
 
     Args:
         table: the timelines.
-        prompts: prompts and titles in tokens.
+        prompts, answers: of the task, in tokens.
         history_length, min_history, validation: as for `Windows`.
     """
     options = dict(history_length=history_length, min_history=min_history, validation=validation)
     splits = [split for split in SPLITS if split != "validation" or validation]
-    name = task_name(table.name, text_history=prompts.text_history, **options)
+    name = task_name(table.name, prompts.wording.name, text_history=prompts.text_history, **options)
     if name in seqio.TaskRegistry.names():
         seqio.TaskRegistry.remove(name)
-    text = seqio.Feature(prompts.titles.vocabulary, add_eos=False)  # targets bring their EOS
+    text = seqio.Feature(prompts.names.titles.vocabulary, add_eos=False)  # targets bring their EOS
     items = seqio.Feature(seqio.PassThroughVocabulary(table.catalogue.num_items + 1), add_eos=False)
     ratings = seqio.Feature(seqio.PassThroughVocabulary(len(table.rating_names)), add_eos=False)
     return seqio.TaskRegistry.add(
         name,
         source=WindowSource({split: Windows(table, split=split, **options) for split in splits}),
-        preprocessors=[WritePrompts(prompts), AddReferences(table)],
+        preprocessors=[WritePrompts(prompts), write_answers(answers, table), AddUserIds(table)],
         output_features={"inputs": text, "targets": text, "history/item": items, "history/rating": ratings},
         shuffle_buffer_size=None,
     )
 
 
-def task_feature_lengths(prompts: NextItemPrompts, history_length: int) -> dict[str, int]:
+def task_feature_lengths(prompts: Prompts, answers: Answers, history_length: int) -> dict[str, int]:
     """Lengths for `UserLLMFeatureConverter` that cut nothing; scalars count as 1."""
-    scalars = ("label/item", "label/rating", "user", "dropped_events")
+    scalars = ("label/item", "label/rating", "label/answer", "user", "dropped_events")
     return {
         "inputs": prompts.length,
-        "targets": prompts.titles.targets.shape[1],
+        "targets": answers.width,
         "history/item": history_length,
         "history/rating": history_length,
         **dict.fromkeys(scalars, 1),

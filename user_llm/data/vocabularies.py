@@ -1,4 +1,4 @@
-"""Vocabularies behind `seqio.Vocabulary` (SentencePiece, `tokenizer.json`), and the catalogue's titles tokenised once.
+"""Vocabularies behind `seqio.Vocabulary` (SentencePiece, `tokenizer.json`), and names tokenised once.
 
 Token 0 fills up every array. Lengths, not token values, say where a text ends, because in some checkpoints
 token 0 is no padding piece: it is Llama's unknown piece, and "!" in GPT-2.
@@ -17,7 +17,6 @@ import seqio
 from seqio.vocabularies import sentencepiece_model_pb2
 
 from user_llm.data.huggingface_vocabulary import TOKENIZER_CONFIG, TOKENIZER_JSON, HuggingFaceVocabulary
-from user_llm.data.timelines import Catalogue
 from user_llm.files import replacing
 
 TOKENIZER_FILE = "tokenizer.model"
@@ -188,36 +187,35 @@ def pad_rows(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     return tokens, lengths
 
 
-class TitleTokens:
-    """The tokens of every title, looked up by item id.
+class NameTokens:
+    """The tokens of names (titles, categories, ratings), looked up by id.
 
     Args:
-        catalogue: items and their titles.
+        names: by id; entry 0 is the padding's, which has none.
         vocabulary: the LLM's.
-        max_targets: longest answer in tokens, EOS included. A longer title is cut, at a whole character.
+        max_targets: longest answer in tokens, EOS included. A longer name is cut, at a whole character.
 
     Attributes:
-        tokens: int32 [I+1, Tt], as `encode_continuations` gives them, right-padded with 0; row 0 is empty.
-        lengths: int32 [I+1].
-        targets: int32 [I+1, Tt+1], the same with EOS behind each title.
-        cut: how many titles were cut.
+        tokens: int32 [n, W], as `encode_continuations` gives them, right-padded with 0; row 0 is empty.
+        lengths: int32 [n].
+        targets: int32 [n, W+1], the same with EOS behind each name.
+        cut: how many names were cut.
         vocabulary: the vocabulary used.
 
     Raises:
-        ValueError: `max_targets` leaves no room for a title, or a title has no tokens.
+        ValueError: `max_targets` leaves no room for a name, or a name has no tokens.
     """
 
-    def __init__(self, catalogue: Catalogue, vocabulary: seqio.Vocabulary, max_targets: int):
+    def __init__(self, names: Sequence[str], vocabulary: seqio.Vocabulary, max_targets: int):
         if max_targets < 2:
-            raise ValueError(f"max_targets={max_targets} leaves no room for a title and its EOS: raise it.")
-        rows = encode_continuations(vocabulary, catalogue.titles)
-        empty = next((item for item, row in enumerate(rows) if item and not row), None)
+            raise ValueError(f"max_targets={max_targets} leaves no room for a name and its EOS: raise it.")
+        rows = encode_continuations(vocabulary, names)
+        empty = next((index for index, row in enumerate(rows) if index and not row), None)
         if empty:
-            raw_id = catalogue.raw_ids[empty]
-            raise ValueError(f"item {empty} (raw id {raw_id!r}) has an empty title: give it one.")
-        too_long = [item for item, row in enumerate(rows) if len(row) >= max_targets]
-        for item in too_long:
-            rows[item] = _cut(vocabulary, rows[item], max_targets - 1)
+            raise ValueError(f"the name {names[empty]!r} of number {empty} has no text to answer with: give it one.")
+        too_long = [index for index, row in enumerate(rows) if len(row) >= max_targets]
+        for index in too_long:
+            rows[index] = cut_tokens(vocabulary, rows[index], max_targets - 1)
         self.vocabulary = vocabulary
         self.cut = len(too_long)
         self.tokens, self.lengths = pad_rows(rows)
@@ -225,7 +223,7 @@ class TitleTokens:
         self.targets[np.arange(1, len(rows)), self.lengths[1:]] = vocabulary.eos_id
 
 
-def _cut(vocabulary: seqio.Vocabulary, tokens: list[int], length: int) -> list[int]:
+def cut_tokens(vocabulary: seqio.Vocabulary, tokens: list[int], length: int) -> list[int]:
     """The first `length` tokens, fewer where a character's bytes would be torn apart, but at least one."""
     kept = tokens[:length]
     while len(kept) > 1 and _decode_rows(vocabulary, [kept])[0].endswith("\N{REPLACEMENT CHARACTER}"):
