@@ -22,6 +22,7 @@ INSTALL_REQUIRES = [
     "orbax-checkpoint>=0.12.8",
     "pyarrow>=26.0",
     "rich>=15.0",
+    "rouge-score>=0.1.2",
     "safetensors>=0.8",
     "sentencepiece>=0.2.2",
     "seqio>=0.0.20",

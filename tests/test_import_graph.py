@@ -46,6 +46,7 @@ MAY_IMPORT = {
     "user_llm.parameter_table": ("user_llm.parallel", "user_llm.training"),
     "user_llm.experiment": ALL_ABOVE,
     "user_llm.stages": ALL_ABOVE,
+    "user_llm.task_evaluation": ALL_ABOVE,
     "user_llm.run": ALL_ABOVE,
     "user_llm.dry_run": ALL_ABOVE,
     "user_llm.efficiency": ALL_ABOVE,

@@ -161,9 +161,20 @@ def test_pairs_are_of_the_same_users():
 
 def test_summary_and_comparison_hold_every_metric():
     ranks = np.array([1.0, 3.0, 8.0, np.inf])
-    summary = metrics.summarise(ranks, samples=50)
+    values = metrics.ranking_metrics(ranks)
+    summary = metrics.summarise(values, samples=50)
     assert {name: row["value"] for name, row in summary.items()} == pytest.approx(
         {"recall@1": 0.25, "recall@5": 0.5, "recall@10": 0.75, "ndcg@10": (1 + 1 / 2 + 1 / math.log2(9)) / 4}
     )
-    worse = metrics.compare(ranks, np.full(4, np.inf), samples=50)
+    worse = metrics.compare(values, metrics.ranking_metrics(np.full(4, np.inf)), samples=50)
     assert worse == summary
+
+
+def test_many_values_are_drawn_one_by_one_with_the_interval_of_the_normal_limit():
+    values = np.random.default_rng(0).normal(0.3, 0.1, 4000)  # more distinct ones than the multinomial takes
+    interval = metrics.bootstrap_interval(values, samples=2000)
+    error = 1.96 * values.std() / math.sqrt(len(values))
+    assert interval["value"] == pytest.approx(values.mean())
+    assert interval["low"] == pytest.approx(values.mean() - error, abs=error / 8)
+    assert interval["high"] == pytest.approx(values.mean() + error, abs=error / 8)
+    assert metrics.bootstrap_interval(values, samples=2000) == interval

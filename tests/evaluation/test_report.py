@@ -8,11 +8,12 @@ import pytest
 from rich.console import Console
 
 from user_llm.evaluation import report
-from user_llm.evaluation.metrics import METRICS, compare, summarise
+from user_llm.evaluation.metrics import METRICS, compare, ranking_metrics, summarise
 
 RANKS = {"popularity": np.array([3.0, np.inf, 40.0]), "User-LLM": np.array([1.0, 2.0, np.inf])}
-ROWS = {name: summarise(ranks, samples=20) for name, ranks in RANKS.items()}
-COMPARISONS = {"User-LLM - popularity": compare(RANKS["User-LLM"], RANKS["popularity"], samples=20)}
+VALUES = {name: ranking_metrics(ranks) for name, ranks in RANKS.items()}
+ROWS = {name: summarise(values, samples=20) for name, values in VALUES.items()}
+COMPARISONS = {"User-LLM - popularity": compare(VALUES["User-LLM"], VALUES["popularity"], samples=20)}
 
 
 def printed(width: int = 120) -> str:
@@ -33,6 +34,26 @@ def test_the_table_holds_every_row_metric_and_value():
 
 def test_numbers_are_whole_on_a_narrow_terminal():
     assert "…" not in printed(width=80)
+
+
+def test_samples_are_printed_in_full():
+    stream = io.StringIO()
+    sample = {"prompt": "Write a review for Cube", "truth": "Dark.", "personalised": "Darker.", "unpersonalised": "Ok"}
+    report.print_samples([sample], console=Console(file=stream, width=120))
+    for text in (*sample, *sample.values()):
+        assert text in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"), [(0.1, 0.3, "ahead"), (-0.3, -0.1, "behind"), (-0.1, 0.1, "within noise")]
+)
+@pytest.mark.parametrize("metric", ["recall@10", "rougeLsum"])
+def test_comparisons_are_told_in_the_task_s_metric(metric, low, high, verdict, capsys):
+    row = {"other": {"value": 9.0, "low": 9.0, "high": 9.0}, metric: {"value": 0.0, "low": low, "high": high}}
+    report.print_comparisons({"User-LLM - LLM": row})
+    said = capsys.readouterr().out
+    assert f"{metric}  User-LLM - LLM: +0.000" in said
+    assert said.strip().endswith(verdict)
 
 
 def write(folder):
@@ -64,10 +85,10 @@ def predict(folder, **changes):
         user_ids=["7", "ä", "9"],
         labels=np.array([2, 1, 3]),
         ranks=RANKS,
-        items=np.array([[2, 1, 0], [3, 1, 2], [0, 0, 0]], np.int32),
-        titles=["", "Amélie", "Brazil", "Cube"],
+        answers=np.array([[2, 1, 0], [3, 1, 2], [0, 0, 0]], np.int32),
+        names=["", "Amélie", "Brazil", "Cube"],
     )
-    return report.write_predictions(folder, **{**arguments, **changes})
+    return report.write_predictions(folder, report.ranking_predictions(**{**arguments, **changes}))
 
 
 def test_predictions_hold_one_line_a_user(tmp_path):
@@ -83,7 +104,7 @@ def test_predictions_hold_one_line_a_user(tmp_path):
 def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path):
     before = predict(tmp_path).read_bytes()
     with pytest.raises(IndexError):
-        predict(tmp_path, items=np.array([[2, 1, 0], [3, 99, 2], [0, 0, 0]], np.int32))
+        predict(tmp_path, answers=np.array([[2, 1, 0], [3, 99, 2], [0, 0, 0]], np.int32))
     assert [path.name for path in tmp_path.iterdir()] == ["predictions.jsonl"]
     assert (tmp_path / "predictions.jsonl").read_bytes() == before
 

@@ -1,4 +1,4 @@
-"""Rows of the results table that need no model: what is popular, and what is popular where the user was last.
+"""Rows of the results tables that need no model: what is popular, and what is popular where the user was last.
 
 Both are `batch -> float32 [B, I+1]` over batches of `Windows.gather`, higher is better, column 0 (padding) at -inf.
 """
@@ -58,6 +58,20 @@ def category_popularity_scores(counts: np.ndarray, item_categories: np.ndarray) 
     def scores(batch: Mapping[str, np.ndarray]) -> np.ndarray:
         shared = belongs[batch["history/item"][:, -1]] @ belongs.T
         return popularity + above_all * (shared > 0).astype(np.float32)
+
+    return scores
+
+
+def latest_category_scores(counts: np.ndarray, item_categories: np.ndarray) -> Scores:
+    """Scores categories `[B, C+1]`: puts those of the newest event first; `counts`, int `[C+1]`, order both halves."""
+    majority = _unpadded(counts)
+    above_all = counts.max() + 1
+
+    def scores(batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        of_latest = item_categories[batch["history/item"][:, -1]]
+        values = np.tile(majority, (len(of_latest), 1))
+        values[np.arange(len(values))[:, None], of_latest] = above_all + majority[of_latest]
+        return values
 
     return scores
 

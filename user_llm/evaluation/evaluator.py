@@ -6,13 +6,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import seqio
 from flax import nnx
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from user_llm.data.pipeline import evaluation_batches
+from user_llm.data.vocabularies import decode_batch
 from user_llm.decoding.beam import BeamResult, beam_search
 from user_llm.decoding.catalogue_trie import CatalogueTrie
+from user_llm.decoding.generate import generate
 from user_llm.decoding.ranking import rank_catalogue
 from user_llm.evaluation.metrics import ranks_from_items, ranks_from_scores
 from user_llm.models import parameters
@@ -26,13 +29,23 @@ TOP = 10  # items kept of a ranking by scores
 
 
 def rank_by_scores(
-    scores: Scores, source: Any, *, batch_size: int, exclude_history: bool, description: str = "ranking"
+    scores: Scores,
+    source: Any,
+    *,
+    batch_size: int,
+    exclude_history: bool,
+    label: str = "label/item",
+    description: str = "ranking",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks `[n]` of the labels of all windows in `source` by `scores(batch) -> [B, I+1]`, and the `TOP` items."""
+    """Ranks `[n]` of the labels of all windows in `source` by `scores(batch) -> [B, I+1]`, and the `TOP` items.
+
+    `label` is the batch's entry with the right answers. Where these are not items (but categories, from
+    `label/answer`), no history can be excluded.
+    """
     ranks, items = [], []
     for batch, real in _batches(source, batch_size, description):
         values, history = np.array(scores(batch))[real], batch["history/item"][real]
-        labels = batch["label/item"][real]
+        labels = batch[label][real]
         ranks.append(ranks_from_scores(values, labels, history if exclude_history else None))
         values[:, 0] = -np.inf
         if exclude_history:
@@ -90,13 +103,18 @@ def _seen(history: np.ndarray, labels: np.ndarray, canonical: np.ndarray | None 
 
 
 def encoder_scores(
-    graphdef: nnx.GraphDef, buffers: Parameters, mesh: Mesh
+    graphdef: nnx.GraphDef, buffers: Parameters, mesh: Mesh, *, of: str = "item"
 ) -> Callable[[Parameters, Mapping[str, np.ndarray]], jax.Array]:
-    """Returns `(values, batch) -> [B, I+1]`: the encoder alone, whichever it is, as a recommender."""
+    """Returns `(values, batch) -> [B, I+1]`: the encoder alone, whichever it is, as a recommender.
+
+    With `of="category"` a dual encoder that has learnt categories scores these, `[B, C+1]`.
+    """
 
     @jax.jit
     def apply(values, buffers, item, rating):
-        return parameters.merge(graphdef, values, buffers).next_item_logits({"item": item, "rating": rating}, item > 0)
+        model = parameters.merge(graphdef, values, buffers)
+        logits = model.category_logits if of == "category" else model.next_item_logits
+        return logits({"item": item, "rating": rating}, item > 0)
 
     def scores(values, batch):
         batch = put_batch({name: batch[f"history/{name}"] for name in ("item", "rating")}, mesh)
@@ -162,7 +180,7 @@ def user_llm_scores(
     eos_id: int,
     with_context: bool = True,
 ) -> Scores:
-    """Log-probability of every title of the catalogue: exact, and affordable for small catalogues."""
+    """Log-probability of every name of the trie: exact, and affordable for categories and small catalogues."""
 
     @jax.jit
     def apply(values, buffers, trie, batch):
@@ -171,6 +189,43 @@ def user_llm_scores(
         return rank_catalogue(model, batch["prompt_tokens"], batch["prompt_lengths"], context, trie, eos_id=eos_id)
 
     return lambda batch: apply(values, buffers, trie, put_batch(_inputs(batch), mesh))
+
+
+def user_llm_texts(
+    graphdef: nnx.GraphDef,
+    values: Parameters,
+    buffers: Parameters,
+    mesh: Mesh,
+    *,
+    eos_id: int,
+    max_new_tokens: int,
+    with_context: bool = True,
+) -> Callable[[Mapping[str, np.ndarray]], jax.Array]:
+    """Returns `batch -> int32 [B, max_new_tokens]`: what the contextualised LLM writes, greedily, up to EOS."""
+
+    @jax.jit
+    def apply(values, buffers, batch):
+        model = parameters.merge(graphdef, values, buffers)
+        context = _context(model, batch) if with_context else None
+        prompt = batch["prompt_tokens"], batch["prompt_lengths"]
+        return generate(model, *prompt, context, max_new_tokens=max_new_tokens, eos_id=eos_id)
+
+    return lambda batch: apply(values, buffers, put_batch(_inputs(batch), mesh))
+
+
+def write_texts(
+    texts: Callable[[Mapping[str, np.ndarray]], jax.Array],
+    source: Any,
+    vocabulary: seqio.Vocabulary,
+    *,
+    batch_size: int,
+    description: str,
+) -> list[str]:
+    """The texts `[n]` that `texts(batch) -> tokens` writes for all windows in `source`, without outer spaces."""
+    found: list[str] = []
+    for batch, real in _batches(source, batch_size, description):
+        found += decode_batch(vocabulary, np.asarray(texts(batch))[real])
+    return [text.strip() for text in found]
 
 
 def _inputs(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -187,7 +242,7 @@ class Subset:
     """Some examples of a source, in the order of `ids`."""
 
     def __init__(self, source: Any, ids: np.ndarray):
-        self._source, self._ids = source, ids
+        self.source, self.ids = source, ids
 
     @classmethod
     def evenly(cls, source: Any, most: int) -> "Subset":
@@ -196,11 +251,11 @@ class Subset:
         return cls(source, np.linspace(0, len(source) - 1, count).astype(np.int64))
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self.ids)
 
     def gather(self, ids: np.ndarray) -> dict[str, np.ndarray]:
         """The examples number `ids` of the subset."""
-        return self._source.gather(self._ids[ids])
+        return self.source.gather(self.ids[ids])
 
 
 class ShuffledContexts:

@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from user_llm.evaluation.metrics import METRICS, Interval
+from user_llm.evaluation.metrics import Interval
 from user_llm.files import replacing
 
-TOP = 10  # titles of a prediction
+TOP = 10  # names of a prediction
+HEADLINES = ("rougeLsum", "recall@10")  # the metric that a comparison is told in: the first a task has
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "seqio", "tensorflow-datasets", "sentencepiece", "user-llm")
 _PLAIN_WIDTH = 120  # columns, where the output is no terminal
@@ -30,28 +31,42 @@ _PLAIN_WIDTH = 120  # columns, where the output is no terminal
 def print_table(rows: Mapping[str, Mapping[str, Interval]], *, title: str = "", console: Console | None = None) -> None:
     """Prints row name → `metrics.summarise(...)` as a table of `value ± half the width of its interval`.
 
-    The best value of each metric is bold.
+    Metrics are those of the rows, the same for all; the best value of each is bold.
     """
-    if console is None:
-        console = Console()
-        console = console if console.is_terminal else Console(width=_PLAIN_WIDTH)
     table = Table(title=title or None, caption="± half of the 95 % bootstrap interval over users")
     table.add_column("", overflow="fold")
-    for metric in METRICS:
+    metrics = list(next(iter(rows.values())))
+    for metric in metrics:
         table.add_column(metric, justify="right", no_wrap=True)
-    best = {metric: max((row[metric]["value"] for row in rows.values()), default=0.0) for metric in METRICS}
+    best = {metric: max(row[metric]["value"] for row in rows.values()) for metric in metrics}
     for name, row in rows.items():
-        cells = [_cell(row[metric], bold=row[metric]["value"] == best[metric]) for metric in METRICS]
+        cells = [_cell(row[metric], bold=row[metric]["value"] == best[metric]) for metric in metrics]
         table.add_row(Text(name), *cells)
-    console.print(table)
+    (console or _console()).print(table)
 
 
-def print_comparisons(comparisons: Mapping[str, Mapping[str, Interval]], metric: str = "recall@10") -> None:
+def print_comparisons(comparisons: Mapping[str, Mapping[str, Interval]]) -> None:
     """Prints how far one row is ahead of another on the same users, and whether more than chance would give."""
     for name, row in comparisons.items():
+        metric = next(metric for metric in HEADLINES if metric in row)
         value, low, high = (row[metric][key] for key in ("value", "low", "high"))
         verdict = "ahead" if low > 0 else "behind" if high < 0 else "within noise"
         print(f"  {metric}  {name}: {value:+.3f} [{low:+.3f}, {high:+.3f}]  {verdict}")
+
+
+def print_samples(samples: Iterable[Mapping[str, str]], *, console: Console | None = None) -> None:
+    """Prints written texts beside the true ones (paper table 15)."""
+    table = Table(title="Samples", show_lines=True)
+    for column in ("prompt", "truth", "personalised", "unpersonalised"):
+        table.add_column(column, overflow="fold", ratio=1)
+    for sample in samples:
+        table.add_row(*(Text(sample[column.header]) for column in table.columns))
+    (console or _console()).print(table)
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=_PLAIN_WIDTH)
 
 
 def _cell(interval: Interval, bold: bool) -> Text:
@@ -89,7 +104,7 @@ def _version(distribution: str) -> str | None:
 
 
 def write_results(
-    workdir: Path, *, protocols: Mapping[str, Any], provenance: Mapping[str, Any], facts: Mapping[str, float]
+    workdir: Path, *, protocols: Mapping[str, Any], provenance: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> Path:
     """Writes `results.json` and returns its path.
 
@@ -97,47 +112,49 @@ def write_results(
       protocols: which test users → `users` (how many), `rows` (name → `metrics.summarise(...)`) and `comparisons`
         ("one row - another" → `metrics.compare(...)`).
       provenance: of `provenance`.
-      facts: more numbers on the run, such as `dropped_events`: of a text history, a test user on average.
+      facts: more on the run, such as `dropped_events` (of a text history, a test user on average) or `samples`.
     """
     results = {"protocols": protocols, **facts, "provenance": provenance}
     text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False)
     return write_lines(Path(workdir) / "results.json", [text])
 
 
-def write_predictions(
-    workdir: Path,
+def ranking_predictions(
     *,
     user_ids: Iterable[str],
     labels: np.ndarray,
     ranks: Mapping[str, np.ndarray],
-    items: np.ndarray,
-    titles: list[str],
-) -> Path:
-    """Writes `predictions.jsonl`, one line a test user, and returns its path.
+    answers: np.ndarray,
+    names: list[str],
+) -> Iterator[dict[str, Any]]:
+    """Predictions of a task that answers names, a mapping a test user.
 
-    A line holds `user_id`, `label` (a title), `ranks` (row name → rank, null where the label was not found) and
-    `top` (User-LLM's best titles, at most `TOP`).
+    It holds `user_id`, `label` (a name), `ranks` (row name → rank, null where the label was not found) and `top` (the
+    LLM's best names, at most `TOP`).
 
     Args:
       user_ids: `[n]`, the source's ids.
-      labels: int `[n]`, item ids.
+      labels: int `[n]`, item or category ids.
       ranks: row name → float `[n]`.
-      items: int `[n, J]`, User-LLM's answers, best first; 0 = none.
-      titles: title by item id.
+      answers: int `[n, J]`, the LLM's, best first; 0 = none.
+      names: name by id.
     """
     columns = {name: [int(rank) if np.isfinite(rank) else None for rank in row] for name, row in ranks.items()}
-    lines = (
-        {
+    for index, (user_id, label, best) in enumerate(
+        zip(user_ids, labels.tolist(), answers[:, :TOP].tolist(), strict=True)
+    ):
+        yield {
             "user_id": user_id,
-            "label": titles[label],
+            "label": names[label],
             "ranks": {name: column[index] for name, column in columns.items()},
-            "top": [titles[item] for item in answers if item],
+            "top": [names[answer] for answer in best if answer],
         }
-        for index, (user_id, label, answers) in enumerate(
-            zip(user_ids, labels.tolist(), items[:, :TOP].tolist(), strict=True)
-        )
-    )
-    return write_lines(Path(workdir) / "predictions.jsonl", (json.dumps(line, ensure_ascii=False) for line in lines))
+
+
+def write_predictions(workdir: Path, predictions: Iterable[Mapping[str, Any]]) -> Path:
+    """Writes `predictions.jsonl`, one line a test user, and returns its path."""
+    lines = (json.dumps(prediction, ensure_ascii=False) for prediction in predictions)
+    return write_lines(Path(workdir) / "predictions.jsonl", lines)
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> Path:

@@ -1,0 +1,23 @@
+"""Evaluation of a finished experiment on the test users, by task (paper 4.1)."""
+
+from collections.abc import Mapping
+
+from user_llm.experiment import Experiment
+from user_llm.stages import Model
+from user_llm.task_evaluation import favorite_category, next_item, review_generation
+from user_llm.task_evaluation.common import Evaluation
+
+_BY_TASK = {
+    "next_item": next_item.evaluate,
+    "favorite_category": favorite_category.evaluate,
+    "review_generation": review_generation.evaluate,
+}
+
+
+def evaluate(experiment: Experiment, trained: Mapping[str, Model]) -> Evaluation:
+    """Answers for every test user under every row, and how good they are.
+
+    Args:
+      trained: finished stages by name; a row whose stage is missing is left out.
+    """
+    return _BY_TASK[experiment.config.task](experiment, trained)
