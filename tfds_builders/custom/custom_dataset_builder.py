@@ -42,8 +42,8 @@ class Builder(TimelineBuilder, skip_registration=True):
         if not self.builder_config.files and not self.data_path.exists():
             name = f"custom/{self.builder_config.name}"
             raise ValueError(
-                f"{name} is not in {self._data_dir_root}: build it first, python -m tfds_builders.build {name} "
-                "--files … --columns user=… item=… timestamp=… with the same --data_dir."
+                f"{name} is not in {Path(self.data_dir).parents[2]}: build it first: python -m "
+                f"tfds_builders.build {name} --files … --columns user=… item=… timestamp=… and the same --data_dir."
             )
         super().download_and_prepare(**kwargs)
 

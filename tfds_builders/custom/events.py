@@ -47,7 +47,7 @@ WITH typed AS (
         CASE
             WHEN regexp_full_match(timestamp, '{whole_number}')
             THEN CAST(split_part(timestamp, '.', 1) AS HUGEINT) * {micros_per_unit}
-            WHEN regexp_full_match(timestamp, '{iso_8601}') THEN epoch_us(try_cast(timestamp AS TIMESTAMP))
+            WHEN regexp_full_match(timestamp, '{iso_8601}') THEN epoch_us(try_cast(timestamp AS TIMESTAMPTZ))
         END AS micros,
         CASE WHEN regexp_full_match(rating, '{number}') THEN try_cast(rating AS DOUBLE) END AS stars
     FROM (SELECT {fields} FROM source_rows)
@@ -108,6 +108,7 @@ def load_interactions(
         quoted_characters=_QUOTED_CHARACTERS,
         **{role: names.get(role, "''") for role in (*REQUIRED, "rating")},
     )
+    connection.execute("SET TimeZone = 'UTC'")  # of times without an offset
     connection.execute(_CREATE_INTERACTIONS)
     before = 0
     for name, path in files.items():
@@ -115,7 +116,7 @@ def load_interactions(
             connection.execute(query, {"file": name, "before": before})
         of_file = f"(FROM interactions WHERE file = {literal(name)})"
         report_rejected(connection, of_file, name, report)
-        (last,) = connection.execute(f"SELECT coalesce(max(position), 0) FROM {of_file}").fetchone()
+        ((last,),) = connection.execute(f"SELECT coalesce(max(position), 0) FROM {of_file}").fetchall()
         before = max(before, last)
 
 

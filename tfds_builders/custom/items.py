@@ -79,8 +79,8 @@ def load_items(
             connection.execute(query, {"file": name, "before": before})
         of_file = f"(FROM item_rows WHERE file = {literal(name)})"
         report_rejected(connection, of_file, name, report)
-        (last,) = connection.execute(f"SELECT max(position) FROM {of_file}").fetchone()
-        before = last or before
+        ((last,),) = connection.execute(f"SELECT coalesce(max(position), 0) FROM {of_file}").fetchall()
+        before = max(before, last)
     connection.execute("DELETE FROM item_rows WHERE reason IS NOT NULL")
     repeated = connection.execute(
         """

@@ -21,9 +21,9 @@ def literal(text: str) -> str:
 
 def order_of(connection: duckdb.DuckDBPyConnection, column: str, rows: str) -> str:
     """SQL for a column of ids that sorts as numbers where all ids in `rows` are whole numbers, else as text."""
-    (whole,) = connection.execute(
+    ((whole,),) = connection.execute(
         f"SELECT bool_and(CAST(try_cast({column} AS BIGINT) AS VARCHAR) IS NOT DISTINCT FROM {column}) FROM {rows}"
-    ).fetchone()
+    ).fetchall()
     return f"try_cast({column} AS BIGINT)" if whole else column
 
 
@@ -98,11 +98,10 @@ def _open_parquet(connection, name: str, path: Path, columns: Mapping[str, str],
             f'''CAST("{column.replace('"', '""')}" AS VARCHAR{"[]" if role in lists else ""}) AS "{role}"'''
             for role, column in columns.items()
         ]
-        connection.execute("SET TimeZone = 'UTC'")  # in which instants are written as text
         connection.execute(
             f"CREATE TEMP VIEW parquet_rows AS SELECT file_row_number + 1 AS line, {', '.join(fields)} FROM {scan}"
         )
-        report.rows[name] = connection.execute(f"SELECT count(*) FROM {scan}").fetchone()[0]
+        ((report.rows[name],),) = connection.execute(f"SELECT count(*) FROM {scan}").fetchall()
         yield "parquet_rows", lists
     except duckdb.Error as error:
         raise MalformedSourceError(f"{name} cannot be read as Parquet ({error}): write it again.") from error
