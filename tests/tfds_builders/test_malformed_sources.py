@@ -8,7 +8,7 @@ import pytest
 
 from tfds_builders import timelines
 from tfds_builders.malformed import MalformedSourceError, RowReport
-from tfds_builders.movielens import Builder, ratings
+from tfds_builders.movielens import Builder
 from tfds_builders.movielens.catalogue import read_movies
 from tfds_builders.movielens.format import CSV, DAT
 from tfds_builders.movielens.ratings import load_ratings
@@ -114,7 +114,7 @@ def test_what_is_unusual_but_clear_is_read(tmp_path):
 
 
 def test_line_numbers_hold_across_blocks_and_any_line_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(ratings, "_BLOCK_BYTES", 100)
+    monkeypatch.setattr(lines_lib, "_BLOCK_BYTES", 100)
     ends = [(b"\n", b"\r\n", b"\n\n", b"\r\n\r\n")[i] for i in np.random.default_rng(0).integers(4, size=500)]
     rows = [b"%d,10,4.0,%d" % (i, 1000 + i) if i % 50 else b"%d,?" % i for i in range(500)]
     content = HEADER + b"".join(row + end for row, end in zip(rows, ends, strict=True))

@@ -1,23 +1,20 @@
 """Reads the ratings file into `events` (see `timelines.py`), out of core, checking every row on the way."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 
-from tfds_builders.malformed import EXAMPLES_PER_REASON, MalformedSourceError, RowReport
+from tfds_builders.lines import LINES, read_lines
+from tfds_builders.malformed import MalformedSourceError, RowReport
 from tfds_builders.movielens.format import INTEGER_PATTERN, RATINGS_COLUMNS, FileFormat, column_positions
+from tfds_builders.rejected import report_rejected
 
 _END_OF_TIME = 4_102_444_800
 """2100-01-01 in seconds: a later timestamp is in milliseconds, or wrong."""
 
 _QUOTED_CHARACTERS = 200
 """How much of a malformed line the summary quotes."""
-
-_BLOCK_BYTES = 1 << 24
-_LINES = pa.schema({"line": pa.int64(), "text": pa.string()})
 
 _CREATE_ROWS = """
 CREATE TABLE rows AS
@@ -49,7 +46,7 @@ SELECT
         WHEN timestamp NOT BETWEEN 0 AND {end_of_time} THEN 'timestamp is not in seconds from 1970 to 2100'
         WHEN item IS NULL THEN $unknown_movie
     END AS reason,
-    CASE WHEN reason IS NOT NULL THEN text[:{quoted}] END AS text
+    CASE WHEN reason IS NOT NULL THEN '''' || text[:{quoted}] || '''' END AS found
 FROM matched
 """
 
@@ -80,7 +77,7 @@ def load_ratings(
     positions, num_fields = column_positions(path, form, RATINGS_COLUMNS)
     user, movie, rating, timestamp = (f"field[{position + 1}]" for position in positions)
     movies = pa.array([int(raw_id) for raw_id in raw_ids[1:]], pa.int64())
-    connection.register("lines", pa.RecordBatchReader.from_batches(_LINES, _read_lines(path)))
+    connection.register("lines", pa.RecordBatchReader.from_batches(LINES, read_lines(path)))
     connection.register("catalogue", pa.table({"movie": movies, "item": range(1, len(raw_ids))}))
     query = _CREATE_ROWS.format(
         header_lines=int(form.has_header),
@@ -104,38 +101,10 @@ def load_ratings(
     report.rows[path.name] = connection.execute("SELECT count(*) FROM rows").fetchone()[0]
     if not report.rows[path.name]:
         raise MalformedSourceError(f"{path.name} has no rows: expected {', '.join(RATINGS_COLUMNS)}.")
-    _report_rejected(connection, path.name, report)
-    connection.execute("CREATE VIEW events AS SELECT * EXCLUDE (reason, text) FROM rows WHERE reason IS NULL")
-
-
-def _read_lines(path: Path) -> Iterator[pa.RecordBatch]:
-    """A file's lines, ends included, with their numbers from 1; the text is a view of the block read from disk."""
-    line = 1
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES) + file.readline():
-            characters = np.frombuffer(block, np.uint8)
-            ends = np.flatnonzero(characters == ord("\n")) + 1
-            if not block.endswith(b"\n"):
-                ends = np.append(ends, len(block))
-            # A byte that is no ASCII cannot be part of a good row, and must not stop the reading of the others.
-            ascii_only = np.where(characters < 128, characters, np.uint8(ord("?")))
-            offsets = np.concatenate([[0], ends]).astype(np.int32)
-            text = pa.StringArray.from_buffers(len(ends), pa.py_buffer(offsets), pa.py_buffer(ascii_only))
-            yield pa.record_batch([np.arange(line, line + len(ends)), text], schema=_LINES)
-            line += len(ends)
+    report_rejected(connection, "rows", path.name, report)
+    connection.execute("CREATE VIEW events AS SELECT * EXCLUDE (reason, found) FROM rows WHERE reason IS NULL")
 
 
 def _integer(text: str) -> str:
     """SQL for `format.parse_integer`: a plain cast would round 3.5 to 4, and take 1e5 and ' 7'."""
     return f"CASE WHEN regexp_full_match({text}, '{INTEGER_PATTERN}') THEN CAST({text} AS BIGINT) END"
-
-
-def _report_rejected(connection: duckdb.DuckDBPyConnection, file: str, report: RowReport) -> None:
-    reasons = connection.execute(
-        f"""
-        SELECT reason, count(*), min_by(line, line, {EXAMPLES_PER_REASON}), min_by(text, line, {EXAMPLES_PER_REASON})
-        FROM rows WHERE reason IS NOT NULL GROUP BY reason ORDER BY min(line)
-        """
-    ).fetchall()
-    for reason, count, lines, texts in reasons:
-        report.reject(file, reason, [(line, repr(text)) for line, text in zip(lines, texts, strict=True)], count)
