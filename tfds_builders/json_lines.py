@@ -15,7 +15,12 @@ QUOTED_CHARACTERS = 200
 
 
 def load_json_lines(
-    connection: duckdb.DuckDBPyConnection, path: Path, fields: Mapping[str, str], table: str, report: RowReport
+    connection: duckdb.DuckDBPyConnection,
+    path: Path,
+    fields: Mapping[str, str],
+    table: str,
+    report: RowReport,
+    name: str | None = None,
 ) -> None:
     """Creates `table` with the columns `line` and `fields` from a `.json` or `.json.gz` file.
 
@@ -28,10 +33,12 @@ def load_json_lines(
       fields: JSON key → VARCHAR or VARCHAR[].
       table: name of the table.
       report: receives the counts.
+      name: of the file in messages and counts; the last part of its path by default.
 
     Raises:
       MalformedSourceError: the file has no rows, or is a truncated or damaged gzip file.
     """
+    name = name or path.name
     shape = ", ".join(f'"{key}": "{kind}"' for key, kind in fields.items())
     columns = ", ".join(f'"row"."{key}"' for key in fields)
     failures: list[MalformedSourceError] = []
@@ -65,10 +72,10 @@ def load_json_lines(
         raise
     finally:
         connection.unregister("lines")
-    report.rows[path.name] = connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
-    if not report.rows[path.name]:
-        raise MalformedSourceError(f"{path.name} has no rows: expected a JSON object a line.")
-    report_rejected(connection, f"(SELECT line, broken AS reason, found FROM {table})", path.name, report)
+    report.rows[name] = connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+    if not report.rows[name]:
+        raise MalformedSourceError(f"{name} has no rows: expected a JSON object a line.")
+    report_rejected(connection, f"(SELECT line, broken AS reason, found FROM {table})", name, report)
     connection.execute(f"DELETE FROM {table} WHERE broken IS NOT NULL")
     connection.execute(f"ALTER TABLE {table} DROP COLUMN broken; ALTER TABLE {table} DROP COLUMN found")
 

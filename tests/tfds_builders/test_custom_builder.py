@@ -4,6 +4,7 @@ import csv
 import datetime
 import gzip
 import io
+import json
 import zipfile
 from pathlib import Path
 
@@ -318,7 +319,7 @@ def test_csv_is_read_as_pythons_csv_module_writes_it(tmp_path, monkeypatch, deli
     assert report.rows == {"table.csv.gz": 100}
 
 
-def test_parquet_and_csv_of_the_same_rows_are_the_same(tmp_path):
+def test_parquet_json_and_csv_of_the_same_rows_are_the_same(tmp_path):
     rng = np.random.default_rng(0)
     table = pa.table(
         {
@@ -329,29 +330,42 @@ def test_parquet_and_csv_of_the_same_rows_are_the_same(tmp_path):
             "kind": [[f"k{n}" for n in rng.integers(4, size=size)] for size in rng.integers(3, size=50)],
         }
     )
+    rows = [{**row, "t": row["t"].astimezone(datetime.UTC).isoformat()} for row in table.to_pylist()]
     pq.write_table(table, tmp_path / "e.parquet", row_group_size=7)
-    moments = [moment.astimezone(datetime.UTC) for moment in table["t"].to_pylist()]
-    columns = (
-        table["u"].to_pylist(),
-        table["i"].to_pylist(),
-        moments,
-        table["r"].to_pylist(),
-        table["kind"].to_pylist(),
-    )
-    rows = zip(*columns, strict=True)
-    _csv(
-        tmp_path / "e.csv",
-        "u,i,t,r,kind",
-        *(f"{u},{i},{t.isoformat()},{r:.0f},{'|'.join(kind)}" for u, i, t, r, kind in rows),
-    )
+    (tmp_path / "e.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    with (tmp_path / "e.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, table.column_names)
+        writer.writeheader()
+        writer.writerows({**row, "kind": "|".join(row["kind"])} for row in rows)
     columns = {**COLUMNS, "rating": "r", "category": "kind"}
     built = [
         _load(CustomConfig("x", files=[tmp_path / name], columns=columns), tmp_path)[:2]
-        for name in ("e.parquet", "e.csv")
+        for name in ("e.parquet", "e.jsonl.gz", "e.csv")
     ]
-    assert built[0][0] == built[1][0]
     assert len(built[0][0]) == 50
-    assert {**built[0][1], "custom": None} == {**built[1][1], "custom": None}
+    assert built[1] == built[0]
+    assert built[2] == built[0]
+
+
+def test_json_lines_are_read_as_they_are_written(tmp_path):
+    rows = [
+        '{"u": 7, "i": "a", "t": 5, "name": "[1] A", "kind": "x|y"}',
+        '{"t": "6", "i": 12, "u": "seven", "kind": ["y", null, " z "], "other": {"u": 1}}',
+        '{"u": 7, "i": "b", "t": null}',
+        "{",
+        '{"u": 7, "i": "c"}',
+    ]
+    config = CustomConfig(
+        "x", files=[_csv(tmp_path / "e.json", *rows)], columns={**COLUMNS, "title": "name", "category": "kind"}
+    )
+    events, metadata, report = _load(config, tmp_path)
+    assert events == [("7", "a", 0, 5, ""), ("seven", "12", 0, 6, "")]
+    assert metadata["titles"] == ["", "12", "[1] A"]
+    assert metadata["category_names"] == ["", "x", "y", "z"]
+    assert metadata["item_categories"] == [[], [2, 3], [1, 2]]
+    assert "e.json: 5 rows read, 2 kept, 3 rejected" in report.text()
+    assert "not JSON: 1\n    e.json line 4: " in report.text()
+    assert "t is empty: 2\n    e.json line 3: u=7, i=b, t=\n    e.json line 5: " in report.text()
 
 
 def test_faults_of_parquet_are_named_with_their_row(tmp_path):
@@ -372,6 +386,12 @@ def test_faults_of_parquet_are_named_with_their_row(tmp_path):
         ("e.csv", "u,i,t\n1,2,3\n".encode("utf-16"), "line 1 is not UTF-8"),
         ("e.csv.gz", b"u,i,t\n1,2,3\n", "cannot be read"),
         ("e.csv.gz", gzip.compress(np.random.default_rng(0).bytes(99).hex().encode())[:-40], "cannot be read"),
+        (
+            "e.json",
+            b'{"u": 1, "i": 2, "time": 3}\n[]',
+            r"e\.json: not exactly one column for t.*=t; .* are u, i, time\.",
+        ),
+        ("e.json", b"", "e.json has no rows"),
         ("e.parquet", b"PAR1", "cannot be read as Parquet"),
         ("e.xlsx", b"", r"of no known kind: expected a name that ends in \.csv"),
         ("e.csv", None, "does not exist"),

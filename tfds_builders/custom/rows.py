@@ -1,6 +1,7 @@
 """Opens a file of any supported kind as rows of text for DuckDB, with where each row stands."""
 
 import contextlib
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -8,10 +9,21 @@ import duckdb
 import pyarrow as pa
 
 from tfds_builders.custom.csv_rows import CsvRows, check_columns
+from tfds_builders.json_lines import load_json_lines
+from tfds_builders.lines import read_lines
 from tfds_builders.malformed import MalformedSourceError, RowReport
 
 SPACES = "E' \\t\\r\\n'"
 """SQL for the characters that are cut off both ends of a field."""
+
+_TRIMMED = f'trim("{{role}}", {SPACES}) AS "{{role}}"'
+_NAMES = (
+    f"list_filter(list_transform({{names}}, lambda name: trim(name, {SPACES})), lambda name: name <> '') AS category"
+)
+_JSON_NAMES = """
+CASE WHEN category[1] = '[' AND json_valid(category) THEN from_json(category, '["VARCHAR"]') ELSE {split} END
+"""
+_ROWS_FOR_KEYS = 100
 
 
 def literal(text: str) -> str:
@@ -25,6 +37,10 @@ def order_of(connection: duckdb.DuckDBPyConnection, column: str, rows: str) -> s
         f"SELECT bool_and(CAST(try_cast({column} AS BIGINT) AS VARCHAR) IS NOT DISTINCT FROM {column}) FROM {rows}"
     ).fetchall()
     return f"try_cast({column} AS BIGINT)" if whole else column
+
+
+def _identifier(column: str) -> str:
+    return '"' + column.replace('"', '""') + '"'
 
 
 @contextlib.contextmanager
@@ -61,29 +77,48 @@ def open_rows(
             f"{path} is of no known kind: expected a name that ends in .{', .'.join(_OPENERS)}; "
             "text may be gzipped (.csv.gz)."
         )
-    with opener(connection, name, path, columns, report) as (relation, lists):
-        fields = [_field(role, role in lists, category_separator) for role in columns]
+    with opener(connection, name, path, columns, report) as (relation, categories):
+        names = categories.format(split=f"string_split(category, {literal(category_separator)})")
+        fields = [_NAMES.format(names=names) if role == "category" else _TRIMMED.format(role=role) for role in columns]
         connection.execute(f"CREATE TEMP VIEW source_rows AS SELECT line, {', '.join(fields)} FROM {relation}")
         yield
         connection.execute("DROP VIEW source_rows")
 
 
-def _field(role: str, is_list: bool, category_separator: str) -> str:
-    if role != "category":
-        return f'trim("{role}", {SPACES}) AS "{role}"'
-    names = "category" if is_list else f"string_split(category, {literal(category_separator)})"
-    return (
-        f"list_filter(list_transform({names}, lambda name: trim(name, {SPACES})), lambda name: name <> '') AS category"
-    )
+# An opener gives a table or view, with `line` and a column a role, and SQL for the names in its `category`.
 
 
 @contextlib.contextmanager
 def _open_csv(connection, name: str, path: Path, columns: Mapping[str, str], report: RowReport):
     rows = CsvRows(name, path, columns, report)
     connection.register("csv_rows", pa.RecordBatchReader.from_batches(rows.schema, rows.batches()))
-    yield "csv_rows", ()
+    yield "csv_rows", "{split}"
     connection.unregister("csv_rows")
     rows.finish()
+
+
+@contextlib.contextmanager
+def _open_json(connection, name: str, path: Path, columns: Mapping[str, str], report: RowReport):
+    keys = list(dict.fromkeys(columns.values()))
+    load_json_lines(connection, path, dict.fromkeys(keys, "VARCHAR"), "json_lines", report, name=name)
+    counts = connection.execute(f"SELECT {', '.join(f'count({_identifier(key)})' for key in keys)} FROM json_lines")
+    found = [key for key, count in zip(keys, counts.fetchall()[0], strict=True) if count]
+    if len(found) < len(keys):
+        check_columns(name, columns, list(dict.fromkeys([*found, *_first_keys(path)])))
+    fields = (f'{_identifier(key)} AS "{role}"' for role, key in columns.items())
+    connection.execute(f"CREATE TEMP VIEW json_rows AS SELECT line, {', '.join(fields)} FROM json_lines")
+    yield "json_rows", _JSON_NAMES
+    connection.execute("DROP VIEW json_rows; DROP TABLE json_lines")
+
+
+def _first_keys(path: Path) -> list[str]:
+    """Keys of the first rows of JSON lines."""
+    keys: dict[str, None] = {}
+    for line in next(read_lines(path)).column("text")[:_ROWS_FOR_KEYS].to_pylist():
+        with contextlib.suppress(json.JSONDecodeError):
+            row = json.loads(line)
+            keys |= dict.fromkeys(row if isinstance(row, dict) else ())
+    return list(keys)
 
 
 @contextlib.contextmanager
@@ -91,18 +126,18 @@ def _open_parquet(connection, name: str, path: Path, columns: Mapping[str, str],
     scan = f"read_parquet({literal(str(path))}, binary_as_string=true, file_row_number=true)"
     try:
         described = connection.execute(f"DESCRIBE SELECT * EXCLUDE (file_row_number) FROM {scan}").fetchall()
-        types = {column[0]: column[1] for column in described}
+        types = {column: kind for column, kind, *_ in described}
         check_columns(name, columns, list(types))
-        lists = [role for role, column in columns.items() if role == "category" and types[column].endswith("[]")]
+        ((report.rows[name],),) = connection.execute(f"SELECT count(*) FROM {scan}").fetchall()
+        lists = [column for column, kind in types.items() if kind.endswith("[]")]
         fields = [
-            f'''CAST("{column.replace('"', '""')}" AS VARCHAR{"[]" if role in lists else ""}) AS "{role}"'''
+            f'CAST({_identifier(column)} AS VARCHAR{"[]" if column in lists else ""}) AS "{role}"'
             for role, column in columns.items()
         ]
         connection.execute(
             f"CREATE TEMP VIEW parquet_rows AS SELECT file_row_number + 1 AS line, {', '.join(fields)} FROM {scan}"
         )
-        ((report.rows[name],),) = connection.execute(f"SELECT count(*) FROM {scan}").fetchall()
-        yield "parquet_rows", lists
+        yield "parquet_rows", "category" if columns.get("category") in lists else "{split}"
     except duckdb.Error as error:
         raise MalformedSourceError(f"{name} cannot be read as Parquet ({error}): write it again.") from error
     connection.execute("DROP VIEW parquet_rows")
@@ -111,5 +146,8 @@ def _open_parquet(connection, name: str, path: Path, columns: Mapping[str, str],
 _OPENERS = {
     "csv": _open_csv,
     "tsv": _open_csv,
+    "json": _open_json,
+    "jsonl": _open_json,
+    "ndjson": _open_json,
     "parquet": _open_parquet,
 }
