@@ -7,13 +7,11 @@ from typing import Any
 
 import duckdb
 
+from tfds_builders.catalogue import NO_CATEGORY, catalogue_metadata
 from tfds_builders.custom.config import OF_ITEMS, CustomConfig
 from tfds_builders.custom.rows import literal, open_rows, order_of
 from tfds_builders.malformed import RowReport
 from tfds_builders.rejected import report_rejected
-
-NO_CATEGORY = "(no category)"
-"""The category of an item without one, in a dataset that has categories."""
 
 _WITHOUT = {
     "title": "no title for the item: its id stands for it",
@@ -113,17 +111,12 @@ def create_catalogue(connection: duckdb.DuckDBPyConnection, config: CustomConfig
         FROM catalogue LEFT JOIN first_title USING (raw_id) LEFT JOIN first_category USING (raw_id) ORDER BY item
         """
     ).fetchall()
-    raw_ids, titles, categories = zip(("", "", []), *described, strict=True)
+    raw_ids, titles, categories = zip(*described, strict=True) if described else ((), (), ())
     if "category" in {*config.columns, *config.item_columns}:
-        categories = ([], *(list(dict.fromkeys(names)) or [NO_CATEGORY] for names in categories[1:]))
-    category_names = ["", *sorted({name for names in categories for name in names})]
-    ids = {name: i for i, name in enumerate(category_names)}
-    return {
-        "raw_ids": list(raw_ids),
-        "titles": [" ".join(map(str.strip, title.splitlines())) for title in titles],  # a quoted one may span lines
-        "category_names": category_names,
-        "item_categories": [[ids[name] for name in names] for names in categories],
-    }
+        categories = [names or [NO_CATEGORY] for names in categories]
+    # A quoted title may span lines.
+    titles = [" ".join(map(str.strip, title.splitlines())) for title in titles]
+    return catalogue_metadata(raw_ids, titles, categories)
 
 
 def _count_unlisted(connection: duckdb.DuckDBPyConnection, report: RowReport) -> None:
