@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tfds_builders import lines as lines_lib
 from tfds_builders import timelines
 from tfds_builders.malformed import MalformedSourceError, RowReport
 from tfds_builders.movielens import Builder
