@@ -264,7 +264,7 @@ def test_items_described_by_events_keep_their_first_title_and_category(tmp_path)
     assert _rules(report) == {
         "1.csv": {
             "no title for the item: its id stands for it": 1,
-            "no category for the item: (no category)": 1,
+            "no category for the item: it is in (no category)": 1,
         },
         "2.csv": {
             "another title than the item's first, which stays": 1,

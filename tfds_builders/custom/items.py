@@ -15,7 +15,7 @@ from tfds_builders.rejected import report_rejected
 
 _WITHOUT = {
     "title": "no title for the item: its id stands for it",
-    "category": f"no category for the item: {NO_CATEGORY}",
+    "category": f"no category for the item: it is in {NO_CATEGORY}",
 }
 
 _CREATE_ITEM_ROWS = """
