@@ -11,7 +11,8 @@ import sys
 import tensorflow_datasets as tfds
 
 from tfds_builders.builder import TimelineBuilder
-from tfds_builders.families import FAMILIES, builder_of, dataset_names
+from tfds_builders.custom import command as custom_command
+from tfds_builders.families import FAMILIES, builder_of
 from tfds_builders.simulated import SimulatedConfig
 
 
@@ -82,12 +83,11 @@ def parse_options(builder: type[TimelineBuilder], settings: list[str]) -> dict[s
 
 def main(arguments: list[str]) -> int:
     """Runs the command; returns its exit status: 0, or 1 with the error on stderr."""
-    names = dataset_names()
     parser = argparse.ArgumentParser(
         prog="python -m tfds_builders.build",
         description="Builds a dataset of one timeline per user, and prints what went into it.",
     )
-    parser.add_argument("dataset", choices=names, metavar="dataset", help=", ".join(names))
+    parser.add_argument("dataset", help="family/config, as movielens/latest_small; tfds_builders/README.md lists them")
     parser.add_argument("--data_dir", help="where to; TFDS_DATA_DIR or ~/tensorflow_datasets by default")
     parser.add_argument("--raw_path", help="zip, or folder with the raw files; downloaded when left out")
     parser.add_argument("--manual_dir", help="a folder that may hold releases under their published names")
@@ -98,16 +98,19 @@ def main(arguments: list[str]) -> int:
         "--simulated", nargs="*", metavar="name=value", help="settings of the simulation, such as num_users=5000"
     )
     parser.add_argument("--option", nargs="*", default=[], metavar="name=value", help="options of the dataset")
+    custom_command.add_arguments(parser)
     options = parser.parse_args(arguments)
+    family, _, name = options.dataset.partition("/")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         builder = builder_of(
             options.dataset,
+            config=custom_command.config_from_arguments(name, options) if custom_command.given(options) else None,
             data_dir=options.data_dir,
             raw_path=options.raw_path,
             max_malformed=options.max_malformed,
             simulated=None if options.simulated is None else parse_simulated(options.simulated),
-            options=parse_options(FAMILIES[options.dataset.partition("/")[0]], options.option),
+            options=parse_options(FAMILIES.get(family, TimelineBuilder), options.option),
         )
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=options.manual_dir))
     except (ValueError, OSError) as error:

@@ -2,10 +2,14 @@
 
 import difflib
 
-from tfds_builders import movielens
+from tfds_builders import amazon_reviews, custom, movielens
 from tfds_builders.builder import TimelineBuilder
 
-FAMILIES: dict[str, type[TimelineBuilder]] = {"movielens": movielens.Builder}
+FAMILIES: dict[str, type[TimelineBuilder]] = {
+    "movielens": movielens.Builder,
+    "amazon_reviews": amazon_reviews.Builder,
+    "custom": custom.Builder,
+}
 
 
 def dataset_names() -> list[str]:
@@ -13,15 +17,21 @@ def dataset_names() -> list[str]:
     return [f"{family}/{config}" for family, builder in FAMILIES.items() for config in builder.builder_configs]
 
 
-def builder_of(name: str, **kwargs) -> TimelineBuilder:
+def builder_of(name: str, *, config: custom.CustomConfig | None = None, **kwargs) -> TimelineBuilder:
     """The builder of dataset `name` ("family/config"); `kwargs` as for `TimelineBuilder`.
+
+    Names of family `custom` are free. `config` says what to build such a dataset from; one that is built needs none.
 
     Raises:
       ValueError: there is no such dataset, or an argument does not belong to it.
     """
-    family, _, config = name.partition("/")
-    if family not in FAMILIES or config not in FAMILIES[family].builder_configs:
+    family, _, config_name = name.partition("/")
+    if family == "custom" and config_name:
+        return custom.Builder(config=config or config_name, **kwargs)
+    if family not in FAMILIES or config_name not in FAMILIES[family].builder_configs:
         near = difflib.get_close_matches(name, dataset_names(), n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"the families are {', '.join(FAMILIES)}."
         raise ValueError(f"unknown dataset {name!r}: {hint}")
-    return FAMILIES[family](config=config, **kwargs)
+    if config is not None:
+        raise ValueError(f"files and columns of your own belong to custom/<name>, not to {name}.")
+    return FAMILIES[family](config=config_name, **kwargs)

@@ -1,8 +1,8 @@
-"""Simulated users and movies, written as the csv files MovieLens publishes.
+"""Simulated users and items; movies are written as the csv files MovieLens publishes (`simulated_json.py`: others).
 
 What the simulation is made of, and what a model can learn from each part:
 
-- Movies come in series ("The Crimson Harbor", "The Crimson Harbor 2"). Who saw a part usually sees the next one
+- Items come in series ("The Crimson Harbor", "The Crimson Harbor 2"). Who saw a part usually sees the next one
   soon, with other movies in between: sequences beat popularity, and a longer memory beats the last event.
 - A series has a genre, often a second one, and a title of the first genre's words: titles carry taste.
 - A user's taste lies on few genres, and moves to others half-way: users differ, and late events say more than early.
@@ -14,8 +14,10 @@ twice in a timeline, and 20 million events take minutes.
 """
 
 import csv
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -79,50 +81,58 @@ class SimulatedConfig:
 
 
 @dataclass(frozen=True)
-class _Catalogue:
-    """Movies sorted by series and part."""
+class Series:
+    """The catalogue: items sorted by series and part."""
 
     num_parts: np.ndarray  # int [series]
-    first_item: np.ndarray  # int [series]: part p of series s is movie first_item[s] + p
+    first_item: np.ndarray  # int [series]: part p of series s is item first_item[s] + p
     genres: np.ndarray  # int [series, 2], equal where there is only one
     popularity: np.ndarray  # float32 [series]
     quality: np.ndarray  # float [items], in stars
-    movie_ids: np.ndarray  # int [items]: with gaps as in MovieLens, in no relation to the series
+    raw_ids: np.ndarray  # int [items]: with gaps as in MovieLens, in no relation to the series
+
+
+class Events(NamedTuple):
+    """Events of some users, unsorted; each `[events]` but `mildness`."""
+
+    user: np.ndarray  # int, from 0
+    item: np.ndarray  # int, from 0
+    half_stars: np.ndarray  # int: rating, 1 to 10
+    timestamp: np.ndarray  # int: seconds since 1970
+    mildness: np.ndarray  # float [users], in stars: how much better than others a user rates everything
 
 
 def write_movielens_csv(config: SimulatedConfig, folder: Path) -> None:
     """Writes `movies.csv` and `ratings.csv` into `folder`, rows sorted by (userId, movieId) as MovieLens does."""
     rng = np.random.default_rng(config.seed)
-    catalogue = _simulate_catalogue(config, rng)
+    catalogue = simulate_catalogue(config, rng)
     _write_movies(catalogue, rng, folder / "movies.csv")
-    lengths = _simulate_lengths(config, rng)
     stars = pa.array([f"{half_stars / 2:.1f}" for half_stars in range(11)])
     columns = {"userId": pa.int64(), "movieId": pa.int64(), "rating": pa.string(), "timestamp": pa.int64()}
     options = pa_csv.WriteOptions(quoting_header="none", quoting_style="none")
     with pa_csv.CSVWriter(folder / "ratings.csv", pa.schema(columns), write_options=options) as writer:
-        for start in range(0, config.num_users, _USERS_PER_CHUNK):
-            users, items, half_stars, timestamps = _simulate_events(
-                catalogue, lengths[start : start + _USERS_PER_CHUNK], rng
-            )
-            movie_ids = catalogue.movie_ids[items]
-            order = np.lexsort((movie_ids, users))
-            rows = (start + 1 + users[order], movie_ids[order], stars.take(half_stars[order]), timestamps[order])
+        for start, events in simulate_events(config, catalogue, rng):
+            raw_ids = catalogue.raw_ids[events.item]
+            order = np.lexsort((raw_ids, events.user))
+            ratings, timestamps = stars.take(events.half_stars[order]), events.timestamp[order]
+            rows = (start + 1 + events.user[order], raw_ids[order], ratings, timestamps)
             writer.write_table(pa.table(dict(zip(columns, rows, strict=True))))
 
 
-def _simulate_catalogue(config: SimulatedConfig, rng: np.random.Generator) -> _Catalogue:
+def simulate_catalogue(config: SimulatedConfig, rng: np.random.Generator) -> Series:
+    """Draws the series."""
     parts = np.minimum(rng.geometric(1 - _SEQUEL_CHANCE, config.num_items), _MAX_PARTS)
     parts = parts[: np.searchsorted(np.cumsum(parts), config.num_items) + 1]
     parts[-1] -= parts.sum() - config.num_items
     num_series = len(parts)
     first, second = rng.integers(len(GENRES), size=(2, num_series))
-    return _Catalogue(
+    return Series(
         num_parts=parts,
         first_item=np.cumsum(parts) - parts,
         genres=np.stack([first, np.where(rng.random(num_series) < 0.5, first, second)], axis=1),
         popularity=rng.lognormal(0, _POPULARITY_SIGMA, num_series).astype(np.float32),
         quality=rng.normal(0, 0.4, config.num_items),
-        movie_ids=rng.permutation(np.cumsum(rng.geometric(0.5, config.num_items))),
+        raw_ids=rng.permutation(np.cumsum(rng.geometric(0.5, config.num_items))),
     )
 
 
@@ -138,18 +148,22 @@ def _simulate_lengths(config: SimulatedConfig, rng: np.random.Generator) -> np.n
     return lengths
 
 
-def _simulate_events(
-    catalogue: _Catalogue, lengths: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def simulate_events(
+    config: SimulatedConfig, catalogue: Series, rng: np.random.Generator
+) -> Iterator[tuple[int, Events]]:
+    """Draws the timelines, some users at a time: yields the number of the first, from 0, and their events."""
+    lengths = _simulate_lengths(config, rng)
+    for start in range(0, config.num_users, _USERS_PER_CHUNK):
+        yield start, _simulate_chunk(catalogue, lengths[start : start + _USERS_PER_CHUNK], rng)
+
+
+def _simulate_chunk(catalogue: Series, lengths: np.ndarray, rng: np.random.Generator) -> Events:
     """Simulates some users' timelines.
 
     Args:
       catalogue: what they can watch.
       lengths: `[users]` events each of them has.
       rng: source of randomness.
-
-    Returns:
-      user (from 0), movie (from 0), rating in half stars, timestamp in seconds; each `[sum(lengths)]`, unsorted.
     """
     num_users, num_series = len(lengths), len(catalogue.num_parts)
     early, late = (_tastes(catalogue, num_users, rng) for _ in range(2))
@@ -179,16 +193,16 @@ def _simulate_events(
     rate = np.where(when < change[user, 0], early[user, seen_series], late[user, seen_series])
     liking = np.log(rate / catalogue.popularity[seen_series])
     liking = (liking - liking.mean()) / (liking.std() + 1e-6)
-    mildness = rng.normal(0, 0.5, num_users)[user]
-    stars = 3.5 + 0.6 * liking + catalogue.quality[item] + mildness + rng.normal(0, 0.4, len(item))
+    mildness = rng.normal(0, 0.5, num_users)
+    stars = 3.5 + 0.6 * liking + catalogue.quality[item] + mildness[user] + rng.normal(0, 0.4, len(item))
     half_stars = np.clip(np.rint(2 * stars), 1, 10).astype(np.int64)
     start = rng.integers(800_000_000, 1_400_000_000, num_users)[user]
     # Position breaks the ties that seconds would make, and skipped parts are brought within reach.
     seconds = (np.minimum(when, 2 * change[user, 0]) * _SECONDS_PER_SERIES).astype(np.int64) + position
-    return user, item, half_stars, start + seconds
+    return Events(user, item, half_stars, start + seconds, mildness)
 
 
-def _tastes(catalogue: _Catalogue, num_users: int, rng: np.random.Generator) -> np.ndarray:
+def _tastes(catalogue: Series, num_users: int, rng: np.random.Generator) -> np.ndarray:
     """Rates at which users meet series, `[users, series]`, of sum 1 a user."""
     tastes = rng.dirichlet(np.full(len(GENRES), _TASTE_CONCENTRATION), num_users)
     tastes = (1 - _OPEN_MINDEDNESS) * tastes + _OPEN_MINDEDNESS / len(GENRES)
@@ -197,7 +211,7 @@ def _tastes(catalogue: _Catalogue, num_users: int, rng: np.random.Generator) -> 
     return rates / rates.sum(axis=1, keepdims=True)
 
 
-def _write_movies(catalogue: _Catalogue, rng: np.random.Generator, path: Path) -> None:
+def _write_movies(catalogue: Series, rng: np.random.Generator, path: Path) -> None:
     titles = series_titles(catalogue.genres[:, 0], rng)
     years = rng.integers(1950, 2010, len(titles))
     rows = []
@@ -206,7 +220,7 @@ def _write_movies(catalogue: _Catalogue, rng: np.random.Generator, path: Path) -
         for part in range(num_parts):
             number = f" {part + 1}" if part else ""
             title = f"{titles[series]}{number} ({years[series] + 2 * part})"
-            rows.append((int(catalogue.movie_ids[catalogue.first_item[series] + part]), title, genres))
+            rows.append((int(catalogue.raw_ids[catalogue.first_item[series] + part]), title, genres))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("movieId", "title", "genres"))

@@ -1,4 +1,6 @@
-"""Names for simulated series: each genre has its own words, so that a title tells its genre."""
+"""Names for simulated series of movies and chains of places: each genre has its own words, so that names tell it."""
+
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -69,7 +71,7 @@ _WORDS = {
         "Sheriff Saloon Stagecoach Ranch Gunslinger Mustang Rodeo Homestead Spurs Deputy Canteen Marshal",
     ),
 }
-_PLACES = (
+_CITIES = (
     "Avalon Bristol Cairo Dakota Eldorado Florence Geneva Havana Istanbul Jakarta Kyoto Lisbon Madrid Nairobi Oslo",
     "Prague Quebec Rome Shanghai Tangier Utah Venice Warsaw Yukon Zanzibar",
 )
@@ -77,9 +79,32 @@ _PLACES = (
 GENRES = tuple(_WORDS)
 """Genre names, sorted as MovieLens prints them; the simulator's genre ids index this tuple."""
 
+# The same for places, whose kinds take the genres' ids: six first words, six last ones.
+_PLACE_WORDS = {
+    "Bakery": ("Flour Butter Crusty Almond Honeyed Sunrise", "Bakery Breads Patisserie Oven Bakehouse Croissants"),
+    "Bar": ("Rusty Whiskey Foggy Brass Amber Smoky", "Bar Tavern Taproom Pub Lounge Saloon"),
+    "Bookstore": ("Dusty Paper Inkwell Turning Candlelit Quill", "Books Bookshop Pages Booksellers Stacks Bookstore"),
+    "Coffee shop": ("Roasted Espresso Morning Steaming Velvet Drip", "Coffee Cafe Beans Roasters Brews Lattes"),
+    "Garden center": ("Blooming Mossy Fern Sunflower Rooted Ivy", "Nursery Gardens Greenhouse Seeds Plants Blossoms"),
+    "Gym": ("Muscle Kinetic Titan Sweat Barbell Endurance", "Gym Fitness Athletics Training Crossfit Boxing"),
+    "Hair salon": ("Curly Glossy Scissor Trimmed Wavy Chic", "Salon Hair Barbers Stylists Cuts Blowouts"),
+    "Hardware store": ("Sturdy Hammered Bolted Trusty Copper Handy", "Hardware Tools Lumber Supply Fasteners Paints"),
+    "Hotel": ("Grand Royal Seaside Starlight Plaza Palm", "Hotel Inn Suites Lodge Resort Motel"),
+    "Mexican restaurant": ("Salsa Verde Cantina Fiesta Agave Chipotle", "Tacos Burritos Taqueria Cocina Nachos Grill"),
+    "Museum": ("Marble Antique Heritage Modern Fossil Gilded", "Museum Gallery Collection Exhibits Archive Hall"),
+    "Music venue": ("Electric Vinyl Echo Bassline Jukebox Neon", "Ballroom Stage Theater Amphitheater Club Arena"),
+    "Park": ("Shady Willow Riverside Oak Meadow Lakeview", "Park Trails Playground Commons Preserve Picnics"),
+    "Pet store": ("Wagging Furry Whisker Happy Scaly Feathered", "Pets Paws Aquariums Kennels Grooming Terrariums"),
+    "Pharmacy": ("Healing Mercury Apothecary Remedy Herbal Tonic", "Pharmacy Drugs Chemists Prescriptions Clinic Care"),
+    "Pizza restaurant": ("Cheesy Brooklyn Woodfired Salami Basil Crisp", "Pizza Pizzeria Slices Pies Pizzas Calzones"),
+}  # fmt: skip
+
+PLACE_KINDS = tuple(_PLACE_WORDS)
+"""Kinds of places, by the simulator's genre ids."""
+
 
 def series_titles(genres: np.ndarray, rng: np.random.Generator) -> list[str]:
-    """Titles "The <first> <second>", and "… of <place>" once a genre's 144 pairs are used up.
+    """Titles "The <first> <second>", and "… of <city>" once a genre's 144 pairs are used up.
 
     Args:
       genres: `[series]` genre id of every series.
@@ -88,11 +113,30 @@ def series_titles(genres: np.ndarray, rng: np.random.Generator) -> list[str]:
     Returns:
       A title per series, distinct while a genre has at most 3,744 series, and repeating after that.
     """
-    endings = ["", *(f" of {place}" for part in _PLACES for place in part.split())]
-    titles = [""] * len(genres)
-    for genre, words in enumerate(_WORDS.values()):
-        first, second = (part.split() for part in words)
-        pairs = rng.permutation([f"The {a} {b}" for a in first for b in second])
+    return _names(genres, rng, _WORDS, "The ", " of ")
+
+
+def chain_names(kinds: np.ndarray, rng: np.random.Generator) -> list[str]:
+    """Names "<first> <last>" of chains of places, and "… <city>" once a kind's 36 pairs are used up.
+
+    Args:
+      kinds: `[chains]` index into `PLACE_KINDS`.
+      rng: decides which pair is used when.
+
+    Returns:
+      A name per chain, distinct while a kind has at most 936 chains, and repeating after that.
+    """
+    return _names(kinds, rng, _PLACE_WORDS, "", " ")
+
+
+def _names(
+    genres: np.ndarray, rng: np.random.Generator, words: Mapping[str, tuple[str, str]], article: str, of: str
+) -> list[str]:
+    endings = ["", *(f"{of}{city}" for part in _CITIES for city in part.split())]
+    names = [""] * len(genres)
+    for genre, lists in enumerate(words.values()):
+        first, second = (part.split() for part in lists)
+        pairs = rng.permutation([f"{article}{a} {b}" for a in first for b in second])
         for n, series in enumerate(np.flatnonzero(genres == genre)):
-            titles[series] = pairs[n % len(pairs)] + endings[n // len(pairs) % len(endings)]
-    return titles
+            names[series] = pairs[n % len(pairs)] + endings[n // len(pairs) % len(endings)]
+    return names

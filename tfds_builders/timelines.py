@@ -22,6 +22,9 @@ SPLIT = "users"
 WINDOW_LENGTHS = (20, 50, 100, 200)
 """History lengths the summary counts windows for."""
 
+END_OF_TIME = 4_102_444_800
+"""2100-01-01 in seconds: a later timestamp is in milliseconds, or wrong."""
+
 _MEMORY_LIMIT = "2GB"
 _BATCH_ROWS = 1 << 20
 

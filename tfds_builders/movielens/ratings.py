@@ -9,9 +9,7 @@ from tfds_builders.lines import LINES, read_lines
 from tfds_builders.malformed import MalformedSourceError, RowReport
 from tfds_builders.movielens.format import INTEGER_PATTERN, RATINGS_COLUMNS, FileFormat, column_positions
 from tfds_builders.rejected import report_rejected
-
-_END_OF_TIME = 4_102_444_800
-"""2100-01-01 in seconds: a later timestamp is in milliseconds, or wrong."""
+from tfds_builders.timelines import END_OF_TIME
 
 _QUOTED_CHARACTERS = 200
 """How much of a malformed line the summary quotes."""
@@ -86,7 +84,7 @@ def load_ratings(
         rating=rating,
         timestamp=_integer(timestamp),
         num_fields=num_fields,
-        end_of_time=_END_OF_TIME,
+        end_of_time=END_OF_TIME,
         quoted=_QUOTED_CHARACTERS,
     )
     parameters = {
