@@ -1,5 +1,6 @@
 """The custom builder: a user's own files, column by column, against plain Python and the MovieLens builder."""
 
+import argparse
 import csv
 import datetime
 import gzip
@@ -15,7 +16,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from tfds_builders import movielens, timelines
-from tfds_builders.custom import Builder, CustomConfig, csv_rows
+from tfds_builders.custom import Builder, CustomConfig, command, csv_rows
 from tfds_builders.malformed import MalformedSourceError, RowReport
 
 COLUMNS = {"user": "u", "item": "i", "timestamp": "t"}
@@ -319,6 +320,20 @@ def test_csv_is_read_as_pythons_csv_module_writes_it(tmp_path, monkeypatch, deli
     assert report.rows == {"table.csv.gz": 100}
 
 
+def test_open_quote_costs_its_own_line_and_no_other(tmp_path):
+    path = _csv(tmp_path / "e.csv", "u,i,t", '1,"2,3', "4,5,6", '7,"8', '",9', '1,"x,2', "3,3,3", "4,4,4")
+    report = RowReport()
+    reader = csv_rows.CsvRows("e.csv", path, {"item": "i"}, report)
+    read = pa.Table.from_batches(reader.batches(), reader.schema)
+    assert read.to_pydict() == {"line": [3, 4, 7, 8], "item": ["5", "8\n", "3", "4"]}
+    assert report.as_dict()["e.csv"]["rejected"] == {
+        "quotes do not pair up within 131,072 characters": {
+            "rows": 2,
+            "first": ["line 2: '1,\"2,3'", "line 6: '1,\"x,2'"],
+        }
+    }
+
+
 def test_parquet_json_and_csv_of_the_same_rows_are_the_same(tmp_path):
     rng = np.random.default_rng(0)
     table = pa.table(
@@ -463,3 +478,24 @@ def test_built_dataset_is_read_by_its_name_and_never_from_other_data(tmp_path):
         Builder(config=CustomConfig(**config), data_dir=tmp_path / "data").download_and_prepare()
     with pytest.raises(ValueError, match="leave raw_path out"):
         Builder(config="shop", data_dir=tmp_path / "data", raw_path=tmp_path)
+
+
+def test_command_line_makes_the_config(tmp_path):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    files = ["--files", "a.csv", "b.csv", "--columns", "user=u", "item=the item", "timestamp=t=0"]
+    items = ["--items", "i.csv", "--item_columns", "item=i", "title=n", "--category_separator=;", "--timestamp_unit=ms"]
+    config = command.config_from_arguments("shop", parser.parse_args([*files, *items]))
+    assert config.name == "shop"
+    assert [Path(file) for file in (*config.files, *config.items)] == [Path("a.csv"), Path("b.csv"), Path("i.csv")]
+    assert config.meaning() == {
+        "columns": {"user": "u", "item": "the item", "timestamp": "t=0"},
+        "item_columns": {"item": "i", "title": "n"},
+        "category_separator": ";",
+        "timestamp_unit": "ms",
+    }
+    assert command.given(parser.parse_args(files))
+    assert not command.given(parser.parse_args([]))
+    for words, message in ((["user"], "expected role=column"), (["user=u", "user=v"], "user is given twice")):
+        with pytest.raises(ValueError, match=message):
+            command.config_from_arguments("shop", parser.parse_args(["--files", "a.csv", "--columns", *words]))
