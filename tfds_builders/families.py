@@ -2,12 +2,13 @@
 
 import difflib
 
-from tfds_builders import amazon_reviews, custom, movielens
+from tfds_builders import amazon_reviews, custom, google_local, movielens
 from tfds_builders.builder import TimelineBuilder
 
 FAMILIES: dict[str, type[TimelineBuilder]] = {
     "movielens": movielens.Builder,
     "amazon_reviews": amazon_reviews.Builder,
+    "google_local": google_local.Builder,
     "custom": custom.Builder,
 }
 

@@ -44,7 +44,19 @@ def test_bad_input_is_one_message_and_status_1(tmp_path, capsys, arguments, mess
     assert message in error
 
 
-def test_unknown_dataset_lists_the_known_ones(capsys):
-    with pytest.raises(SystemExit):
-        build.main(["movielens/10m"])
-    assert "movielens/latest_small" in capsys.readouterr().err
+def test_unknown_dataset_names_those_near_it(tmp_path, capsys):
+    assert build.main(["movielens/10m", f"--data_dir={tmp_path}"]) == 1
+    assert "did you mean movielens/1m or movielens/20m" in capsys.readouterr().err
+
+
+def test_custom_files(tmp_path, capsys):
+    (tmp_path / "events.csv").write_text("who,what,when\nann,tea,2021-03-04\nann,mug,2021-03-05\n")
+    arguments = ["custom/shop", f"--data_dir={tmp_path / 'data'}"]
+    assert build.main(arguments) == 1
+    assert "custom/shop is not in" in capsys.readouterr().err
+    columns = ["--columns", "user=who", "item=what", "timestamp=when"]
+    assert build.main([*arguments, "--files", str(tmp_path / "events.csv"), *columns]) == 0
+    assert "1 users, 2 events, 2 items (2 with events)" in capsys.readouterr().out
+    assert build.main(arguments) == 0  # by its name
+    assert build.main(["movielens/1m", "--files", "x.csv", *columns]) == 1
+    assert "files and columns of your own belong to custom/<name>, not to movielens/1m" in capsys.readouterr().err

@@ -239,3 +239,16 @@ def test_downloaded_files_go_by_their_published_names(tmp_path):
         ("0x89c259a8669c0f0d:0x25d4109319b4f5a0", 5, 1529193600, ""),
         ("0x89c25a177d4bf5db:0x84e51f23e8c0a75c", 4, 1529193600, TRANSLATED),
     ]
+
+
+def test_simulated_dataset_goes_through_the_same_builder(tmp_path):
+    settings = {"num_users": 40, "num_items": 80, "mean_events": 25}
+    builder = Builder(config="simulated", data_dir=tmp_path, simulated=settings)
+    builder.download_and_prepare()
+    metadata = builder.info.metadata
+    summary = metadata["summary"]
+    assert summary["events"] == 1000
+    assert summary["users"] == 40
+    assert not any(file["rejected"] for file in summary["files"].values())
+    assert metadata["has_reviews"]
+    assert len(metadata["category_names"]) > 2

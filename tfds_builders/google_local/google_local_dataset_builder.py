@@ -8,10 +8,13 @@ from typing import Any, ClassVar
 import duckdb
 import tensorflow_datasets as tfds
 
-from tfds_builders.builder import TimelineBuilder
+from tfds_builders.builder import SIMULATED, TimelineBuilder
 from tfds_builders.google_local.places import create_catalogue, load_places
 from tfds_builders.google_local.reviews import RATING_NAMES, create_events, load_reviews
 from tfds_builders.malformed import RowReport
+from tfds_builders.simulated import SimulatedConfig
+from tfds_builders.simulated_json import SIMULATED as SIMULATED_STATE
+from tfds_builders.simulated_json import write_google_json
 
 _URL = "https://mcauleylab.ucsd.edu/public_datasets/gdrive/googlelocal"
 
@@ -42,14 +45,19 @@ class Builder(TimelineBuilder, skip_registration=True):
     """One record a user; README.md beside this file says what is in it."""
 
     BUILDER_CONFIGS: ClassVar = [
+        *(
+            GoogleLocalConfig(
+                name=f"{state.lower()}{'' if core else '_full'}",
+                state=state,
+                core=core,
+                description=f"{state.replace('_', ' ')}, {'10-core' if core else 'all reviews'}, up to 2021.",
+            )
+            for state in _STATES.split()
+            for core in ("_10", "")
+        ),
         GoogleLocalConfig(
-            name=f"{state.lower()}{'' if core else '_full'}",
-            state=state,
-            core=core,
-            description=f"{state.replace('_', ' ')}, {'10-core' if core else 'all reviews'}, up to 2021.",
-        )
-        for state in _STATES.split()
-        for core in ("_10", "")
+            name=SIMULATED, state=SIMULATED_STATE, description="A seeded simulation, written in the published format."
+        ),
     ]
     DEFAULT_BUILDER_CONFIG_NAME = "new_york"
     HOMEPAGE = "https://mcauleylab.ucsd.edu/public_datasets/gdrive/googlelocal/"
@@ -64,6 +72,9 @@ class Builder(TimelineBuilder, skip_registration=True):
 
     def _urls(self) -> dict[str, str]:
         return {name: f"{_URL}/{name}" for name in self._files()}
+
+    def _simulate(self, config: SimulatedConfig, folder: Path) -> None:
+        write_google_json(config, folder)
 
     def _load(
         self, connection: duckdb.DuckDBPyConnection, files: Mapping[str, Path], report: RowReport
