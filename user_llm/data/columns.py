@@ -65,8 +65,7 @@ class ReviewTexts:
             characters, offsets = (np.load(self._folder / name, mmap_mode="r") for name in self._FILES)
         except (OSError, ValueError, EOFError):
             characters, offsets = self._read()
-        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(characters)]
-        return pa.LargeStringArray.from_buffers(pa.large_string(), len(offsets) - 1, buffers)
+        return pa.LargeStringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(characters))
 
     _FILES = ("characters.npy", "offsets.npy")
 

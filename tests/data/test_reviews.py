@@ -1,0 +1,73 @@
+"""Reviews come from the dataset event by event, whatever becomes of their cache."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from user_llm.data import columns
+from user_llm.data.columns import ReviewTexts
+from user_llm.data.timelines import load_timelines
+
+TEXTS = ("Great", "", "zwei\nZeilen", "日本", None, "a &amp; b", "last")
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gift_cards")
+    rows = [
+        {
+            "reviewerID": f"U{index % 3}",
+            "asin": f"A{index}",
+            "overall": 5.0,
+            "unixReviewTime": 1000 - index,
+            "reviewText": text,
+        }
+        for index, text in enumerate(TEXTS * 3)
+    ]
+    (folder / "Gift_Cards_5.json.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    return load_timelines("amazon_reviews/gift_cards_2018_text", raw_path=folder, data_dir=folder / "data")
+
+
+def written(table):
+    """What the file says, in the order of the flat columns: by user, then the latest row first."""
+    shown = ["a & b" if text == "a &amp; b" else text or "" for text in TEXTS * 3]
+    return [shown[index] for user in range(3) for index in reversed(range(user, len(shown), 3))]
+
+
+def test_reviews_are_those_of_the_file(table):
+    assert table.has_reviews
+    assert table.reviews(np.arange(len(table.item))) == written(table)
+    assert table.reviews(np.array([4, 4, 0])) == [written(table)[place] for place in (4, 4, 0)]
+    assert table.reviews(np.array([], int)) == []
+
+
+def test_the_cache_is_read_and_rebuilt_when_broken(table, tmp_path):
+    (cache,) = table.review_texts._data_dir.glob("reviews-*")
+    texts = ReviewTexts(table.review_texts._data_dir, table.fingerprint)
+    characters = np.load(cache / "characters.npy")
+    np.save(cache / "characters.npy", np.where(characters == ord("G"), ord("g"), characters).astype(np.uint8))
+    assert "great" in texts(np.arange(len(table.item)))  # it is what is read
+    (cache / "characters.npy").write_bytes(b"broken")
+    again = ReviewTexts(table.review_texts._data_dir, table.fingerprint)
+    assert again(np.arange(len(table.item))) == written(table)
+    assert (np.load(cache / "characters.npy") == characters).all()
+
+
+def test_a_folder_that_takes_no_cache_still_gives_reviews(table, caplog, monkeypatch):
+    def refuse(path):
+        raise OSError("read-only")
+
+    texts = ReviewTexts(table.review_texts._data_dir, "another fingerprint")
+    monkeypatch.setattr(columns, "replacing", refuse)
+    assert texts(np.arange(len(table.item))) == written(table)
+    assert "not cached" in caplog.text
+
+
+def test_a_dataset_without_reviews_says_so(tmp_path):
+    simulated = dict(num_users=3, num_items=50, mean_events=22)
+    table = load_timelines("movielens/simulated", data_dir=tmp_path, simulated=simulated)
+    assert not table.has_reviews
+    with pytest.raises(ValueError, match="movielens/simulated' has no reviews"):
+        table.reviews(np.array([0]))
