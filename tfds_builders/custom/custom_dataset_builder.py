@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import duckdb
 import tensorflow_datasets as tfds
@@ -14,6 +14,8 @@ from tfds_builders.custom.events import create_events, load_interactions
 from tfds_builders.custom.items import create_catalogue, load_items
 from tfds_builders.malformed import RowReport
 
+_EXAMPLE = Path(__file__).parent / "dummy_data"
+
 
 class Builder(TimelineBuilder, skip_registration=True):
     """One record a user; README.md beside this file says what is in it.
@@ -21,7 +23,24 @@ class Builder(TimelineBuilder, skip_registration=True):
     `config` is a `CustomConfig`, to build from its files; or the name of one that is built, to read it.
     """
 
-    def __init__(self, *, config: CustomConfig | str, **kwargs):
+    BUILDER_CONFIGS: ClassVar = [
+        CustomConfig(
+            name="example",
+            description="Four purchases, the example of README.md.",
+            files=(_EXAMPLE / "purchases.csv",),
+            columns={
+                "user": "customer",
+                "item": "sku",
+                "timestamp": "bought_at",
+                "rating": "stars",
+                "review": "comment",
+            },
+            items=(_EXAMPLE / "products.csv",),
+            item_columns={"item": "sku", "title": "name", "category": "kinds"},
+        )
+    ]
+
+    def __init__(self, *, config: CustomConfig | str | None = None, **kwargs):
         """As `TimelineBuilder`, but the files are the config's.
 
         Raises:

@@ -1,6 +1,5 @@
 """The items of a custom dataset: from files of their own, from the events, or both."""
 
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,11 @@ SELECT
     CASE WHEN coalesce(item, '') = '' THEN {item} || ' is empty' END AS reason,
     CASE WHEN reason IS NOT NULL THEN '' END AS found
 FROM source_rows
+"""
+
+_REPEATED = """
+FROM item_rows JOIN (SELECT item, min(position) AS first FROM item_rows GROUP BY item) USING (item)
+WHERE position > first
 """
 
 # First come the items that have rows of their own, in the order of these; then those that only events name.
@@ -80,14 +84,9 @@ def load_items(
         ((last,),) = connection.execute(f"SELECT coalesce(max(position), 0) FROM {of_file}").fetchall()
         before = max(before, last)
     connection.execute("DELETE FROM item_rows WHERE reason IS NOT NULL")
-    repeated = connection.execute(
-        """
-        DELETE FROM item_rows USING (SELECT item, min(position) AS first FROM item_rows GROUP BY item) AS seen
-        WHERE item_rows.item = seen.item AND position > first RETURNING file
-        """
-    ).fetchall()
-    for name, count in Counter(file for (file,) in repeated).items():
+    for name, count in connection.execute(f"SELECT file, count(*) {_REPEATED} GROUP BY file ORDER BY file").fetchall():
         report.apply_rule(name, "an item of an earlier row", count, dropped=True)
+    connection.execute(f"DELETE FROM item_rows WHERE position IN (SELECT position {_REPEATED})")
 
 
 def create_catalogue(connection: duckdb.DuckDBPyConnection, config: CustomConfig, report: RowReport) -> dict[str, Any]:

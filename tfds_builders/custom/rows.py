@@ -24,6 +24,7 @@ _JSON_NAMES = """
 CASE WHEN category[1] = '[' AND json_valid(category) THEN from_json(category, '["VARCHAR"]') ELSE {split} END
 """
 _ROWS_FOR_KEYS = 100
+"""How many JSON lines are looked at for the keys that there are."""
 
 
 def literal(text: str) -> str:
@@ -85,11 +86,13 @@ def open_rows(
         connection.execute("DROP VIEW source_rows")
 
 
-# An opener gives a table or view, with `line` and a column a role, and SQL for the names in its `category`.
+# An opener gives a table or view, with `line` and a column a role, and SQL for the list of names in its `category`.
 
 
 @contextlib.contextmanager
-def _open_csv(connection, name: str, path: Path, columns: Mapping[str, str], report: RowReport):
+def _open_csv(
+    connection: duckdb.DuckDBPyConnection, name: str, path: Path, columns: Mapping[str, str], report: RowReport
+) -> Iterator[tuple[str, str]]:
     rows = CsvRows(name, path, columns, report)
     connection.register("csv_rows", pa.RecordBatchReader.from_batches(rows.schema, rows.batches()))
     yield "csv_rows", "{split}"
@@ -98,7 +101,9 @@ def _open_csv(connection, name: str, path: Path, columns: Mapping[str, str], rep
 
 
 @contextlib.contextmanager
-def _open_json(connection, name: str, path: Path, columns: Mapping[str, str], report: RowReport):
+def _open_json(
+    connection: duckdb.DuckDBPyConnection, name: str, path: Path, columns: Mapping[str, str], report: RowReport
+) -> Iterator[tuple[str, str]]:
     keys = list(dict.fromkeys(columns.values()))
     load_json_lines(connection, path, dict.fromkeys(keys, "VARCHAR"), "json_lines", report, name=name)
     counts = connection.execute(f"SELECT {', '.join(f'count({_identifier(key)})' for key in keys)} FROM json_lines")
@@ -122,7 +127,9 @@ def _first_keys(path: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def _open_parquet(connection, name: str, path: Path, columns: Mapping[str, str], report: RowReport):
+def _open_parquet(
+    connection: duckdb.DuckDBPyConnection, name: str, path: Path, columns: Mapping[str, str], report: RowReport
+) -> Iterator[tuple[str, str]]:
     scan = f"read_parquet({literal(str(path))}, binary_as_string=true, file_row_number=true)"
     try:
         described = connection.execute(f"DESCRIBE SELECT * EXCLUDE (file_row_number) FROM {scan}").fetchall()
