@@ -45,6 +45,7 @@ MAY_IMPORT = {
     ),
     "user_llm.parameter_table": ("user_llm.parallel", "user_llm.training"),
     "user_llm.experiment": ALL_ABOVE,
+    "user_llm.audit": ALL_ABOVE,
     "user_llm.stages": ALL_ABOVE,
     "user_llm.task_evaluation": ALL_ABOVE,
     "user_llm.run": ALL_ABOVE,

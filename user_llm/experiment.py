@@ -107,11 +107,11 @@ class Experiment:
         """The items."""
         return Catalogue(**self.facts["catalogue"])
 
-    def windows(self, split: str) -> Windows:
-        """The windows of `train`, `validation` or `test`."""
+    def windows(self, split: str, table: TimelineTable | None = None) -> Windows:
+        """The windows of `train`, `validation` or `test`; of another `table` where one is given."""
         data = self.config.data
         return Windows(
-            self.table,
+            table or self.table,
             history_length=data.history_length,
             split=split,
             min_history=data.min_history or None,
@@ -121,8 +121,13 @@ class Experiment:
     @functools.cached_property
     def item_counts(self) -> np.ndarray:
         """int64 `[I+1]`: how often each item occurs among the events a model may learn from."""
-        held_out = [self.windows(split) for split in ("test", *(["validation"] if self.config.data.validation else []))]
-        return item_counts(self.table.item, self.catalogue.num_items, held_out)
+        return self.count_items(self.table)
+
+    def count_items(self, table: TimelineTable) -> np.ndarray:
+        """The same of another table."""
+        splits = ("test", "validation") if self.config.data.validation else ("test",)
+        held_out = [self.windows(split, table) for split in splits]
+        return item_counts(table.item, table.catalogue.num_items, held_out)
 
     @functools.cached_property
     def vocabulary(self) -> seqio.Vocabulary:

@@ -9,12 +9,14 @@ from pathlib import Path
 import gin
 from ml_collections import ConfigDict
 
+from user_llm.audit import audit
 from user_llm.config import ConfigError
 from user_llm.evaluation import report
+from user_llm.evaluation.leaks import as_results
 from user_llm.experiment import CATALOGUE, VOCABULARY, Experiment
 from user_llm.host import Host
 from user_llm.stages import run_stages
-from user_llm.task_evaluation import evaluate
+from user_llm.task_evaluation import evaluate, rankers
 
 _logger = logging.getLogger(__name__)
 
@@ -37,12 +39,14 @@ def run(config: ConfigDict, workdir: Path, host: Host) -> dict:
         experiment.check()
         report.write_lines(workdir / "config.json", [json.dumps(_plain(config), indent=2)])
         _write_environment(experiment)
-        found = evaluate(experiment, run_stages(experiment, host))
+        trained = run_stages(experiment, host)
+        found = evaluate(experiment, trained)
+        findings = audit(experiment, rankers(experiment, trained))
         report.write_predictions(workdir, found.predictions)
         report.write_results(
             workdir,
             protocols=found.protocols,
-            facts=found.facts,
+            facts={**found.facts, "audit": as_results(findings)},
             provenance=report.provenance(experiment.table.fingerprint),
         )
     results = json.loads(results_file.read_text())
@@ -52,6 +56,9 @@ def run(config: ConfigDict, workdir: Path, host: Host) -> dict:
         report.print_comparisons(protocol["comparisons"])
     if "samples" in results:
         report.print_samples(results["samples"])
+    for name, check in results["audit"]["checks"].items():
+        if check["verdict"] != "pass":
+            _logger.warning("Audit, %s", "{verdict}: {0}: {count:,} of {of:,}: {detail}".format(name, **check))
     _logger.info("Results, predictions and checkpoints are in %s", workdir)
     return results
 

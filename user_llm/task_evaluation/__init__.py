@@ -1,7 +1,11 @@
 """Evaluation of a finished experiment on the test users, by task (paper 4.1)."""
 
+import functools
 from collections.abc import Mapping
 
+from user_llm.config import trains_categories
+from user_llm.evaluation.baselines import Scores
+from user_llm.evaluation.evaluator import encoder_scores
 from user_llm.experiment import Experiment
 from user_llm.stages import Model
 from user_llm.task_evaluation import favorite_category, next_item, review_generation
@@ -12,6 +16,15 @@ _BY_TASK = {
     "favorite_category": favorite_category.evaluate,
     "review_generation": review_generation.evaluate,
 }
+
+
+def rankers(experiment: Experiment, trained: Mapping[str, Model]) -> dict[str, Scores]:
+    """Trained models that rank the catalogue for any windows quickly, for the auditor: the encoder, where it does."""
+    encoder = trained.get("encoder")
+    if encoder is None or trains_categories(experiment.config):
+        return {}
+    scores = encoder_scores(encoder.graphdef, encoder.buffers, experiment.mesh)
+    return {next_item.ENCODER: functools.partial(scores, encoder.parameters)}
 
 
 def evaluate(experiment: Experiment, trained: Mapping[str, Model]) -> Evaluation:

@@ -1,0 +1,87 @@
+"""The auditor's arithmetic against plain Python."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from user_llm.evaluation import leaks
+
+OFFSETS = np.array([0, 4, 5, 11, 20])
+
+
+@pytest.fixture
+def random():
+    return np.random.default_rng(0)
+
+
+def test_contains_finds_whole_parts_only(random):
+    for _ in range(50):
+        rows, parts = random.integers(0, 3, (8, 9)), random.integers(0, 3, (8, 3))
+        lengths, part_lengths = random.integers(0, 10, 8), random.integers(0, 4, 8)
+        expected = []
+        for row, length, part, part_length in zip(rows, lengths, parts, part_lengths, strict=True):
+            text, wanted = row[:length].tolist(), part[:part_length].tolist()
+            starts = range(length - part_length + 1)
+            expected.append(part_length > 0 and any(text[at : at + part_length] == wanted for at in starts))
+        assert leaks.contains(rows, lengths, parts, part_lengths).tolist() == expected
+
+
+def test_answers_are_what_a_batch_teaches_without_eos():
+    targets = np.array([[5, 6, 7, 2, 0], [5, 2, 0, 0, 0], [5, 6, 7, 8, 0]])
+    weights = np.array([[0, 1, 1, 1, 0], [0, 1, 0, 0, 0], [0, 0, 0, 0, 0]])
+    answers, lengths = leaks.answers_of({"decoder_target_tokens": targets, "decoder_loss_weights": weights})
+    assert lengths.tolist() == [2, 0, 0]
+    assert answers[0, :2].tolist() == [6, 7]
+
+
+@pytest.mark.parametrize("length", [1, 3, 7])
+def test_expected_histories_are_slices_of_one_user(random, length):
+    column = random.integers(1, 50, OFFSETS[-1])
+    labels = np.arange(OFFSETS[-1])
+    for label, history in zip(labels, leaks.expected_history(column, OFFSETS, labels, length), strict=True):
+        start = max(OFFSETS[label >= OFFSETS])
+        past = column[start:label][-length:].tolist()
+        assert history.tolist() == [0] * (length - len(past)) + past
+
+
+def test_disorder_counts_within_users():
+    timestamps = np.array([5, 6, 6, 7, 1, 3, 2, 4, 4, 1, 9, *range(9)])
+    assert leaks.disorder(timestamps, OFFSETS) == 2  # 3 to 2, and 4 to 1; not from one user to the next
+
+
+def test_labels_that_training_has_passed():
+    train = np.array([1, 2, 6, 7, 13])
+    assert leaks.learnt_too_late(train, np.array([3, 4, 8, 15]), OFFSETS) == 0
+    assert leaks.learnt_too_late(train, np.array([2, 4, 5, 15]), OFFSETS) == 2  # one is a label, one in a history
+
+
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_equal_windows_have_equal_hashes_and_others_have_others(random, length):
+    item = random.integers(1, 3, OFFSETS[-1])  # two items: many windows are the same
+    labels = np.setdiff1d(np.arange(OFFSETS[-1]), OFFSETS)
+    hashes = leaks.window_hashes(item, OFFSETS, labels, length)
+    contents = []
+    for label in labels:
+        start = max(max(OFFSETS[label >= OFFSETS]), label - length)
+        contents.append(tuple(item[start : label + 1]))
+    for one, hash_of_one in zip(contents, hashes, strict=True):
+        assert [hash_of_one == other for other in hashes] == [one == other for other in contents]
+
+
+def test_reordering_moves_equal_times_of_one_user_only(random):
+    timestamps = np.sort(random.integers(0, 4, (1, 20)), axis=1)[0]
+    for start, stop in itertools.pairwise(OFFSETS):
+        timestamps[start:stop] = np.sort(timestamps[start:stop])
+    orders = [leaks.reordered(timestamps, OFFSETS, seed) for seed in range(3)]
+    for order in orders:
+        np.testing.assert_array_equal(timestamps[order], timestamps)
+        for start, stop in itertools.pairwise(OFFSETS):
+            assert sorted(order[start:stop]) == list(range(start, stop))
+    assert (orders[0] != orders[1]).any()
+    assert leaks.tied_labels(np.array([1, 1, 2, 2, 3]), np.array([1, 2, 3])) == 2
+
+
+def test_recount_leaves_held_out_events_out():
+    item = np.array([1, 1, 2, 3, 3, 3])
+    assert leaks.recount(item, np.array([0, 5, 5]), 4).tolist() == [0, 1, 1, 2, 0]

@@ -1,0 +1,295 @@
+"""The auditor finds every leak that is planted, one at a time, and none where there is none."""
+
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pytest
+from ml_collections.config_flags import config_path
+from rich.console import Console
+
+from configs import base
+from user_llm import experiment as experiment_lib
+from user_llm.audit import audit, print_audit
+from user_llm.data.feature_converters import UserLLMSource
+from user_llm.data.prompts import Prompts, review_generation
+from user_llm.data.windows import Windows
+from user_llm.evaluation import leaks
+from user_llm.evaluation.leaks import as_results
+from user_llm.experiment import Experiment
+from user_llm.parallel.mesh import one_device
+
+TASKS = {
+    "next_item": {"data.dataset": "movielens/simulated"},
+    "favorite_category": {"data.dataset": "movielens/simulated", "data.text_history": 3, "prompt.max_inputs": 100},
+    "review_generation": {"data.dataset": "amazon_reviews/simulated", "prompt.max_inputs": 80},
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture
+def make(folders, monkeypatch):
+    """A small experiment of a task, anew for every test; dataset and vocabulary are made once."""
+    monkeypatch.setattr(experiment_lib, "make_mesh", lambda sizes: one_device())
+
+    def make(task="next_item", **overrides):
+        data_dir, runs = folders
+        config = base.get_config()
+        values = {"task": task, "data.data_dir": str(data_dir), "data.history_length": 6, **TASKS[task], **overrides}
+        values |= {f"data.simulated.{key}": value for key, value in SIMULATED.items()}
+        values |= {"llm.vocabulary_size": 500, "evaluation.batch_size": 64, "training.encoder.batch_size": 16}
+        for key, value in values.items():
+            config_path.set_value(key, config, value)
+        return Experiment(config, runs / task)
+
+    return make
+
+
+SIMULATED = {"num_users": 60, "num_items": 80, "mean_events": 25}
+
+
+def verdicts(experiment):
+    """Checks that did not pass → verdict."""
+    return {finding.check: finding.verdict for finding in audit(experiment) if finding.verdict != leaks.PASS}
+
+
+def plant(experiment, **attributes):
+    """Gives an experiment another table, windows, … than its own."""
+    for name, value in attributes.items():
+        experiment.__dict__[name] = value  # in front of cached properties and methods
+    return experiment
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_fair_experiment_has_no_leak(make, task):
+    found = audit(make(task))
+    assert leaks.FAIL not in {finding.verdict for finding in found}
+    assert len({finding.check for finding in found}) == len(found)
+    assert all(finding.of or finding.check == "vocabulary without held-out reviews" for finding in found)
+    assert task != "review_generation" or all(finding.of for finding in found)
+
+
+def test_an_event_out_of_order(make):
+    experiment = make()
+    table = experiment.table
+    timestamp = table.timestamp.copy()
+    timestamp[table.offsets[3] + 2] = 10**12
+    plant(experiment, table=dataclasses.replace(table, timestamp=timestamp))
+    assert verdicts(experiment)["events in time order"] == leaks.FAIL
+
+
+def test_a_user_in_two_records(make):
+    experiment = make()
+    user_ids = list(experiment.table.user_ids)
+    user_ids[7] = user_ids[2]
+    plant(experiment, table=dataclasses.replace(experiment.table, user_ids=user_ids))
+    assert verdicts(experiment)["one record a user"] == leaks.FAIL
+
+
+class LabelInside(Windows):
+    """The history is one event too late, for some."""
+
+    def gather(self, ids):
+        batch = super().gather(ids)
+        for name in ("item", "rating"):
+            history = batch[f"history/{name}"]
+            history[::5] = np.concatenate([history[::5, 1:], batch[f"label/{name}"][::5, None]], axis=1)
+        return batch
+
+
+class OtherUser(Windows):
+    """A short history is filled up with what lies before it, another user's events."""
+
+    def gather(self, ids):
+        batch = super().gather(ids)
+        batch["history/item"] = np.where(batch["history/item"] == 0, 1, batch["history/item"])
+        return batch
+
+
+@pytest.mark.parametrize(
+    ("kind", "leaking"),
+    [(LabelInside, "train"), (LabelInside, "validation"), (LabelInside, "test"), (OtherUser, "train")],
+)
+def test_a_history_that_is_not_the_events_before_the_label(make, kind, leaking):
+    experiment = make(**{"data.min_history": 2})
+    data = dict(history_length=6, min_history=2, validation=True)
+    plant(
+        experiment,
+        windows=lambda split, table=None: (kind if split == leaking else Windows)(
+            table or experiment.table, split=split, **data
+        ),
+    )
+    assert verdicts(experiment)["histories end before their label"] == leaks.FAIL
+
+
+@pytest.mark.parametrize("text_history", [0, 4])
+def test_a_title_in_its_own_prompt(make, text_history):
+    experiment = make(**{"data.text_history": text_history, "prompt.max_inputs": 100})
+    telling = Prompts(experiment.names, review_generation("movie"), max_inputs=160, text_history=text_history)
+    plant(
+        experiment,
+        source=lambda split: UserLLMSource(experiment.windows(split), telling, experiment.answers),
+    )
+    assert verdicts(experiment)["the answer in its prompt"] == leaks.FAIL
+
+
+def test_a_review_in_its_own_prompt(make):
+    experiment = make("review_generation")
+
+    class Telling:
+        """Prompts with the right answer in front."""
+
+        def __init__(self, source):
+            self.source = source
+
+        def __len__(self):
+            return len(self.source)
+
+        def gather(self, ids):
+            batch = self.source.gather(ids)
+            answers, _ = leaks.answers_of(batch)
+            prompts = np.concatenate([answers, batch["prompt_tokens"]], axis=1)
+            return {**batch, "prompt_tokens": prompts, "prompt_lengths": batch["prompt_lengths"] + answers.shape[1]}
+
+    own = experiment.source
+    plant(experiment, source=lambda split: Telling(own(split)))
+    assert verdicts(experiment)["the answer in its prompt"] == leaks.FAIL
+
+
+def test_an_answer_that_the_history_brings_is_an_exception_and_no_leak(make):
+    experiment = make(**{"data.text_history": 4, "prompt.max_inputs": 120})
+    table = experiment.table
+    item = table.item.copy()
+    last = table.offsets[1:] - 1
+    item[last] = item[last - 2]  # everybody comes back to what they saw two events ago
+    plant(experiment, table=dataclasses.replace(table, item=item))
+    findings = {finding.check: finding for finding in audit(experiment)}
+    assert findings["the answer in its prompt"].verdict == leaks.EXCEPTION
+    assert findings["the answer in its prompt"].count >= table.num_users
+    assert findings["the answer in its prompt"].of > table.num_users
+
+
+def test_validation_events_in_training(make):
+    experiment = make()
+    plant(
+        experiment,
+        windows=lambda split, table=None: Windows(
+            table or experiment.table, history_length=6, split=split, validation=split != "train"
+        ),
+    )
+    found = verdicts(experiment)
+    assert found["held-out events in training"] == leaks.FAIL
+    assert found["every window once"] == leaks.FAIL
+
+
+def test_a_window_twice(make):
+    experiment = make()
+
+    class Twice(Windows):
+        def __len__(self):
+            return super().__len__() * 2
+
+        def label_positions(self, ids):
+            return super().label_positions(ids % super().__len__())
+
+        def gather(self, ids):
+            return super().gather(ids % super().__len__())
+
+    kinds = {"train": Twice}
+    plant(
+        experiment,
+        windows=lambda split, table=None: kinds.get(split, Windows)(
+            table or experiment.table, history_length=6, split=split, validation=True
+        ),
+    )
+    assert verdicts(experiment)["every window once"] == leaks.FAIL
+
+
+def test_two_users_with_the_same_timeline(make):
+    experiment = make()
+    table = experiment.table
+    first, second = (np.arange(table.offsets[user], table.offsets[user + 1]) for user in (0, 1))
+    item = table.item.copy()
+    length = min(len(first), len(second) - 3)
+    item[second[:length]] = item[first[-length:]]  # the first one's last windows are old ones of the second
+    plant(experiment, table=dataclasses.replace(table, item=item))
+    findings = {finding.check: finding for finding in audit(experiment)}
+    finding = findings["test windows like a training window"]
+    assert (finding.verdict, finding.count, finding.of) == (leaks.EXCEPTION, 1, table.num_users)
+
+
+def test_popularity_that_counts_test_events(make):
+    experiment = make()
+    table = experiment.table
+    plant(experiment, item_counts=np.bincount(table.item, minlength=table.catalogue.num_items + 1))
+    assert verdicts(experiment)["popularity without held-out events"] == leaks.FAIL
+
+
+def test_a_vocabulary_of_test_reviews(make):
+    experiment = make("review_generation")
+    labels = experiment.windows("test").label_positions(np.arange(5))
+    plant(experiment, vocabulary_events=np.concatenate([experiment.vocabulary_events, labels]))
+    findings = {finding.check: finding for finding in audit(experiment)}
+    assert findings["vocabulary without held-out reviews"].count == 5
+    assert findings["vocabulary without held-out reviews"].verdict == leaks.FAIL
+
+
+def test_test_items_that_nobody_has_seen(make):
+    experiment = make()
+    table = experiment.table
+    item = np.where(table.item == table.item[-1], 1, table.item)
+    item[-1] = table.item[-1]
+    plant(experiment, table=dataclasses.replace(table, item=item))
+    findings = {finding.check: finding for finding in audit(experiment)}
+    assert findings["test items never in training"].count == 1
+    assert findings["test items never in training"].verdict == leaks.EXCEPTION
+
+
+def test_labels_that_are_last_by_a_tie(make):
+    experiment = make()
+    table = experiment.table
+    timestamp = table.timestamp.copy()
+    ends = table.offsets[1:]
+    for back in range(8):  # the order of everybody's last eight events is the source's
+        timestamp[ends - 1 - back] = timestamp[ends - 1]
+    plant(experiment, table=dataclasses.replace(table, timestamp=timestamp))
+    same = lambda batch: np.zeros((len(batch["history/item"]), table.catalogue.num_items + 1))  # noqa: E731
+    findings = {finding.check: finding for finding in audit(experiment, {"nothing": same})}
+    finding = findings["test labels that are last by a tie"]
+    assert (finding.verdict, finding.count, finding.of) == (leaks.EXCEPTION, table.num_users, table.num_users)
+    assert "nothing 0.000 to 0.000" in finding.detail
+    assert "popularity 0." in finding.detail
+
+
+@pytest.mark.parametrize("stage", ["encoder", "llm"])
+@pytest.mark.parametrize("validation", [True, False])
+def test_what_another_run_has_trained_on_our_validation_events(make, tmp_path, stage, validation):
+    theirs = make(**{"data.validation": validation}).config
+    (tmp_path / "other" / stage / "huggingface").mkdir(parents=True)
+    (tmp_path / "other" / "config.json").write_text(theirs.to_json_best_effort())
+    experiment = make()
+    other = tmp_path / "other"
+    key, value = {"encoder": ("encoder", other), "llm": ("llm", other / "llm/huggingface")}[stage]
+    config_path.set_value(f"{key}.checkpoint", experiment.config, str(value))
+    found = {finding.check: finding for finding in audit(experiment)}
+    finding = found[f"held-out events in the training of the borrowed {stage}"]
+    assert finding.verdict == (leaks.PASS if validation else leaks.FAIL)
+
+
+def test_results_and_table_say_what_was_found(make):
+    findings = audit(make())
+    results = as_results(findings)
+    assert json.loads(json.dumps(results)) == results
+    assert results["verdict"] == "exceptions" if "exception" in str(results) else "clean"
+    failed = as_results([*findings, leaks.leak("planted", 3, 9, "a leak")])
+    assert failed["verdict"] == "leaks"
+    assert failed["checks"]["planted"] == {"verdict": "fail", "count": 3, "of": 9, "detail": "a leak"}
+    stream = io.StringIO()
+    print_audit(findings, console=Console(file=stream, width=160, force_terminal=True))
+    for finding in findings:
+        assert finding.check in stream.getvalue()
