@@ -52,6 +52,6 @@ def get_config(task="next_item"):
     )
     config.evaluation.batch_size = 100
     if task == "review_generation":
-        config.prompt.max_inputs = 64  # title, category and rating
-        config.prompt.max_targets = 40
+        config.prompt.max_inputs = 96  # title, category and rating
+        config.prompt.max_targets = 64
     return config

@@ -55,6 +55,6 @@ def experiment(name: str, dataset: str, task: str, encoder: Mapping, tasks: Mapp
     config.evaluation.batch_size = 512
     config.evaluation.exclude_history = False  # as the paper
     if task == "review_generation":
-        config.prompt.max_inputs = 64  # title, category and rating
+        config.prompt.max_inputs = 128  # title, category and rating
         config.prompt.max_targets = 64
     return config
