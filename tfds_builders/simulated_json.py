@@ -74,7 +74,7 @@ def _items(catalogue: Series) -> Iterator[tuple[int, int, int]]:
 def _products(
     catalogue: Series, titles: Sequence[str], asins: np.ndarray, rng: np.random.Generator
 ) -> Iterator[dict[str, Any]]:
-    fate = rng.random(len(asins))
+    fate = rng.permutation(len(asins)) / len(asins)
     for item, series, part in _items(catalogue):
         genres = dict.fromkeys(GENRES[genre] for genre in catalogue.genres[series])
         title = f"{titles[series]} {part + 1}" if part else titles[series]
@@ -91,7 +91,7 @@ def _products(
 def _places(
     catalogue: Series, names: Sequence[str], ids: np.ndarray, rng: np.random.Generator
 ) -> Iterator[dict[str, Any]]:
-    fate = rng.random(len(ids))
+    fate = rng.permutation(len(ids)) / len(ids)
     for item, series, part in _items(catalogue):
         kinds = list(dict.fromkeys(PLACE_KINDS[kind] for kind in catalogue.genres[series]))
         branch = f" #{part + 1}" if part else ""

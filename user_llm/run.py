@@ -16,7 +16,7 @@ from user_llm.evaluation.leaks import as_results
 from user_llm.experiment import CATALOGUE, VOCABULARY, Experiment
 from user_llm.host import Host
 from user_llm.stages import run_stages
-from user_llm.task_evaluation import evaluate, rankers
+from user_llm.task_evaluation import HEADLINES, evaluate, rankers
 
 _logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def run(config: ConfigDict, workdir: Path, host: Host) -> dict:
     for name, protocol in results["protocols"].items():
         title = f"{config.name}, {config.task}: {name}, {protocol['users']:,} test users"
         report.print_table(protocol["rows"], title=title)
-        report.print_comparisons(protocol["comparisons"])
+        report.print_comparisons(protocol["comparisons"], HEADLINES[config.task])
     if "samples" in results:
         report.print_samples(results["samples"])
     for name, check in results["audit"]["checks"].items():

@@ -50,7 +50,7 @@ def test_samples_are_printed_in_full():
 @pytest.mark.parametrize("metric", ["recall@10", "rougeLsum"])
 def test_comparisons_are_told_in_the_task_s_metric(metric, low, high, verdict, capsys):
     row = {"other": {"value": 9.0, "low": 9.0, "high": 9.0}, metric: {"value": 0.0, "low": low, "high": high}}
-    report.print_comparisons({"User-LLM - LLM": row})
+    report.print_comparisons({"User-LLM - LLM": row}, metric)
     said = capsys.readouterr().out
     assert f"{metric}  User-LLM - LLM: +0.000" in said
     assert said.strip().endswith(verdict)

@@ -22,7 +22,6 @@ from user_llm.evaluation.metrics import Interval
 from user_llm.files import replacing
 
 TOP = 10  # names of a prediction
-HEADLINES = ("rougeLsum", "recall@10")  # the metric that a comparison is told in: the first a task has
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "seqio", "tensorflow-datasets", "sentencepiece", "user-llm")
 _PLAIN_WIDTH = 120  # columns, where the output is no terminal
@@ -45,10 +44,9 @@ def print_table(rows: Mapping[str, Mapping[str, Interval]], *, title: str = "", 
     (console or _console()).print(table)
 
 
-def print_comparisons(comparisons: Mapping[str, Mapping[str, Interval]]) -> None:
+def print_comparisons(comparisons: Mapping[str, Mapping[str, Interval]], metric: str) -> None:
     """Prints how far one row is ahead of another on the same users, and whether more than chance would give."""
     for name, row in comparisons.items():
-        metric = next(metric for metric in HEADLINES if metric in row)
         value, low, high = (row[metric][key] for key in ("value", "low", "high"))
         verdict = "ahead" if low > 0 else "behind" if high < 0 else "within noise"
         print(f"  {metric}  {name}: {value:+.3f} [{low:+.3f}, {high:+.3f}]  {verdict}")

@@ -11,6 +11,9 @@ from user_llm.stages import Model
 from user_llm.task_evaluation import favorite_category, next_item, review_generation
 from user_llm.task_evaluation.common import Evaluation
 
+HEADLINES = {"next_item": "recall@10", "favorite_category": "recall@1", "review_generation": "rougeLsum"}
+"""Task → the metric that its comparisons are told in."""
+
 _BY_TASK = {
     "next_item": next_item.evaluate,
     "favorite_category": favorite_category.evaluate,
