@@ -84,3 +84,12 @@ def test_baselines_read_real_windows():
     counts = baselines.item_counts(table.item, 5, [test, validation])
     np.testing.assert_array_equal(counts, [0, 2, 1, 1, 2, 0])
     assert baselines.popularity_scores(counts)(test.gather(np.arange(3))).shape == (3, 6)
+
+
+def test_categories_of_the_newest_event_come_first():
+    item_categories = np.array([[0, 0], [1, 0], [2, 3], [3, 0], [1, 2], [0, 0]])
+    counts = np.array([0, 5, 1, 9])
+    scores = baselines.latest_category_scores(counts, item_categories)(BATCH)  # newest events: 2, 4 and 5
+    order = [np.argsort(-row[1:], kind="stable") + 1 for row in scores]
+    assert [row.tolist() for row in order] == [[3, 2, 1], [1, 2, 3], [3, 1, 2]]
+    assert np.isneginf(scores[:, 0]).all()
