@@ -2,6 +2,9 @@
 
     python -m user_llm.main --config=configs/simulated.py --workdir=runs/demo        (what `make demo` runs)
 
+`configs/simulated.py:favorite_category` and `:review_generation` are the other tasks, and
+`--config.data.dataset=amazon_reviews/simulated` or `google_local/simulated` the other datasets (reviews need one of these).
+
 All three stages: a small LM from scratch, the user encoder, the contextualised LLM; then the results table. On two
 idle cores about 3 minutes. Expect Recall@10 of 0.05 for popularity, 0.58 for the encoder alone, 0.54 for User-LLM,
 and 0.02 for User-LLM with shuffled contexts.
@@ -54,4 +57,5 @@ def get_config(task="next_item"):
     if task == "review_generation":
         config.prompt.max_inputs = 96  # title, category and rating
         config.prompt.max_targets = 64
+        config.training.user_llm.update(steps=250, eval_every=125, checkpoint_every=125)  # longer, and sooner learnt
     return config
