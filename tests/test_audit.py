@@ -13,7 +13,7 @@ from configs import base
 from user_llm import experiment as experiment_lib
 from user_llm.audit import audit, print_audit
 from user_llm.data.feature_converters import UserLLMSource
-from user_llm.data.prompts import Prompts, review_generation
+from user_llm.data.prompts import Piece, Prompts, next_item
 from user_llm.data.windows import Windows
 from user_llm.evaluation import leaks
 from user_llm.evaluation.leaks import as_results
@@ -111,9 +111,23 @@ class OtherUser(Windows):
         return batch
 
 
+class OtherLabel(Windows):
+    """The label is one of the history."""
+
+    def gather(self, ids):
+        batch = super().gather(ids)
+        return {**batch, "label/item": batch["history/item"][:, -1]}
+
+
 @pytest.mark.parametrize(
     ("kind", "leaking"),
-    [(LabelInside, "train"), (LabelInside, "validation"), (LabelInside, "test"), (OtherUser, "train")],
+    [
+        (LabelInside, "train"),
+        (LabelInside, "validation"),
+        (LabelInside, "test"),
+        (OtherUser, "train"),
+        (OtherLabel, "test"),
+    ],
 )
 def test_a_history_that_is_not_the_events_before_the_label(make, kind, leaking):
     experiment = make(**{"data.min_history": 2})
@@ -127,15 +141,38 @@ def test_a_history_that_is_not_the_events_before_the_label(make, kind, leaking):
     assert verdicts(experiment)["histories end before their label"] == leaks.FAIL
 
 
+@pytest.mark.parametrize(("reader", "leaking"), [("encoder_source", "train"), ("source", "train"), ("source", "test")])
+def test_a_stage_that_reads_other_windows(make, reader, leaking):
+    experiment = make()
+    own = getattr(experiment, reader)
+
+    def source(split):
+        windows = LabelInside(experiment.table, history_length=6, split=split, validation=True)
+        if split != leaking:
+            return own(split)
+        return windows if reader == "encoder_source" else UserLLMSource(windows, experiment.prompts, experiment.answers)
+
+    assert verdicts(plant(experiment, **{reader: source}))["histories end before their label"] == leaks.FAIL
+
+
+def test_an_encoder_that_trains_on_test_windows(make):
+    experiment = make()
+    plant(experiment, encoder_source=lambda split: experiment.windows("test"))
+    assert verdicts(experiment)["histories end before their label"] == leaks.FAIL
+
+
 @pytest.mark.parametrize("text_history", [0, 4])
-def test_a_title_in_its_own_prompt(make, text_history):
+@pytest.mark.parametrize(("planted", "value"), [("prompts", "title"), ("prompts", "rating"), ("source", "title")])
+def test_a_label_in_its_own_prompt(make, text_history, planted, value):
     experiment = make(**{"data.text_history": text_history, "prompt.max_inputs": 100})
-    telling = Prompts(experiment.names, review_generation("movie"), max_inputs=160, text_history=text_history)
-    plant(
-        experiment,
-        source=lambda split: UserLLMSource(experiment.windows(split), telling, experiment.answers),
-    )
-    assert verdicts(experiment)["the answer in its prompt"] == leaks.FAIL
+    pieces = (Piece("It is", value), Piece("The next movie:"))
+    wording = next_item("movie")._replace(plain=pieces, after=pieces)
+    telling = Prompts(experiment.names, wording, max_inputs=160, text_history=text_history)
+    if planted == "prompts":  # of the experiment, wherever they are used
+        plant(experiment, prompts=telling)
+    else:
+        plant(experiment, source=lambda split: UserLLMSource(experiment.windows(split), telling, experiment.answers))
+    assert verdicts(experiment)["the label in its prompt"] == leaks.FAIL
 
 
 def test_a_review_in_its_own_prompt(make):
@@ -158,7 +195,7 @@ def test_a_review_in_its_own_prompt(make):
 
     own = experiment.source
     plant(experiment, source=lambda split: Telling(own(split)))
-    assert verdicts(experiment)["the answer in its prompt"] == leaks.FAIL
+    assert verdicts(experiment)["the label in its prompt"] == leaks.FAIL
 
 
 def test_an_answer_that_the_history_brings_is_an_exception_and_no_leak(make):
@@ -169,9 +206,11 @@ def test_an_answer_that_the_history_brings_is_an_exception_and_no_leak(make):
     item[last] = item[last - 2]  # everybody comes back to what they saw two events ago
     plant(experiment, table=dataclasses.replace(table, item=item))
     findings = {finding.check: finding for finding in audit(experiment)}
-    assert findings["the answer in its prompt"].verdict == leaks.EXCEPTION
-    assert findings["the answer in its prompt"].count >= table.num_users
-    assert findings["the answer in its prompt"].of > table.num_users
+    assert findings["the label in its prompt"].verdict == leaks.PASS
+    assert findings["the answer's words in its prompt"].verdict == leaks.EXCEPTION
+    assert findings["the answer's words in its prompt"].count >= table.num_users
+    assert findings["test items in their own history"].verdict == leaks.EXCEPTION
+    assert findings["test items in their own history"][2:4] == (table.num_users, table.num_users)
 
 
 def test_validation_events_in_training(make):
@@ -273,12 +312,26 @@ def test_what_another_run_has_trained_on_our_validation_events(make, tmp_path, s
     (tmp_path / "other" / stage / "huggingface").mkdir(parents=True)
     (tmp_path / "other" / "config.json").write_text(theirs.to_json_best_effort())
     experiment = make()
+    facts = {"dataset": experiment.table.fingerprint}
+    (tmp_path / "other" / "environment.json").write_text(json.dumps(facts))
     other = tmp_path / "other"
     key, value = {"encoder": ("encoder", other), "llm": ("llm", other / "llm/huggingface")}[stage]
     config_path.set_value(f"{key}.checkpoint", experiment.config, str(value))
     found = {finding.check: finding for finding in audit(experiment)}
     finding = found[f"held-out events in the training of the borrowed {stage}"]
     assert finding.verdict == (leaks.PASS if validation else leaks.FAIL)
+
+
+def test_what_a_run_on_another_dataset_has_trained_is_not_known(make, tmp_path):
+    (tmp_path / "encoder").mkdir()
+    other = make("review_generation")
+    (tmp_path / "config.json").write_text(other.config.to_json_best_effort())
+    (tmp_path / "environment.json").write_text(json.dumps({"dataset": other.table.fingerprint}))
+    experiment = make(**{"encoder.checkpoint": str(tmp_path)})
+    found = {finding.check: finding for finding in audit(experiment)}
+    finding = found["held-out events in the training of the borrowed encoder"]
+    assert finding.verdict == leaks.EXCEPTION
+    assert "amazon_reviews/simulated" in finding.detail
 
 
 def test_results_and_table_say_what_was_found(make):

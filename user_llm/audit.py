@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from user_llm.config import RECALL_DEPTH
-from user_llm.data.pipeline import TrainBatches, evaluation_batches
+from user_llm.data.pipeline import TrainBatches
 from user_llm.data.windows import Windows
 from user_llm.evaluation import leaks
 from user_llm.evaluation.baselines import Scores, category_popularity_scores, popularity_scores
@@ -21,9 +21,12 @@ from user_llm.evaluation.leaks import Finding, leak, noteworthy
 from user_llm.experiment import Experiment
 
 _TRAIN_BATCHES = 20  # that are looked at
-_MAX_PROMPTS = 20_000  # windows a split whose prompts are looked at, evenly spread
+_MAX_PROMPTS = 20_000  # a split: in training of the first batches, else evenly spread
+_ROWS = 4096  # windows read at once
 _REORDERINGS = 5  # of events of equal time
 _TIE_USERS = 5_000  # evenly spread, whom these are measured on
+
+Batch = Mapping[str, np.ndarray]
 
 _STYLES = {leaks.PASS: "green", leaks.EXCEPTION: "yellow", leaks.FAIL: "bold red"}
 
@@ -41,8 +44,7 @@ def audit(experiment: Experiment, rankers: Mapping[str, Scores] | None = None) -
     held_out = np.concatenate([labels[split] for split in splits[1:]])
     return [
         *_timelines(experiment),
-        *_histories(experiment, windows, labels),
-        *_prompts(experiment, splits),
+        *_contents(experiment, labels),
         *_splits(experiment, labels, held_out),
         *_duplicates(experiment, labels),
         *_statistics(experiment, labels, held_out),
@@ -63,56 +65,74 @@ def _timelines(experiment: Experiment) -> Iterator[Finding]:
     yield leak("one record a user", repeated, table.num_users, "the same user in several records, or shards")
 
 
-def _histories(
-    experiment: Experiment, windows: Mapping[str, Windows], labels: Mapping[str, np.ndarray]
-) -> Iterator[Finding]:
-    """Histories of actual batches against the events before the label, looked up again."""
-    table, wrong, total = experiment.table, 0, 0
-    for split, of in windows.items():
-        batch_size = experiment.config.evaluation.batch_size
-        if split == "train":
-            stream = TrainBatches(of, experiment.config.training.encoder.batch_size, experiment.config.seed)
-            parts: Iterable[np.ndarray] = (stream.ids(step) for step in range(_TRAIN_BATCHES))
-        else:
-            parts = (np.arange(start, min(start + batch_size, len(of))) for start in range(0, len(of), batch_size))
-        for ids in parts:
-            batch = of.gather(ids)
-            right = np.ones(len(ids), bool)
-            for column in ("item", "rating"):
-                values = getattr(table, column)
-                expected = leaks.expected_history(values, table.offsets, labels[split][ids], of.history_length)
-                right &= (batch[f"history/{column}"] == expected).all(axis=1)
-                right &= batch[f"label/{column}"] == values[labels[split][ids]]
-            wrong, total = wrong + int((~right).sum()), total + len(ids)
+def _batches(experiment: Experiment, splits: tuple[str, ...]) -> Iterator[tuple[str, np.ndarray, Batch]]:
+    """Split, window numbers and rows of the first batches that the stages train on, and of what is evaluated on."""
+    config = experiment.config
+    sources = {"encoder": experiment.encoder_source} if "encoder" in config.stages else {}
+    if with_prompts := bool({"llm", "user_llm"} & set(config.stages)):
+        sources["user_llm"] = experiment.source  # the stage `llm` reads these windows too, mixed with documents
+    for stage, source_of in sources.items():
+        batch_size = config.training[stage].batch_size
+        stream = TrainBatches(source_of("train"), batch_size, config.seed)
+        for step in range(min(_TRAIN_BATCHES, max(1, _MAX_PROMPTS // batch_size))):
+            yield "train", stream.ids(step), stream.batch(step)
+    for split in splits[1:]:
+        subsets = [Subset.evenly(experiment.windows(split), 0)]
+        if with_prompts:
+            subsets.append(Subset.evenly(experiment.source(split), _MAX_PROMPTS))
+        for subset in subsets:
+            for start in range(0, len(subset), _ROWS):
+                ids = subset.ids[start : start + _ROWS]
+                yield split, ids, subset.source.gather(ids)
+
+
+def _contents(experiment: Experiment, labels: Mapping[str, np.ndarray]) -> Iterator[Finding]:
+    """Histories and prompts of actual batches against the events before the label, looked up again."""
+    table = experiment.table
+    wrong, changed, holding, again = [], [], [], []
+    for split, ids, batch in _batches(experiment, tuple(labels)):
+        events = labels[split][ids % len(labels[split])]  # of more rows than windows, the rest is found to be wrong
+        before, right = {}, np.ones(len(ids), bool)
+        for column in ("item", "rating"):
+            values = getattr(table, column)
+            before[column] = leaks.expected_history(values, table.offsets, events, batch["history/item"].shape[1])
+            right &= (batch[f"history/{column}"] == before[column]).all(axis=1)
+            right &= batch[f"label/{column}"] == values[events]
+        wrong.append(~right)
+        if split == "test" and "prompt_tokens" not in batch:  # every window once
+            again.append((before["item"] == table.item[events, None]).any(axis=1))
+        if "prompt_tokens" in batch:
+            prompts = _prompts_of_others(experiment, before["item"], events)
+            for found, rows in zip((changed, holding), leaks.answers_in_prompts(batch, prompts), strict=True):
+                found.append(rows)
     yield leak(
         "histories end before their label",
-        wrong,
-        total,
+        *_counted(wrong),
         "a history of an actual batch is not the events before its label, and nothing else",
     )
+    yield noteworthy("test items in their own history", *_counted(again), "the user comes back to an item")
+    if changed:
+        yield leak("the label in its prompt", *_counted(changed), "with another label the prompt is another one")
+        yield noteworthy(
+            "the answer's words in its prompt",
+            *_counted(holding),
+            "not because of the label: the history holds these words, or the event asked about does",
+        )
 
 
-def _prompts(experiment: Experiment, splits: tuple[str, ...]) -> Iterator[Finding]:
-    if not {"llm", "user_llm"} & set(experiment.config.stages):
-        return
-    leaking = innocent = total = 0
-    for split in splits:
-        source = Subset.evenly(experiment.source(split), _MAX_PROMPTS)
-        for batch in evaluation_batches(source, experiment.config.evaluation.batch_size):
-            real = batch["weight"] > 0
-            event = (batch["label/item"], batch["label/rating"])
-            asked = event if experiment.config.task == "review_generation" else ()
-            again, _, _ = experiment.prompts.build(batch["history/item"], *asked)
-            leaks_here, seems = leaks.answers_in_prompts(batch, again)
-            leaking += int((leaks_here & real).sum())
-            innocent += int((seems & real).sum())
-            total += int(real.sum())
-    check = "the answer in its prompt"
-    if leaking:
-        yield leak(check, leaking, total, "the prompt holds the answer, and not because the history does")
-    else:
-        detail = "the answer's words stand in the prompt because the history (or the event asked about) holds them"
-        yield noteworthy(check, innocent, total, detail)
+def _counted(parts: list[np.ndarray]) -> tuple[int, int]:
+    """How many rows are True, of how many: of bool arrays [B]."""
+    return sum(int(rows.sum()) for rows in parts), sum(map(len, parts))
+
+
+def _prompts_of_others(experiment: Experiment, history: np.ndarray, events: np.ndarray) -> np.ndarray:
+    """Prompts int [B, P] of the same histories, and of other labels unless the task gives the label away."""
+    table = experiment.table
+    item, rating = table.item[events], table.rating[events]
+    if experiment.config.task != "review_generation":
+        item = item % table.catalogue.num_items + 1
+        rating = (rating + 1) % len(table.rating_names)
+    return experiment.prompts.build(history, item, rating)[0]
 
 
 def _splits(experiment: Experiment, labels: Mapping[str, np.ndarray], held_out: np.ndarray) -> Iterator[Finding]:
@@ -172,6 +192,12 @@ def _other_runs(experiment: Experiment, held_out: np.ndarray) -> Iterator[Findin
         if not named[stage] or not (workdir / "config.json").is_file() or not (workdir / stage).is_dir():
             continue  # nothing borrowed, or not from a run of ours
         theirs = ConfigDict(json.loads((workdir / "config.json").read_text()))
+        check = f"held-out events in the training of the borrowed {stage}"
+        fingerprint = json.loads((workdir / "environment.json").read_text())["dataset"]
+        if fingerprint != experiment.table.fingerprint:
+            detail = f"{workdir} has trained on other files ({theirs.data.dataset}), whose events cannot be compared"
+            yield noteworthy(check, len(held_out), len(held_out), detail)
+            continue
         windows = Windows(
             experiment.table,
             history_length=theirs.data.history_length,
@@ -181,7 +207,7 @@ def _other_runs(experiment: Experiment, held_out: np.ndarray) -> Iterator[Findin
         )
         learnt = windows.label_positions(np.arange(len(windows)))
         yield leak(
-            f"held-out events in the training of the borrowed {stage}",
+            check,
             leaks.learnt_too_late(learnt, held_out, experiment.table.offsets),
             len(held_out),
             f"test or validation events that {workdir} has trained on",

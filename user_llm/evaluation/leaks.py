@@ -63,18 +63,17 @@ def answers_of(batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]
     return np.take_along_axis(batch["decoder_target_tokens"], order, axis=1), lengths
 
 
-def answers_in_prompts(batch: Mapping[str, np.ndarray], innocent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows whose answer stands in its prompt: (as a leak, by coincidence), both bool [B].
+def answers_in_prompts(batch: Mapping[str, np.ndarray], others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows whose prompt depends on their label, and those that hold their answer without: both bool [B].
 
     Args:
       batch: of `UserLLMSource.gather`.
-      innocent: int [B, P], the prompts made again without the answer at hand. What these hold too, the user's own
-        history brings (a second visit, a title within another), or the event asked about.
+      others: int [B, P], prompts of the same histories and other labels. What these hold, the history brings (a
+        second visit, a title within another) or the event asked about.
     """
     prompts, lengths = batch["prompt_tokens"], batch["prompt_lengths"]
-    found = contains(prompts, lengths, *answers_of(batch))
-    same = (prompts == innocent).all(axis=1) if prompts.shape == innocent.shape else np.zeros(len(prompts), bool)
-    return found & ~same, found & same
+    same = (prompts == others).all(axis=1) if prompts.shape == others.shape else np.zeros(len(prompts), bool)
+    return ~same, same & contains(prompts, lengths, *answers_of(batch))
 
 
 def expected_history(column: np.ndarray, offsets: np.ndarray, labels: np.ndarray, length: int) -> np.ndarray:
@@ -125,9 +124,12 @@ def tied_labels(timestamps: np.ndarray, labels: np.ndarray) -> int:
 
 
 def reordered(timestamps: np.ndarray, offsets: np.ndarray, seed: int) -> np.ndarray:
-    """A permutation int [E] of the events that shuffles those of equal time within each timeline, and no other."""
-    users = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    return np.lexsort((np.random.default_rng(seed).random(len(timestamps)), timestamps, users))
+    """A permutation int [E] of the events that shuffles those of equal time within each timeline, and no other.
+
+    The timelines are in time order."""
+    first = np.diff(timestamps, prepend=timestamps[:1]) != 0  # of a run of equal times
+    first[offsets[:-1]] = True
+    return np.argsort(np.cumsum(first) + np.random.default_rng(seed).random(len(timestamps)) / 2)
 
 
 def recount(item: np.ndarray, held_out: np.ndarray, num_items: int) -> np.ndarray:
