@@ -23,8 +23,7 @@ class AmazonReviewsTest(tfds.testing.DatasetBuilderTestCase):
     SPLITS = {"users": 4}  # noqa: RUF012
     SKIP_CHECKSUMS = True  # none are registered
 
-    def test_registered(self):
-        self.skipTest("our builders are kept out of TFDS's registry")
+    test_registered = None  # our builders are kept out of TFDS's registry
 
 
 def review(user="U1", asin="B1", overall=5.0, time=1_500_000_000, **fields):

@@ -29,8 +29,7 @@ class CustomTest(tfds.testing.DatasetBuilderTestCase):
     SPLITS = {"users": 3}  # noqa: RUF012
     SKIP_CHECKSUMS = True  # nothing is downloaded
 
-    def test_registered(self):
-        self.skipTest("our builders are kept out of TFDS's registry")
+    test_registered = None  # our builders are kept out of TFDS's registry
 
 
 def _load(config: CustomConfig, tmp_path: Path) -> tuple[list[tuple], dict, RowReport]:

@@ -26,8 +26,7 @@ class GoogleLocalTest(tfds.testing.DatasetBuilderTestCase):
     SPLITS = {"users": 3}  # noqa: RUF012
     SKIP_CHECKSUMS = True  # none are registered
 
-    def test_registered(self):
-        self.skipTest("our builders are kept out of TFDS's registry")
+    test_registered = None  # our builders are kept out of TFDS's registry
 
 
 def _place(gmap_id: str | None, name: str | None, category: list[str] | None, state: str | None = "Open now") -> dict:
