@@ -148,14 +148,16 @@ def _splits(experiment: Experiment, labels: Mapping[str, np.ndarray], held_out: 
 
 
 def _duplicates(experiment: Experiment, labels: Mapping[str, np.ndarray]) -> Iterator[Finding]:
-    everything = np.concatenate(list(labels.values()))
-    repeated = len(everything) - len(np.unique(everything))
-    yield leak("every window once", repeated, len(everything), "the same window twice, or in two splits")
     table, length = experiment.table, experiment.config.data.history_length
+    everything = np.concatenate(list(labels.values()))
+    distinct = np.count_nonzero(np.bincount(everything, minlength=len(table.item)))  # np.unique takes 20 times as long
+    yield leak(
+        "every window once", len(everything) - distinct, len(everything), "the same window twice, or in two splits"
+    )
     train, test = (leaks.window_hashes(table.item, table.offsets, labels[split], length) for split in ("train", "test"))
     yield noteworthy(
         "test windows like a training window",
-        int(np.isin(test, train).sum()),
+        int(leaks.among(test, train).sum()),
         len(test),
         "another user has the same items in the same order, label included, in training",
     )

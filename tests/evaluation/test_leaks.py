@@ -69,6 +69,12 @@ def test_equal_windows_have_equal_hashes_and_others_have_others(random, length):
         assert [hash_of_one == other for other in hashes] == [one == other for other in contents]
 
 
+def test_values_among_others(random):
+    values, others = random.integers(0, 30, 20), random.integers(5, 25, 12)
+    assert leaks.among(values, others).tolist() == [value in others for value in values]
+    assert leaks.among(np.array([4, 9]), np.array([4])).tolist() == [True, False]
+
+
 def test_reordering_moves_equal_times_of_one_user_only(random):
     timestamps = np.sort(random.integers(0, 4, (1, 20)), axis=1)[0]
     for start, stop in itertools.pairwise(OFFSETS):

@@ -118,6 +118,13 @@ def window_hashes(item: np.ndarray, offsets: np.ndarray, labels: np.ndarray, len
     return (prefix[labels + 1] - prefix[first]) * inverses[first]
 
 
+def among(values: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Which `values` [n] are in `others` [m]: bool [n]. `np.isin` takes ten times as long where m is millions."""
+    others = np.sort(others)
+    places = np.searchsorted(others, values)
+    return (places < len(others)) & (others[np.minimum(places, len(others) - 1)] == values)
+
+
 def tied_labels(timestamps: np.ndarray, labels: np.ndarray) -> int:
     """How many labels [n] have the time of the event before them, so that the source's order says which is last."""
     return int((timestamps[labels] == timestamps[labels - 1]).sum())
