@@ -122,7 +122,15 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """
         if self.data_path.exists():
             self._check_prepared()
-        super().download_and_prepare(**kwargs)
+        try:
+            super().download_and_prepare(**kwargs)
+        except (OSError, ValueError):
+            # Another process may have built it meanwhile: fine, where it read the same.
+            if not self.data_path.exists() or self._prepared_fingerprint() != self.info.metadata["fingerprint"]:
+                raise
+
+    def _prepared_fingerprint(self) -> str:
+        return tfds.builder_from_directory(self.data_dir).info.metadata["fingerprint"]
 
     def _check_prepared(self) -> None:
         metadata = self.info.metadata

@@ -155,7 +155,8 @@ class Experiment:
     @functools.cached_property
     def vocabulary_events(self) -> np.ndarray:
         """Places int64 of the events whose reviews a vocabulary of our own reads: labels of training windows."""
-        if self.config.task != "review_generation":
+        llm = self.config.llm
+        if self.config.task != "review_generation" or llm.vocabulary or llm.checkpoint:
             return np.zeros(0, np.int64)
         windows = self.windows("train")
         ids = np.linspace(0, len(windows) - 1, min(len(windows), MAX_VOCABULARY_REVIEWS)).astype(np.int64)
