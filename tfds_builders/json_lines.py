@@ -7,11 +7,8 @@ import duckdb
 import pyarrow as pa
 
 from tfds_builders.lines import LINES, read_lines
-from tfds_builders.malformed import MalformedSourceError, RowReport
+from tfds_builders.malformed import QUOTED_CHARACTERS, MalformedSourceError, RowReport
 from tfds_builders.rejected import report_rejected
-
-QUOTED_CHARACTERS = 200
-"""How much of a malformed line the summary quotes."""
 
 
 def load_json_lines(

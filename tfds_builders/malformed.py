@@ -4,6 +4,9 @@ from collections import Counter, defaultdict
 
 EXAMPLES_PER_REASON = 5
 
+QUOTED_CHARACTERS = 200
+"""How much of a malformed row the summary quotes."""
+
 
 class MalformedSourceError(ValueError):
     """The source cannot be used: a file is unusable, or has more malformed rows than `max_malformed` allows."""

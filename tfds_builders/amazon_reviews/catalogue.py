@@ -10,9 +10,9 @@ import duckdb
 import pyarrow as pa
 
 from tfds_builders.catalogue import NO_CATEGORY, catalogue_metadata
-from tfds_builders.json_lines import QUOTED_CHARACTERS, load_json_lines
+from tfds_builders.json_lines import load_json_lines
 from tfds_builders.lines import read_lines
-from tfds_builders.malformed import MalformedSourceError, RowReport
+from tfds_builders.malformed import QUOTED_CHARACTERS, MalformedSourceError, RowReport
 
 _LONGEST_CATEGORY = 60
 """Characters. What is longer in a category path of 2018 is text of the product's page."""

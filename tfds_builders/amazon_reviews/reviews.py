@@ -4,8 +4,8 @@ from pathlib import Path
 
 import duckdb
 
-from tfds_builders.json_lines import QUOTED_CHARACTERS, load_json_lines
-from tfds_builders.malformed import RowReport
+from tfds_builders.json_lines import load_json_lines
+from tfds_builders.malformed import QUOTED_CHARACTERS, RowReport
 from tfds_builders.rejected import report_rejected
 from tfds_builders.timelines import END_OF_TIME
 

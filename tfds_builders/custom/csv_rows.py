@@ -10,12 +10,10 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from tfds_builders.malformed import MalformedSourceError, RowReport
+from tfds_builders.malformed import QUOTED_CHARACTERS, MalformedSourceError, RowReport
 
 _DELIMITERS = (",", "\t", ";", "|")
 _BATCH_RECORDS = 1 << 16
-_QUOTED_CHARACTERS = 200
-"""How much of a malformed record the summary quotes."""
 
 
 class _Lines:
@@ -144,7 +142,7 @@ class CsvRows:
         self._report.rows[self._name] = count
 
     def _reject(self, reason: str, line: int, text: str, before: str = "") -> None:
-        self._report.reject(self._name, reason, [(line, f"{before}{text[:_QUOTED_CHARACTERS]!r}")])
+        self._report.reject(self._name, reason, [(line, f"{before}{text[:QUOTED_CHARACTERS]!r}")])
 
     def _batch(self, numbers: list[int], records: list[list[str]]) -> pa.RecordBatch:
         fields = list(zip(*records, strict=True)) or [()] * self._num_fields

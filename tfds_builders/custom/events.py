@@ -7,14 +7,12 @@ import duckdb
 
 from tfds_builders.custom.config import OPTIONAL, REQUIRED, TIMESTAMP_UNITS, CustomConfig
 from tfds_builders.custom.rows import literal, open_rows, order_of
-from tfds_builders.malformed import MalformedSourceError, RowReport
+from tfds_builders.malformed import QUOTED_CHARACTERS, MalformedSourceError, RowReport
 from tfds_builders.rejected import report_rejected
+from tfds_builders.timelines import END_OF_TIME
 
 MAX_RATINGS = 100
 """Ratings are classes: more different values than this are no rating scale."""
-
-_END_OF_TIME = 4_102_444_800
-"""2100-01-01 in seconds."""
 
 _WHOLE_NUMBER = r"-?[0-9]{1,18}(\.0*)?"
 """Tables with gaps write whole numbers as 5.0."""
@@ -29,9 +27,6 @@ _NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
 
 _POSITION_BITS = 43
 """A row's position stays below 2**43; what remains of 63 bits holds the microseconds of its second."""
-
-_QUOTED_CHARACTERS = 200
-"""How much of a malformed row the summary quotes."""
 
 _CREATE_INTERACTIONS = """
 CREATE TABLE interactions (
@@ -99,13 +94,13 @@ def load_interactions(
         micros_per_unit=1_000_000 // TIMESTAMP_UNITS[config.timestamp_unit],
         iso_8601=_ISO_8601,
         number=_NUMBER,
-        end_of_time=_END_OF_TIME * 1_000_000,
+        end_of_time=END_OF_TIME * 1_000_000,
         unit=config.timestamp_unit,
         has_rating="rating" in columns,
         found=", ".join(
             f"""{names[role]} || '=' || coalesce("{role}", '')""" for role in (*REQUIRED, "rating") if role in columns
         ),
-        quoted_characters=_QUOTED_CHARACTERS,
+        quoted_characters=QUOTED_CHARACTERS,
         **{role: names.get(role, "''") for role in (*REQUIRED, "rating")},
     )
     connection.execute("SET TimeZone = 'UTC'")  # of times without an offset

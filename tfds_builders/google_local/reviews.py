@@ -4,14 +4,12 @@ from pathlib import Path
 
 import duckdb
 
-from tfds_builders.json_lines import QUOTED_CHARACTERS, load_json_lines
-from tfds_builders.malformed import RowReport
+from tfds_builders.json_lines import load_json_lines
+from tfds_builders.malformed import QUOTED_CHARACTERS, RowReport
 from tfds_builders.rejected import report_rejected
+from tfds_builders.timelines import END_OF_TIME
 
 RATING_NAMES = ("1", "2", "3", "4", "5")
-
-_END_OF_TIME = 4_102_444_800_000
-"""2100-01-01 in milliseconds."""
 
 _FIELDS = dict.fromkeys(("user_id", "gmap_id", "time", "rating", "text"), "VARCHAR")
 
@@ -31,7 +29,7 @@ SELECT
         WHEN coalesce(user_id, '') = '' THEN 'user_id is empty'
         WHEN coalesce(gmap_id, '') = '' THEN 'gmap_id is empty'
         WHEN time IS NULL THEN 'time is not a whole number'
-        WHEN time > {_END_OF_TIME} THEN 'time is not in milliseconds from 1970 to 2100'
+        WHEN time > {END_OF_TIME * 1000} THEN 'time is not in milliseconds from 1970 to 2100'
         WHEN stars IS NULL AND NOT unrated THEN 'rating is not one of {", ".join(RATING_NAMES)}'
     END AS reason,
     CASE WHEN reason IS NOT NULL THEN concat(

@@ -4,6 +4,7 @@ import csv
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tfds_builders.catalogue import catalogue_metadata
 from tfds_builders.malformed import RowReport
 from tfds_builders.movielens.format import (
     MOVIES_COLUMNS,
@@ -23,15 +24,8 @@ class Movies:
     genres: list[list[str]] = field(default_factory=lambda: [[]])
 
     def metadata(self) -> dict:
-        """`raw_ids`, `titles`, sorted `category_names` (ids from 1), `item_categories` (ids in file order)."""
-        category_names = ["", *sorted({genre for genres in self.genres for genre in genres})]
-        ids = {name: i for i, name in enumerate(category_names)}
-        return {
-            "raw_ids": self.raw_ids,
-            "titles": self.titles,
-            "category_names": category_names,
-            "item_categories": [[ids[genre] for genre in genres] for genres in self.genres],
-        }
+        """See `catalogue_metadata`."""
+        return catalogue_metadata(self.raw_ids[1:], self.titles[1:], self.genres[1:])
 
 
 class _BadRowError(Exception):

@@ -6,13 +6,10 @@ import duckdb
 import pyarrow as pa
 
 from tfds_builders.lines import LINES, read_lines
-from tfds_builders.malformed import MalformedSourceError, RowReport
+from tfds_builders.malformed import QUOTED_CHARACTERS, MalformedSourceError, RowReport
 from tfds_builders.movielens.format import INTEGER_PATTERN, RATINGS_COLUMNS, FileFormat, column_positions
 from tfds_builders.rejected import report_rejected
 from tfds_builders.timelines import END_OF_TIME
-
-_QUOTED_CHARACTERS = 200
-"""How much of a malformed line the summary quotes."""
 
 _CREATE_ROWS = """
 CREATE TABLE rows AS
@@ -85,7 +82,7 @@ def load_ratings(
         timestamp=_integer(timestamp),
         num_fields=num_fields,
         end_of_time=END_OF_TIME,
-        quoted=_QUOTED_CHARACTERS,
+        quoted=QUOTED_CHARACTERS,
     )
     parameters = {
         "delimiter": form.delimiter,
