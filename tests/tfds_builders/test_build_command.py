@@ -1,6 +1,7 @@
 """`python -m tfds_builders.build`: builds, says what went in, and turns bad input into a message and status 1."""
 
 import pytest
+import tensorflow_datasets as tfds
 
 from tfds_builders import build
 
@@ -60,3 +61,27 @@ def test_custom_files(tmp_path, capsys):
     assert build.main(arguments) == 0  # by its name
     assert build.main(["movielens/1m", "--files", "x.csv", *columns]) == 1
     assert "files and columns of your own belong to custom/<name>, not to movielens/1m" in capsys.readouterr().err
+
+
+def test_options_and_rules_of_a_dataset(tmp_path, capsys):
+    arguments = ["amazon_reviews/simulated", f"--data_dir={tmp_path}", "--simulated", "num_users=20", "num_items=200"]
+    assert build.main([*arguments, "mean_events=30", "--option", "category_level=0"]) == 0
+    said = capsys.readouterr().out
+    assert "left out by rule, a later review of a product that its user has reviewed: " in said
+    assert "kept by rule, a product without a title: its asin is its title: 1" in said
+    names = tfds.builder_from_directory(next(tmp_path.glob("amazon_reviews/simulated/*"))).info.metadata
+    assert set(names["category_names"]) == {"", "Simulated", "(no category)"}
+    assert names["options"] == {"category_level": 0}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "option", "message"),
+    [
+        ("amazon_reviews/simulated", "level=2", "the options of this dataset: category_level"),
+        ("amazon_reviews/simulated", "category_level=two", "'two' is not a whole number"),
+        ("movielens/simulated", "category_level=2", "the options of this dataset: none"),
+    ],
+)
+def test_an_unknown_option_is_refused(tmp_path, capsys, dataset, option, message):
+    assert build.main([dataset, f"--data_dir={tmp_path}", "--option", option]) == 1
+    assert message in capsys.readouterr().err
