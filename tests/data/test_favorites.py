@@ -40,8 +40,11 @@ def test_parts_of_a_batch_give_what_the_whole_gives(monkeypatch):
     random = np.random.default_rng(0)
     history, item_categories = random.integers(0, 30, (50, 6)), random.integers(0, 5, (30, 2))
     whole = favorite_categories(history, item_categories)
-    monkeypatch.setattr(favorites, "_COUNTS_AT_ONCE", 40)
+    seen, part = [], favorites._favorites
+    monkeypatch.setattr(favorites, "_favorites", lambda rows, sets: seen.append(len(rows)) or part(rows, sets))
+    monkeypatch.setattr(favorites, "_SLOTS_AT_ONCE", 40)
     np.testing.assert_array_equal(favorite_categories(history, item_categories), whole)
+    assert max(seen) == 40 // 12  # 6 events of 2 categories: what bounds memory, however few categories there are
     assert favorite_categories(history[:0], item_categories).shape == (0,)
 
 

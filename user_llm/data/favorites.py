@@ -4,7 +4,7 @@ import numpy as np
 
 from user_llm.data.windows import Windows
 
-_COUNTS_AT_ONCE = 1 << 24  # cells of the table of counts: 128 MB
+_SLOTS_AT_ONCE = 1 << 21  # categories of events looked at together: some 16 MB an array, whatever their number
 
 
 def favorite_categories(history: np.ndarray, item_categories: np.ndarray) -> np.ndarray:
@@ -20,25 +20,23 @@ def favorite_categories(history: np.ndarray, item_categories: np.ndarray) -> np.
     Returns:
         int32 [B], category ids; 0 for a history without any.
     """
-    num_categories = int(item_categories.max(initial=0)) + 1
-    rows = max(1, _COUNTS_AT_ONCE // num_categories)
-    parts = [
-        _favorites(history[start : start + rows], item_categories, num_categories)
-        for start in range(0, len(history), rows)
-    ]
+    slots = history.shape[1] * item_categories.shape[1]
+    rows = max(1, _SLOTS_AT_ONCE // slots)
+    parts = [_favorites(history[start : start + rows], item_categories) for start in range(0, len(history), rows)]
     return np.concatenate([np.zeros(0, np.int32), *parts])
 
 
-def _favorites(history: np.ndarray, item_categories: np.ndarray, num_categories: int) -> np.ndarray:
+def _favorites(history: np.ndarray, item_categories: np.ndarray) -> np.ndarray:
     sets = item_categories[history][:, :, ::-1].reshape(len(history), -1)  # the later a slot, the more it wins a tie
     slots = sets.shape[1]
-    cells = (np.arange(len(history))[:, None] * num_categories + sets).ravel()
-    counts = np.bincount(cells, minlength=len(history) * num_categories)
-    latest = np.zeros(len(counts), np.int64)
-    np.maximum.at(latest, cells, np.tile(np.arange(1, slots + 1), len(history)))
-    scores = (counts * (slots + 1) + latest).reshape(len(history), num_categories)
-    scores[:, 0] = 0  # padding
-    return scores.argmax(axis=1).astype(np.int32)
+    bits = slots.bit_length()
+    # Sorted by category, then slot: in a run of one category, a slot's rank is the count and the last one the latest.
+    keys = np.sort((sets.astype(np.int64) << bits) | np.arange(slots), axis=1)
+    category, place = keys >> bits, np.arange(slots)
+    begins = np.diff(category, axis=1, prepend=-1) != 0
+    count = place - np.maximum.accumulate(np.where(begins, place, 0), axis=1) + 1
+    scores = np.where(category > 0, (count << bits) | (keys & ((1 << bits) - 1)), 0)  # padding has none
+    return category[np.arange(len(sets)), scores.argmax(axis=1)].astype(np.int32)
 
 
 class FavoriteCategorySource:
