@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from user_llm.data.huggingface_vocabulary import HuggingFaceVocabulary
-from user_llm.data.prompts import Prompts, next_item
+from user_llm.data.prompts import Prompts, next_item, review_generation
 from user_llm.data.vocabularies import (
     copy_vocabulary,
     decode_batch,
@@ -237,6 +237,19 @@ def test_prompts_and_titles_read_as_text(vocabulary, table, make_names):
     (text,) = decode_batch(vocabulary, tokens[:, len(text_start(vocabulary)) :], lengths - len(text_start(vocabulary)))
     first, second = table.catalogue.titles[3:5]
     assert text.replace(" |", "|") == f"The user's latest movies: {first}| {second}| The next movie:"
+
+
+def test_a_review_s_prompt_reads_as_text(vocabulary, table, make_names):
+    """Values and the words between them stand a space apart, whichever of both the vocabulary puts it in."""
+    names = make_names(table, vocabulary, 100)
+    item = int(np.flatnonzero(table.catalogue.item_categories[:, 0])[0])
+    prompts = Prompts(names, review_generation("movie"), max_inputs=400)
+    tokens, lengths, _ = prompts.build(np.zeros((1, 3), int), np.array([item]), np.array([9]))
+    start = len(text_start(vocabulary))
+    (text,) = decode_batch(vocabulary, tokens[:, start:], lengths - start)
+    category = table.catalogue.category_names[table.catalogue.item_categories[item, 0]]
+    title = table.catalogue.titles[item]
+    assert text == f"Write a review for {title} in the category {category} with a rating of 4.5 The review:"
 
 
 def test_a_copy_is_the_same_vocabulary_without_the_files_that_named_its_tokens(vocabulary, reference, tmp_path):

@@ -17,6 +17,7 @@ from user_llm.data.timelines import Catalogue
 from user_llm.data.vocabularies import decode_batch, load_vocabulary, train_sentencepiece
 
 WORDING = next_item("movie")
+WORDINGS = (WORDING, favorite_category("movie", "genre"), review_generation("movie"))
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,16 @@ def naive_prompt(vocabulary, titles, history, text_history, max_inputs):
         if len(prompt) <= max_inputs:
             return prompt, dropped
     raise AssertionError("the words alone do not fit")
+
+
+def test_words_change_with_their_version():
+    """Runs and cached tasks are known by a wording's name: other words need another name here, and the next version."""
+    review = ["Write a review for", "in the category", "with a rating of", "The review:"]
+    assert {wording.name: wording.texts() for wording in WORDINGS} == {
+        "next_item_v1": ["The user's next movie:", "The user's latest movies:", "|", "The next movie:"],
+        "favorite_category_v1": ["The user's favorite genre:", "The user's latest movies:", "|", "The favorite genre:"],
+        "review_generation_v1": [*review, "The user's latest movies:", "|", *review],
+    }
 
 
 def test_plain_prompt_is_bos_and_the_words(vocabulary, names):
