@@ -1,10 +1,13 @@
 """Ranks of whole sources against a loop over users, and what each row of the table may and may not see."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
 
 from user_llm.decoding.beam import BeamResult, beam_search
+from user_llm.decoding.generate import generate
 from user_llm.evaluation.evaluator import (
     TOP,
     ShuffledContexts,
@@ -15,6 +18,8 @@ from user_llm.evaluation.evaluator import (
     rank_by_scores,
     user_llm_beams,
     user_llm_scores,
+    user_llm_texts,
+    write_texts,
 )
 from user_llm.parallel.mesh import make_mesh, one_device
 from user_llm.training.objectives import autoregressive_objective
@@ -236,6 +241,40 @@ def test_exact_scores_are_those_of_beams_as_many_as_titles(user_llm_parts, trie,
     np.testing.assert_allclose(np.take_along_axis(scores, wide.items, axis=1), wide.scores, atol=1e-4)
     np.testing.assert_allclose(scores[:, [5, 9, 8]], scores[:, [2, 2, 3]], atol=1e-5)
     assert (scores[:, 0] == -np.inf).all()
+
+
+@pytest.mark.parametrize("reads", ["own history", "another user's", "none"])
+def test_texts_continue_the_prompt_for_the_user_they_are_about(user_llm_parts, windows, everyone, reads):
+    """As long as asked for, greedily; whose events are read decides what is written."""
+    batch = ShuffledContexts(windows).gather(np.arange(len(windows))) if reads == "another user's" else everyone
+    parts = (user_llm_parts.graphdef, user_llm_parts.values, user_llm_parts.buffers, one_device())
+    options = dict(eos_id=EOS, max_new_tokens=5)
+    written = np.asarray(user_llm_texts(*parts, **options, with_context=reads != "none")(batch))
+    prompts = everyone["prompt_tokens"], everyone["prompt_lengths"]
+    of = "context" if reads == "another user's" else "history"
+    context = context_of(user_llm_parts, batch[f"{of}/item"], batch[f"{of}/rating"])
+    about_user = np.asarray(generate(user_llm_parts.model, *prompts, context, **options))
+    about_nobody = np.asarray(generate(user_llm_parts.model.language_model, *prompts, None, **options))
+    np.testing.assert_array_equal(written, about_nobody if reads == "none" else about_user)
+    assert (about_user != about_nobody).any()
+    assert written.shape == (len(windows), 5)
+
+
+def test_texts_of_all_windows_are_read_up_to_their_end_without_the_batch_s_filler(windows):
+    vocabulary = SimpleNamespace(
+        eos_id=EOS,
+        vocab_size=100,
+        tokenizer=SimpleNamespace(decode=lambda rows: [f" {' '.join(map(str, row))} \n" for row in rows]),
+    )
+    ends = np.full(BATCH, EOS)
+    texts = write_texts(
+        lambda batch: np.stack([10 + batch["user"], 30 + batch["user"], ends, 50 + batch["user"]], axis=1),
+        windows,
+        vocabulary,
+        batch_size=BATCH,
+        description="",
+    )
+    assert texts == [f"{10 + user} {30 + user}" for user in range(len(windows))]
 
 
 @pytest.mark.parametrize("batch_size", [8, 16])

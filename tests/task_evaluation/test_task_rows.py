@@ -1,0 +1,98 @@
+"""Which model reads whose history in which row, and which test users are in which table."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from user_llm.evaluation.evaluator import ShuffledContexts
+from user_llm.evaluation.metrics import compare, summarise
+from user_llm.task_evaluation import review_generation
+from user_llm.task_evaluation.common import LLM, SHUFFLED, TEXT_PROMPT, USER_LLM, llm_rows, protocols
+
+
+def experiment(kind="cross_attention", min_history=2):
+    return SimpleNamespace(
+        config=SimpleNamespace(
+            integration=SimpleNamespace(kind=kind),
+            evaluation=SimpleNamespace(bootstrap_samples=50),
+            seed=3,
+        ),
+        windows=lambda split: SimpleNamespace(min_history=min_history),
+    )
+
+
+@pytest.fixture
+def answered():
+    """`answer` of `llm_rows` that tells what it was asked, and how often it would have compiled."""
+    compiled = []
+
+    def answer(with_context):
+        compiled.append(with_context)
+        return lambda source, name: (with_context, source, name)
+
+    answer.compiled = compiled
+    return answer
+
+
+def test_rows_differ_in_the_context_alone(answered):
+    test = object()
+    rows = llm_rows(experiment(), test, answered)
+    assert list(rows) == [LLM, USER_LLM, SHUFFLED]
+    assert rows[LLM] == (False, test, LLM)
+    assert rows[USER_LLM] == (True, test, USER_LLM)
+    with_context, source, name = rows[SHUFFLED]
+    assert (with_context, name) == (True, SHUFFLED)
+    assert isinstance(source, ShuffledContexts)
+    assert sorted(answered.compiled) == [False, True]  # both rows that read a context share a program
+
+
+def test_a_model_that_reads_no_events_has_one_row(answered):
+    test = object()
+    rows = llm_rows(experiment("none"), test, answered)
+    assert rows == {TEXT_PROMPT: (False, test, TEXT_PROMPT)}
+
+
+def rows_of(users):
+    generator = np.random.default_rng(0)
+    return {row: {"rougeLsum": generator.random(users), "rouge1": generator.random(users)} for row in ("ours", "base")}
+
+
+def test_short_histories_are_in_the_first_table_and_out_of_the_paper_s():
+    history = np.array([[0, 0, 5], [1, 2, 3], [0, 4, 4], [7, 8, 9], [1, 1, 1]])
+    rows, full = rows_of(5), [1, 3, 4]
+    tables = protocols(experiment(), history, rows, [("ours", "base"), ("ours", "untrained"), ("untrained", "base")])
+    assert list(tables) == ["all users with a history of 2 or more", "histories of 3 events (paper)"]
+    for table, users in zip(tables.values(), (range(5), full), strict=True):
+        chosen = {row: {name: column[list(users)] for name, column in row_.items()} for row, row_ in rows.items()}
+        assert table["users"] == len(users)
+        assert table["rows"] == {row: summarise(values, 50, 3) for row, values in chosen.items()}
+        # Rows that were not trained are compared with nothing.
+        assert table["comparisons"] == {"ours - base": compare(chosen["ours"], chosen["base"], 50, 3)}
+
+
+@pytest.mark.parametrize(
+    ("history", "expected"),
+    [
+        ([[1, 2], [3, 4]], ["histories of 2 events (paper)"]),
+        ([[0, 2], [0, 4]], ["all users with a history of 2 or more"]),
+    ],
+)
+def test_no_table_is_printed_twice_or_over_nobody(history, expected):
+    assert list(protocols(experiment(), np.array(history), rows_of(2), [])) == expected
+
+
+@pytest.mark.parametrize("users", [1, 8, 30])
+def test_samples_are_spread_evenly_and_each_text_is_in_its_column(users):
+    columns = {
+        name: [f"{name} {user}" for user in range(users)]
+        for name in ("prompt", "truth", "personalised", "unpersonalised")
+    }
+    samples = review_generation._samples(*columns.values())
+    chosen = [int(sample["prompt"].split()[1]) for sample in samples]
+    assert len(chosen) == min(8, users)
+    assert (chosen[0], chosen[-1]) == (0, users - 1)
+    for user, sample in zip(chosen, samples, strict=True):
+        assert sample == {name: texts[user] for name, texts in columns.items()}
+    without = review_generation._samples(*list(columns.values())[:3], None)
+    assert {sample["unpersonalised"] for sample in without} == {""}
