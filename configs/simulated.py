@@ -2,8 +2,8 @@
 
     python -m user_llm.main --config=configs/simulated.py --workdir=runs/demo        (what `make demo` runs)
 
-`configs/simulated.py:favorite_category` and `:review_generation` are the other tasks, and
-`--config.data.dataset=amazon_reviews/simulated` or `google_local/simulated` the other datasets (reviews need one of these).
+`configs/simulated.py:favorite_category` and `:review_generation` are the other tasks; the other datasets are
+`--config.data.dataset=amazon_reviews/simulated` and `google_local/simulated` (reviews need one of these).
 
 All three stages: a small LM from scratch, the user encoder, the contextualised LLM; then the results table. On two
 idle cores about 3 minutes. Expect Recall@10 of 0.05 for popularity, 0.58 for the encoder alone, 0.54 for User-LLM,

@@ -249,6 +249,13 @@ class Experiment:
                 "config.prompt.max_inputs or max_targets"
                 + (", data.history_length, or enable integration.perceiver" if soft else "")
             )
+        if isinstance(self.answers, ReviewAnswers):
+            ids = np.linspace(0, len(source) - 1, min(1000, len(source))).astype(np.int64)
+            if cut := self.answers.count_cut(source.windows.label_positions(ids)):
+                _logger.warning(
+                    "%d of %d reviews are longer than config.prompt.max_targets=%d tokens: their ends are not learnt",
+                    *(cut, len(ids), self.answers.width),
+                )
         sample = source.gather(np.arange(min(1000, len(source))))["dropped_events"]
         if sample.any():
             _logger.warning(

@@ -39,6 +39,12 @@ def test_reviews_are_cut_at_whole_characters_and_end_in_eos(reviewed, vocabulary
             assert text.startswith(kept)
 
 
+@pytest.mark.parametrize("max_targets", [2, 7, 20, 60])
+def test_cut_reviews_are_counted(reviewed, vocabulary, max_targets):
+    answers, events = ReviewAnswers(reviewed, vocabulary, max_targets), np.arange(len(TEXTS))
+    assert answers.count_cut(events) == sum(len(vocabulary.encode(text)) + 1 > max_targets for text in TEXTS)
+
+
 def test_no_event_has_no_answer(reviewed, vocabulary):
     label, tokens, lengths = ReviewAnswers(reviewed, vocabulary, 7).gather({}, np.arange(0))
     assert (label.shape, tokens.shape, lengths.shape) == ((0,), (0, 7), (0,))

@@ -126,6 +126,11 @@ class ReviewAnswers:
         del batch
         return self._table.reviews(events)
 
+    def count_cut(self, events: np.ndarray) -> int:
+        """How many reviews of the events, int [B], are too long for `width` and lose their end."""
+        rows = encode_continuations(self._vocabulary, self._table.reviews(events))
+        return sum(len(row) >= self.width for row in rows)
+
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Tokens of reviews with EOS, cut to `width`; none for an empty one."""
         rows = encode_continuations(self._vocabulary, texts)
