@@ -7,7 +7,7 @@ import pytest
 
 from user_llm.evaluation.evaluator import ShuffledContexts
 from user_llm.evaluation.metrics import compare, summarise
-from user_llm.task_evaluation import review_generation
+from user_llm.task_evaluation import favorite_category, review_generation
 from user_llm.task_evaluation.common import LLM, SHUFFLED, TEXT_PROMPT, USER_LLM, llm_rows, protocols
 
 
@@ -96,3 +96,24 @@ def test_samples_are_spread_evenly_and_each_text_is_in_its_column(users):
         assert sample == {name: texts[user] for name, texts in columns.items()}
     without = review_generation._samples(*list(columns.values())[:3], None)
     assert {sample["unpersonalised"] for sample in without} == {""}
+
+
+@pytest.mark.parametrize("windows", [3, 8, 11])
+def test_every_training_window_s_favorite_counts_once(windows):
+    """The last batch is filled up with the first window, which is counted no more for that."""
+    favorites = np.arange(windows) % 3  # 0: none
+
+    class Source:
+        def __len__(self):
+            return windows
+
+        def gather(self, ids):
+            return {"label/answer": favorites[ids]}
+
+    of = SimpleNamespace(
+        source={"train": Source()}.__getitem__,
+        catalogue=SimpleNamespace(category_names=["", "Drama", "Horror", "never"]),
+        config=SimpleNamespace(evaluation=SimpleNamespace(batch_size=4)),
+    )
+    counts = favorite_category._favorite_counts(of)
+    assert counts.tolist() == [favorites.tolist().count(category) for category in range(4)]
