@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from user_llm.config import ConfigError
 from user_llm.evaluation.evaluator import ShuffledContexts
 from user_llm.evaluation.metrics import compare, summarise
 from user_llm.task_evaluation import favorite_category, review_generation
@@ -17,6 +18,8 @@ def experiment(kind="cross_attention", min_history=2):
             integration=SimpleNamespace(kind=kind),
             evaluation=SimpleNamespace(bootstrap_samples=50),
             seed=3,
+            task="review_generation",
+            data=SimpleNamespace(dataset="custom/quiet"),
         ),
         windows=lambda split: SimpleNamespace(min_history=min_history),
     )
@@ -80,6 +83,11 @@ def test_short_histories_are_in_the_first_table_and_out_of_the_paper_s():
 )
 def test_no_table_is_printed_twice_or_over_nobody(history, expected):
     assert list(protocols(experiment(), np.array(history), rows_of(2), [])) == expected
+
+
+def test_nobody_to_test_is_said():
+    with pytest.raises(ConfigError, match=r"no test user of custom/quiet has an answer for config\.task='review_gen"):
+        protocols(experiment(), np.zeros((0, 5), int), {}, ())
 
 
 @pytest.mark.parametrize("users", [1, 8, 30])

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from user_llm.config import ConfigError
 from user_llm.evaluation.evaluator import ShuffledContexts
 from user_llm.evaluation.metrics import compare, summarise
 from user_llm.experiment import Experiment
@@ -58,7 +59,13 @@ def protocols(
       history: int `[n, S]`, item ids, 0-padded.
       rows: row → metric → values `[n]`.
       compared: (row, what it should beat): tested on the same users where both are there.
+
+    Raises:
+      ConfigError: nobody is left to test.
     """
+    if not len(history):
+        data = experiment.config.data
+        raise ConfigError(f"no test user of {data.dataset} has an answer for config.task={experiment.config.task!r}")
     full = (history > 0).all(axis=1)
     groups = {f"histories of {history.shape[1]} events (paper)": full}
     if not full.all():
