@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -51,6 +52,20 @@ def audit(experiment: Experiment, rankers: Mapping[str, Scores] | None = None) -
         *_other_runs(experiment, held_out),
         *_ties(experiment, labels["test"], rankers or {}),
     ]
+
+
+def audit_config(config: ConfigDict, workdir: str | None) -> str:
+    """Prints what `audit` finds in the experiment of `config`, and returns the verdict of `leaks.as_results`.
+
+    Args:
+      workdir: of a run, whose vocabulary is then taken; None: one is made for the occasion.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        experiment = Experiment(config, Path(workdir or folder))
+        experiment.check()
+        findings = audit(experiment)
+    print_audit(findings)
+    return leaks.as_results(findings)["verdict"]
 
 
 def _timelines(experiment: Experiment) -> Iterator[Finding]:

@@ -7,7 +7,6 @@ results is printed. Run the same command again: finished stages are skipped, a b
 import logging
 import signal
 import sys
-import tempfile
 from pathlib import Path
 
 import gin
@@ -17,11 +16,9 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from user_llm import command_line, quiet_tensorflow, run  # noqa: F401 - quietly, before `run` does it
-from user_llm.audit import audit, print_audit
+from user_llm.audit import audit_config
 from user_llm.config import ConfigError
 from user_llm.dry_run import print_dry_run
-from user_llm.evaluation.leaks import as_results
-from user_llm.experiment import Experiment
 from user_llm.host import Host
 from user_llm.training.loop import Preempted, TrainingDiverged
 
@@ -59,22 +56,12 @@ def _run(host: Host) -> None:
     if _DRY_RUN.value:
         print_dry_run(_CONFIG.value)
     elif _AUDIT.value:
-        _audit()
+        if audit_config(_CONFIG.value, _WORKDIR.value) == "leaks":
+            sys.exit("error: something leaks; see the checks that failed")
     elif not _WORKDIR.value:
         raise ConfigError("name the folder of this run: --workdir=runs/…")
     else:
         run.run(_CONFIG.value, Path(_WORKDIR.value), host)
-
-
-def _audit() -> None:
-    """Prints what the auditor finds; ends the program with status 1 where something leaks."""
-    with tempfile.TemporaryDirectory() as folder:  # a vocabulary of its own, unless the run has one
-        experiment = Experiment(_CONFIG.value, Path(_WORKDIR.value or folder))
-        experiment.check()
-        findings = audit(experiment)
-    print_audit(findings)
-    if as_results(findings)["verdict"] == "leaks":
-        sys.exit("error: something leaks; see the checks that failed")
 
 
 def _stop(*_) -> None:

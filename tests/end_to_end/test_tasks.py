@@ -4,7 +4,6 @@ import importlib.util
 import json
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +13,8 @@ from rouge_score import rouge_scorer
 import user_llm
 from tfds_builders.custom import Builder as Custom
 from tfds_builders.custom import CustomConfig
+from user_llm import audit as auditor
 from user_llm import experiment as experiment_lib
-from user_llm import main
 from user_llm.config import ConfigError, validate
 from user_llm.data.timelines import load_timelines
 from user_llm.evaluation.leaks import leak
@@ -198,17 +197,11 @@ def test_what_a_dataset_has_not_is_said_before_anything_trains(data_dir, bare, t
 
 
 @pytest.mark.parametrize("leaking", [False, True])
-def test_the_audit_command_prints_its_findings_and_fails_on_a_leak(data_dir, tmp_path, capsys, monkeypatch, leaking):
-    monkeypatch.setattr(main, "_CONFIG", SimpleNamespace(value=configured(data_dir)))
-    monkeypatch.setattr(main, "_WORKDIR", SimpleNamespace(value=str(tmp_path / "run")))
-    own = main.audit
-    planted = [leak("planted", 1, 2, "a leak")] if leaking else []
-    monkeypatch.setattr(main, "audit", lambda experiment: own(experiment) + planted)
-    if leaking:
-        with pytest.raises(SystemExit, match="something leaks"):
-            main._audit()
-    else:
-        main._audit()
+def test_the_audit_of_a_config_prints_its_findings(data_dir, tmp_path, capsys, monkeypatch, leaking):
+    own, planted = auditor.audit, [leak("planted", 1, 2, "a leak")] if leaking else []
+    monkeypatch.setattr(auditor, "audit", lambda experiment: own(experiment) + planted)
+    verdict = auditor.audit_config(configured(data_dir), str(tmp_path / "run"))
+    assert (verdict == "leaks") == leaking
     printed = capsys.readouterr().out
     assert "held-out events in training" in printed
     assert ("planted" in printed) == leaking
