@@ -47,6 +47,7 @@ MAY_IMPORT = {
     "user_llm.experiment": ALL_ABOVE,
     "user_llm.audit": ALL_ABOVE,
     "user_llm.stages": ALL_ABOVE,
+    "user_llm.cost": ALL_ABOVE,
     "user_llm.task_evaluation": ALL_ABOVE,
     "user_llm.run": ALL_ABOVE,
     "user_llm.dry_run": ALL_ABOVE,

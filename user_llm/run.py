@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from user_llm.audit import audit
 from user_llm.config import ConfigError
+from user_llm.cost import training_costs
 from user_llm.evaluation import report
 from user_llm.evaluation.leaks import as_results
 from user_llm.experiment import CATALOGUE, VOCABULARY, Experiment
@@ -46,7 +47,7 @@ def run(config: ConfigDict, workdir: Path, host: Host) -> dict:
         report.write_results(
             workdir,
             protocols=found.protocols,
-            facts={**found.facts, "audit": as_results(findings)},
+            facts={**found.facts, "training": training_costs(experiment, trained), "audit": as_results(findings)},
             provenance=report.provenance(experiment.table.fingerprint),
         )
     results = json.loads(results_file.read_text())

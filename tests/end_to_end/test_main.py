@@ -150,6 +150,15 @@ def test_a_finished_run_is_not_run_again(finished, data_dir):
     assert {path: os.stat(path).st_mtime_ns for path in workdir.rglob("*")} == before
 
 
+def test_the_results_say_what_training_cost(finished):
+    costs = json.loads((finished[0] / "results.json").read_text())["training"]
+    assert list(costs) == ["llm", "encoder", "user_llm"]
+    assert [cost["examples"] for cost in costs.values()] == [12 * 16, 18 * 16, 18 * 16]
+    # An encoder's positions are events alone, and every parameter of it meets each (24 a history).
+    assert costs["encoder"]["flops_6nd"] == 6 * costs["encoder"]["parameters"] * 18 * 16 * 24
+    assert costs["user_llm"]["parameters"] > costs["llm"]["parameters"] + costs["encoder"]["parameters"] // 2
+
+
 def test_the_workdir_of_another_config_is_refused(finished, data_dir):
     refused = run(finished[0], data_dir, "--config.seed=1")
     assert refused.returncode == 1
