@@ -58,7 +58,9 @@ def _names(known: Sequence[str], what: str):
         names = tuple(known) if text == "all" else tuple(dict.fromkeys(text.split(",")))
         wrong = [name for name in names if name not in known]
         if wrong:
-            raise argparse.ArgumentTypeError(f"no {what} {', '.join(wrong)}: expected all, or some of {','.join(known)}")
+            raise argparse.ArgumentTypeError(
+                f"no {what} {', '.join(wrong)}: expected all, or some of {','.join(known)}"
+            )
         return names
 
     return parse

@@ -25,6 +25,7 @@ from launch.arguments import places_of, plan_of, sweep_parser
 from launch.report import write_report
 from launch.runner import Job, Runner
 from launch.runs import Run
+from launch.starts import noted
 from user_llm.config import ConfigError
 from user_llm.files import replacing
 
@@ -69,7 +70,8 @@ def main(argv: Sequence[str] | None = None, python: Sequence[str] = PYTHON) -> i
         return 0
     runner = Runner([_job(run, out, python, raw, data_dir) for run in runs], out)
     try:
-        runner.execute(arguments.jobs, console)
+        with noted(out, arguments.jobs):
+            runner.execute(arguments.jobs, console)
     except KeyboardInterrupt:
         print("Stopped. The same command goes on.", file=sys.stderr)
         return 130

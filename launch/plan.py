@@ -77,7 +77,9 @@ class Plan:
         try:
             values = json.loads((out / PLAN).read_text())
         except FileNotFoundError:
-            raise ConfigError(f"{out} has no {PLAN}: name the --out of a sweep that python -m launch.local ran") from None
+            raise ConfigError(
+                f"{out} has no {PLAN}: name the --out of a sweep that python -m launch.local ran"
+            ) from None
         settings = tuple((key, tuple(value) if isinstance(value, list) else value) for key, value in values["settings"])
         return cls(
             values["scale"], tuple(values["seeds"]), settings, tuple(values["tables"]), tuple(values["datasets"])

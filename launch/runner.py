@@ -121,12 +121,8 @@ class Runner:
         return {name: time.monotonic() - start for name, (_, start) in self._active.items()}
 
     def _board(self, parallel: int):
-        running = {
-            name: (elapsed, stage_progress(self.out / name)) for name, elapsed in self._elapsed().items()
-        }
-        others = {
-            name: (self.state(name), self.records[name]["message"]) for name in self.jobs if name not in running
-        }
+        running = {name: (elapsed, stage_progress(self.out / name)) for name, elapsed in self._elapsed().items()}
+        others = {name: (self.state(name), self.records[name]["message"]) for name in self.jobs if name not in running}
         return board(running, others, self.summary(parallel).split(" · "))
 
     def _has_results(self, name: str) -> bool:

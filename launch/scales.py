@@ -1,4 +1,4 @@
-"""Two sizes of every experiment: `paper` (its datasets, appendix C) and `laptop` (small data, small steps, two cores)."""
+"""Two sizes of every experiment: `paper` (its datasets, appendix C) and `laptop` (small data and steps, two cores)."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -80,9 +80,7 @@ class Table:
 
 
 def _by_strategy(model: Model, prefix: str = "", suffix: str = "") -> dict[str, Model]:
-    return {
-        f"{prefix}{name}{suffix}": dataclasses.replace(model, strategy=value) for name, value in STRATEGIES.items()
-    }
+    return {f"{prefix}{name}{suffix}": dataclasses.replace(model, strategy=value) for name, value in STRATEGIES.items()}
 
 
 def _lengths() -> dict[str, Model]:
@@ -189,9 +187,7 @@ TABLES: Mapping[str, Table] = {
     ),
     "11": Table("Next item with longer histories, language model trained or frozen", _BY_LENGTH, "11"),
     "fig3": Table("Figure 3: the next item with longer histories", _BY_LENGTH, "11"),
-    "12": Table(
-        "Short- and long-term context with either encoder", (Block(NEXT, RECALLS, _SHORT_AND_LONG),), "12"
-    ),
+    "12": Table("Short- and long-term context with either encoder", (Block(NEXT, RECALLS, _SHORT_AND_LONG),), "12"),
     "13": Table(
         "Training strategies with a pretrained and a random encoder",
         _each_task({**_BOTH, "DualEnc Full PT": DUAL_ENCODER_LLM}, RECALLS),
@@ -218,7 +214,7 @@ TABLES: Mapping[str, Table] = {
             Block(
                 FAVORITE,
                 RECALLS[:1],
-                {column: USER_LLM for column in ("Majority", "Latest event", *_WITHOUT_USER, "USER-LLM")},
+                dict.fromkeys(("Majority", "Latest event", *_WITHOUT_USER, "USER-LLM"), USER_LLM),
                 sources={
                     "Majority": "Majority category",
                     "Latest event": "Category of the latest event",
@@ -228,7 +224,7 @@ TABLES: Mapping[str, Table] = {
             Block(
                 REVIEW,
                 (ROUGE,),
-                {column: USER_LLM for column in ("Most frequent", "Latest review", *_WITHOUT_USER, "USER-LLM")},
+                dict.fromkeys(("Most frequent", "Latest review", *_WITHOUT_USER, "USER-LLM"), USER_LLM),
                 ("google_local", "amazon_reviews"),
                 {
                     "Most frequent": "Most frequent review of the rating",
@@ -275,9 +271,9 @@ def cells(
         return list(_lengths_of_prompts(size))
     if name == "1":
         return [
-            Cell(name, dataset, "", "", f"{split} examples", "count", runs(dataset, NEXT, AUTOREGRESSIVE), split.lower())
+            Cell(name, dataset, "", "", f"{split} examples", "count", runs(dataset, NEXT, AUTOREGRESSIVE)[:1], source)
             for dataset in datasets
-            for split in ("Train", "Test")
+            for split, source in (("Train", "train"), ("Test", "test"))
         ]
     found = [
         Cell(

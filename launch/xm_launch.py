@@ -7,8 +7,9 @@
 
 A work unit is a run. Those that read another's encoder or language model start when it is finished; what has its
 `results.json` in --out already is left alone; a unit that fails stops only those that need it. On Vertex, --out must
-be a bucket's folder under /gcs, which every container sees; image, project and bucket are XManager's own environment
-variables (GOOGLE_CLOUD_PROJECT, GOOGLE_CLOUD_BUCKET_NAME, …); its own flags (--xm_…) work too. Then: `python -m launch.report --out=…`.
+be a bucket's folder under /gcs, which every container sees; project and bucket are XManager's own environment
+variables (GOOGLE_CLOUD_PROJECT, GOOGLE_CLOUD_BUCKET_NAME, …), and its own flags (--xm_…) work too. Then write the
+report with `python -m launch.report --out=…`.
 
 Exit status: 0 all finished, 1 some failed, 2 nothing was started.
 """

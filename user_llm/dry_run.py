@@ -12,6 +12,7 @@ from tfds_builders.families import builder_of
 from user_llm.assembly import Assembly
 from user_llm.models import parameters
 from user_llm.parallel.mesh import AXES
+from user_llm.parallel.processes import is_lead
 from user_llm.parameter_table import print_parameter_table
 from user_llm.stages import stage_names
 from user_llm.training.trainable import EVERYTHING, STRATEGIES
@@ -57,7 +58,7 @@ def print_dry_run(config: ConfigDict) -> None:
 
     The mesh is the config's, whether this machine has the devices or not; an axis of -1 is what is left of them.
     """
-    if dataset_sizes(config) is ASSUMED:
+    if dataset_sizes(config) is ASSUMED and is_lead():
         counts = "{:,} items, {:,} categories and {} ratings".format(*ASSUMED)
         print(f"{config.data.dataset} is not built yet, so its sizes are not known; this plan assumes {counts}.")
     assembly, mesh = assembly_of(config), _abstract_mesh(config.compute.mesh)

@@ -7,7 +7,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import seqio
 from jax.sharding import Mesh
@@ -46,6 +45,7 @@ from user_llm.evaluation.baselines import item_counts
 from user_llm.files import replacing
 from user_llm.models import parameters
 from user_llm.parallel.mesh import batch_shards, make_mesh
+from user_llm.parallel.processes import lead_makes
 
 MAX_VOCABULARY_REVIEWS = 200_000  # read by a vocabulary of our own, evenly spread over the training windows
 VOCABULARY, CATALOGUE = "vocabulary", "catalogue.json"  # in the workdir
@@ -85,22 +85,24 @@ class Experiment:
     def facts(self) -> dict[str, Any]:
         """Catalogue, rating names and the data's fingerprint, kept: a finished run needs its dataset no more."""
         path = self.workdir / CATALOGUE
-        if not path.exists():
-            catalogue = dataclasses.asdict(self.table.catalogue)
-            catalogue["item_categories"] = catalogue["item_categories"].tolist()
-            with replacing(path) as partial:
-                partial.write_text(
-                    json.dumps(
-                        {
-                            "catalogue": catalogue,
-                            "rating_names": self.table.rating_names,
-                            "fingerprint": self.table.fingerprint,
-                        }
-                    )
-                )
+        lead_makes(path, lambda: self._write_facts(path))
         facts = json.loads(path.read_text())
         facts["catalogue"]["item_categories"] = np.array(facts["catalogue"]["item_categories"], np.int32)
         return facts
+
+    def _write_facts(self, path: Path) -> None:
+        catalogue = dataclasses.asdict(self.table.catalogue)
+        catalogue["item_categories"] = catalogue["item_categories"].tolist()
+        with replacing(path) as partial:
+            partial.write_text(
+                json.dumps(
+                    {
+                        "catalogue": catalogue,
+                        "rating_names": self.table.rating_names,
+                        "fingerprint": self.table.fingerprint,
+                    }
+                )
+            )
 
     @functools.cached_property
     def catalogue(self) -> Catalogue:
@@ -132,9 +134,12 @@ class Experiment:
     @functools.cached_property
     def vocabulary(self) -> seqio.Vocabulary:
         """The LLM's vocabulary, kept in the workdir: the one named, the checkpoint's, or one trained here."""
-        llm, folder = self.config.llm, self.workdir / VOCABULARY
-        if folder.exists():
-            return load_vocabulary(folder)
+        folder = self.workdir / VOCABULARY
+        lead_makes(folder, lambda: self._write_vocabulary(folder))
+        return load_vocabulary(folder)
+
+    def _write_vocabulary(self, folder: Path) -> None:
+        llm = self.config.llm
         with replacing(folder) as partial:
             if source := llm.vocabulary or llm.checkpoint:
                 vocabulary = load_vocabulary(huggingface.resolve(source) if source == llm.checkpoint else source)
@@ -143,7 +148,6 @@ class Experiment:
             else:
                 partial.mkdir()
                 train_sentencepiece(self._texts(), llm.vocabulary_size, partial / TOKENIZER_FILE)
-        return load_vocabulary(folder)
 
     def _texts(self) -> list[str]:
         """What a vocabulary is trained on: catalogue, the task's words, and training reviews where it writes them."""
@@ -227,8 +231,7 @@ class Experiment:
         Raises:
           ConfigError, ValueError: what does not fit, and the key to change.
         """
-        if jax.process_count() > 1:
-            raise ConfigError(f"this run has {jax.process_count()} hosts; only one is supported yet")
+        self._check_data()
         self._check_fields()
         if len(self.windows("train")) == 0 or len(self.windows("test")) == 0:
             data = self.config.data
@@ -262,6 +265,14 @@ class Experiment:
                 "Prompts drop their oldest events: %.1f of text_history=%d on average do not fit into "
                 "config.prompt.max_inputs=%d tokens",
                 *(sample.mean(), self.config.data.text_history, self.config.prompt.max_inputs),
+            )
+
+    def _check_data(self) -> None:
+        """Raises ConfigError where this host reads other data than those the workdir's catalogue is of."""
+        if self.table.fingerprint != self.facts["fingerprint"]:
+            raise ConfigError(
+                f"this host reads other raw files of {self.config.data.dataset} than those {self.workdir} was made "
+                "of (their content's hash differs): name the same with config.data.raw_path"
             )
 
     def _check_fields(self) -> None:

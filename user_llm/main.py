@@ -2,6 +2,10 @@
 
 The stages the config names are trained in order, the result is evaluated on the test windows, and the table of
 results is printed. Run the same command again: finished stages are skipped, a broken one resumes.
+
+On several hosts start the same command on each, with a workdir that all share: `srun python -m user_llm.main …` in
+SLURM, with `--distributed` on the workers of a Cloud TPU slice, and elsewhere with `--coordinator=HOST:PORT
+--num_processes=2 --process_id=0` (and 1 on the other). Where one of them ends, so do the others; start all again.
 """
 
 import logging
@@ -20,6 +24,7 @@ from user_llm.audit import audit_config
 from user_llm.config import ConfigError
 from user_llm.dry_run import print_dry_run
 from user_llm.host import Host
+from user_llm.parallel import processes
 from user_llm.training.loop import Preempted, TrainingDiverged
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -30,24 +35,43 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Build the models abstractly, pri
 _AUDIT = flags.DEFINE_bool("audit", False, "Look for leaks in the built dataset and the actual batches, and stop.")
 _GIN_FILE = flags.DEFINE_multi_string("gin_file", [], "gin files with wiring of the host (configs/gin/).")
 _GIN = flags.DEFINE_multi_string("gin", [], 'gin bindings, e.g. --gin="Host.tensorboard=False".')
-
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "Of a run of several processes: HOST:PORT on which process 0 listens, the same for all."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes run this command together.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is: 0 (it writes the results), 1, ….")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    None,
+    "Whether to join the processes that SLURM, Cloud TPU, GKE or Open MPI has started, without the three flags above. "
+    "By default a SLURM step of several tasks and a TPU slice of several hosts on GKE are joined; say --distributed on "
+    "the workers of a Cloud TPU slice, and --nodistributed for SLURM tasks that are runs of their own.",
+)
 
 _logger = logging.getLogger("user_llm")
 
 
 def main(_) -> None:
     _log_to_stderr()
-    signal.signal(signal.SIGTERM, _stop)  # while a stage trains, the loop has its own
+    signal.signal(signal.SIGTERM, _stop)  # while a stage trains, the loop has its own; several processes have JAX's
     try:
+        processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value)
+        if not processes.is_lead():
+            _logger.setLevel(logging.WARNING)
         gin.parse_config_files_and_bindings(_GIN_FILE.value, _GIN.value)
         _run(Host())
     except Preempted as message:
         _logger.info("%s", message)
     except KeyboardInterrupt:
         sys.exit("Stopped. The same command goes on from the last checkpoint.")
-    except (ValueError, OSError, TrainingDiverged) as error:
+    except Exception as error:
+        processes.end_if_lost(error)
+        if not isinstance(error, (ValueError, OSError, TrainingDiverged)):
+            raise
         _logger.debug("Where it happened:", exc_info=True)
         sys.exit(f"error: {error}")
+    finally:
+        processes.leave()
 
 
 def _run(host: Host) -> None:
@@ -56,12 +80,15 @@ def _run(host: Host) -> None:
     if _DRY_RUN.value:
         print_dry_run(_CONFIG.value)
     elif _AUDIT.value:
+        if processes.several():
+            raise ConfigError("--audit reads data on one host: start it as one process")
         if audit_config(_CONFIG.value, _WORKDIR.value) == "leaks":
             sys.exit("error: something leaks; see the checks that failed")
     elif not _WORKDIR.value:
         raise ConfigError("name the folder of this run: --workdir=runs/…")
     else:
         run.run(_CONFIG.value, Path(_WORKDIR.value), host)
+    processes.wait_for_all("end")
 
 
 def _stop(*_) -> None:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
+from user_llm.parallel.processes import is_lead
 from user_llm.parallel.rules import partition_spec
 from user_llm.training.trainable import Rules, trainable
 
@@ -27,7 +28,7 @@ def print_parameter_table(
     rules: Rules,
     mesh: Mesh | AbstractMesh,
 ) -> None:
-    """Prints one row a component and their total.
+    """Prints one row a component and their total, of several processes on the lead.
 
     Args:
       config: the experiment.
@@ -36,6 +37,8 @@ def print_parameter_table(
       rules: which parameters train.
       mesh: the devices they are cut over; an abstract one will do.
     """
+    if not is_lead():
+        return
     trains = trainable(shapes, rules)
     rows: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(_HEADINGS), np.int64))
     for path, shape in shapes.items():

@@ -1,4 +1,8 @@
-"""One experiment from start to end: claim the workdir, train what is missing, evaluate, report."""
+"""One experiment from start to end: claim the workdir, train what is missing, evaluate, report.
+
+Several processes run all of this; the lead alone writes and prints. What is looked up in the workdir decides what all
+of them do next, so the lead writes it only after a wait for all, or after a computation in which all take part.
+"""
 
 import json
 import logging
@@ -16,6 +20,7 @@ from user_llm.evaluation import report
 from user_llm.evaluation.leaks import as_results
 from user_llm.experiment import CATALOGUE, VOCABULARY, Experiment
 from user_llm.host import Host
+from user_llm.parallel.processes import is_lead, lead_makes
 from user_llm.stages import run_stages
 from user_llm.task_evaluation import HEADLINES, evaluate, rankers
 
@@ -28,29 +33,42 @@ def run(config: ConfigDict, workdir: Path, host: Host) -> dict:
     Raises:
       ConfigError: the workdir belongs to a run of another config.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
+    results_file = workdir / "results.json"
     if (workdir / "config.json").exists():
         _refuse_another(config, workdir)
-    else:  # nothing here belongs to a run: a config that failed its checks may have left these
+    elif is_lead():  # nothing here belongs to a run: a config that failed its checks may have left these
+        workdir.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(workdir / VOCABULARY, ignore_errors=True)
         (workdir / CATALOGUE).unlink(missing_ok=True)
-    results_file = workdir / "results.json"
     if not results_file.exists():
-        experiment = Experiment(config, workdir)
-        experiment.check()
-        report.write_lines(workdir / "config.json", [json.dumps(_plain(config), indent=2)])
-        _write_environment(experiment)
-        trained = run_stages(experiment, host)
-        found = evaluate(experiment, trained)
-        findings = audit(experiment, rankers(experiment, trained))
-        report.write_predictions(workdir, found.predictions)
-        report.write_results(
-            workdir,
-            protocols=found.protocols,
-            facts={**found.facts, "training": training_costs(experiment, trained), "audit": as_results(findings)},
-            provenance=report.provenance(experiment.table.fingerprint),
-        )
+        _make_results(Experiment(config, workdir), host, results_file)
     results = json.loads(results_file.read_text())
+    if is_lead():
+        _print(config, results)
+        _logger.info("Results, predictions and checkpoints are in %s", workdir)
+    return results
+
+
+def _make_results(experiment: Experiment, host: Host, results_file: Path) -> None:
+    workdir = experiment.workdir
+    experiment.check()
+    if is_lead():
+        report.write_lines(workdir / "config.json", [json.dumps(_plain(experiment.config), indent=2)])
+        _write_environment(experiment)
+    trained = run_stages(experiment, host)
+    found = evaluate(experiment, trained)
+    findings = audit(experiment, rankers(experiment, trained))
+    facts = {**found.facts, "training": training_costs(experiment, trained), "audit": as_results(findings)}
+
+    def write() -> None:
+        report.write_predictions(workdir, found.predictions)
+        provenance = report.provenance(experiment.table.fingerprint)
+        report.write_results(workdir, protocols=found.protocols, facts=facts, provenance=provenance)
+
+    lead_makes(results_file, write)
+
+
+def _print(config: ConfigDict, results: Mapping) -> None:
     for name, protocol in results["protocols"].items():
         title = f"{config.name}, {config.task}: {name}, {protocol['users']:,} test users"
         report.print_table(protocol["rows"], title=title)
@@ -60,8 +78,6 @@ def run(config: ConfigDict, workdir: Path, host: Host) -> dict:
     for name, check in results["audit"]["checks"].items():
         if check["verdict"] != "pass":
             _logger.warning("Audit, %s", "{verdict}: {0}: {count:,} of {of:,}: {detail}".format(name, **check))
-    _logger.info("Results, predictions and checkpoints are in %s", workdir)
-    return results
 
 
 # Where things lie on this machine: they may move between two runs. The dataset's fingerprint guards the data.

@@ -27,6 +27,8 @@ from user_llm.files import replacing
 from user_llm.host import Host
 from user_llm.models import parameters
 from user_llm.models.parameters import Builder, Parameters
+from user_llm.parallel.mesh import local_rows
+from user_llm.parallel.processes import fetch, is_lead, wait_for_all
 from user_llm.parameter_table import print_parameter_table
 from user_llm.training.loop import Stage, train
 from user_llm.training.objectives import (
@@ -157,15 +159,24 @@ def _export(experiment: Experiment, name: str, model: Model) -> None:
     """What a stage leaves for others to load: the language model trained here, or its adapters (PEFT's layout)."""
     folder = experiment.workdir / name
     if name == "llm" and not (folder / "huggingface").exists():
-        trained = parameters.merge(model.graphdef, model.parameters, model.buffers)
+        trained = parameters.merge(model.graphdef, _on_hosts(model.parameters), _on_hosts(model.buffers))
         vocabulary = experiment.vocabulary
-        with replacing(folder / "huggingface") as partial:
-            huggingface.save_language_model(trained, partial, bos_id=vocabulary.bos_id, eos_id=vocabulary.eos_id)
-            copy_vocabulary(vocabulary, partial)
+        if is_lead():
+            with replacing(folder / "huggingface") as partial:
+                huggingface.save_language_model(trained, partial, bos_id=vocabulary.bos_id, eos_id=vocabulary.eos_id)
+                copy_vocabulary(vocabulary, partial)
     if name == "user_llm" and experiment.config.strategy == "lora" and not (folder / "adapters").exists():
-        values = without_prefix("language_model", model.parameters)
-        with replacing(folder / "adapters") as partial:
-            save_adapters(values, experiment.assembly.adapted_config, partial)
+        values = _on_hosts({path: model.parameters[path] for path in model.parameters if "/lora/" in path})
+        if is_lead():
+            with replacing(folder / "adapters") as partial:
+                values = without_prefix("language_model", values)
+                save_adapters(values, experiment.assembly.adapted_config, partial)
+    wait_for_all(f"{name} is exported")
+
+
+def _on_hosts(values: Parameters) -> Parameters:
+    """Parameters that this process can read: what lies on devices of other processes too is fetched."""
+    return {path: value if value.is_fully_addressable else fetch(value) for path, value in values.items()}
 
 
 def _initial(experiment: Experiment, name: str, finished: Mapping[str, Model]) -> Model:
@@ -216,7 +227,9 @@ def _stage(experiment: Experiment, name: str, model: Model) -> Stage:
         axes=parameters.logical_axes(parameters.abstract(model.build)),
         rules=model.rules,
         objective=objective,
-        batches=TrainBatches(source, training.batch_size, config.seed),
+        batches=TrainBatches(
+            source, training.batch_size, config.seed, rows=local_rows(experiment.mesh, training.batch_size)
+        ),
         evaluate=_validation(experiment, name, model, objective) if config.data.validation else None,
     )
 

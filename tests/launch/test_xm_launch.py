@@ -91,8 +91,10 @@ def test_accelerators_are_requirements(accelerator, kind, chips):
 @pytest.mark.parametrize("image", ["", "registry/user-llm:1"])
 def test_vertex_gets_its_hardware_and_our_clone_or_the_image(image):
     arguments = xm_launch.parser().parse_args(
-        ["--tables=2", "--scale=paper", "--out=/gcs/bucket", "--executor=vertex"]
-        + ["--accelerator=a100=8", f"--image={image}", "--jax=jax[cuda13]"]
+        [
+            *("--tables=2", "--scale=paper", "--out=/gcs/bucket", "--executor=vertex"),
+            *("--accelerator=a100=8", f"--image={image}", "--jax=jax[cuda13]"),
+        ]
     )
     executor, packageable = xm_launch.vertex(arguments)
     assert isinstance(executor, xm_local.Vertex)

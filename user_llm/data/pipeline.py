@@ -23,36 +23,29 @@ class TrainBatches:
 
     Epochs follow one another without a seam: example k of the stream is example k mod n of epoch k div n, and
     every epoch is a fresh permutation of all n examples. A batch may therefore straddle two epochs, and no
-    example is ever left out. Host h of H holds the h-th contiguous part of every global batch, the layout in
-    which JAX assembles a global array from process-local rows.
+    example is ever left out. Each of several hosts reads its own rows of every batch.
 
     Args:
         source: what to read.
         batch_size: rows of the global batch.
         seed: a non-negative integer; with the step, it determines the batch.
-        host_index: which host this is.
-        host_count: how many hosts share the batch.
+        rows: int `[rows]`, those of the global batch to read here (`parallel.mesh.local_rows`); None: all.
 
     Raises:
-        ValueError: an empty source, a negative seed, or a batch that does not divide among the hosts.
+        ValueError: an empty source, an empty batch, a negative seed, or rows that are not in the batch.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        batch_size: int,
-        seed: int,
-        *,
-        host_index: int = 0,
-        host_count: int = 1,
-    ):
+    def __init__(self, source: Source, batch_size: int, seed: int, *, rows: np.ndarray | None = None):
         if len(source) == 0:
             raise ValueError(
                 "there is no training example, as no timeline is long enough: lower history_length or min_history."
             )
         if seed < 0:
             raise ValueError(f"the data seed must not be negative, got {seed}.")
-        self._rows = _host_rows(batch_size, host_index, host_count)
+        self._all_rows = _rows(batch_size)
+        self._rows = self._all_rows if rows is None else np.asarray(rows, np.int64)
+        if not np.isin(self._rows, self._all_rows).all():
+            raise ValueError(f"rows must lie between 0 and {batch_size - 1}, got {self._rows}.")
         self._source = source
         self._batch_size = batch_size
         self._seed = seed
@@ -61,9 +54,12 @@ class TrainBatches:
 
     def ids(self, step: int) -> np.ndarray:
         """The example numbers of this host's rows at a step: int64 [rows]."""
+        return self._ids(step, self._rows)
+
+    def _ids(self, step: int, rows: np.ndarray) -> np.ndarray:
         if step < 0:
             raise ValueError(f"steps count from 0, got {step}.")
-        epoch, index = np.divmod(step * self._batch_size + self._rows, len(self._source))
+        epoch, index = np.divmod(step * self._batch_size + rows, len(self._source))
         ids = np.empty_like(index)
         for number in np.unique(epoch):
             here = epoch == number
@@ -73,6 +69,10 @@ class TrainBatches:
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """This host's rows of the global batch at a step."""
         return self._source.gather(self.ids(step))
+
+    def whole_batch(self, step: int) -> dict[str, np.ndarray]:
+        """The global batch at a step, on any host."""
+        return self._source.gather(self._ids(step, self._all_rows))
 
     def iterator(self, start_step: int = 0, *, threads: int = 2, prefetch: int = 4) -> grain.DatasetIterator:
         """Batches from `start_step` on, up to `prefetch` of them gathered ahead by `threads`.
@@ -96,21 +96,13 @@ class TrainBatches:
             return self._permutations[epoch]
 
 
-def evaluation_batches(
-    source: Source, batch_size: int, *, host_index: int = 0, host_count: int = 1
-) -> Iterator[dict[str, np.ndarray]]:
-    """Every example once, in order, in batches of one shape.
-
-    Args:
-        source: what to read.
-        batch_size: rows of the global batch; each host yields its contiguous part of every batch.
-        host_index: which host this is.
-        host_count: how many hosts share the batch.
+def evaluation_batches(source: Source, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+    """Every example once, in order, in batches of `batch_size` rows, which every host reads as a whole.
 
     Yields:
         The source's batch and `weight`, float32 [rows]: 1 for an example, 0 for rows that fill the last batch.
     """
-    rows = _host_rows(batch_size, host_index, host_count)
+    rows = _rows(batch_size)
     for start in range(0, len(source), batch_size):
         ids = start + rows
         real = ids < len(source)
@@ -118,12 +110,7 @@ def evaluation_batches(
         yield {**source.gather(np.where(real, ids, 0)), "weight": real.astype(np.float32)}
 
 
-def _host_rows(batch_size: int, host_index: int, host_count: int) -> np.ndarray:
-    if batch_size < 1 or batch_size % host_count:
-        raise ValueError(
-            f"batch_size {batch_size} must be a positive multiple of the {host_count} hosts that share it."
-        )
-    if not 0 <= host_index < host_count:
-        raise ValueError(f"host_index must lie between 0 and {host_count - 1}, got {host_index}.")
-    rows = batch_size // host_count
-    return np.arange(host_index * rows, (host_index + 1) * rows, dtype=np.int64)
+def _rows(batch_size: int) -> np.ndarray:
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be positive, got {batch_size}.")
+    return np.arange(batch_size, dtype=np.int64)

@@ -1,4 +1,8 @@
-"""Ranks of the test labels under every row of the results table, over the same windows and the whole catalogue."""
+"""Ranks of the test labels under every row of the results table, over the same windows and the whole catalogue.
+
+Of several hosts each reads every batch as a whole, computes its slice, and fetches all answers: unlike a training step,
+a batch of the evaluation takes far longer to compute than to read, and metrics need not know of hosts.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -20,7 +24,8 @@ from user_llm.decoding.ranking import rank_catalogue
 from user_llm.evaluation.metrics import ranks_from_items, ranks_from_scores
 from user_llm.models import parameters
 from user_llm.models.parameters import Parameters
-from user_llm.parallel.mesh import put_batch
+from user_llm.parallel.mesh import put_whole_batch
+from user_llm.parallel.processes import fetch, is_lead
 
 Scores = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 Beams = Callable[[Mapping[str, np.ndarray]], tuple[BeamResult, np.ndarray]]
@@ -44,7 +49,7 @@ def rank_by_scores(
     """
     ranks, items = [], []
     for batch, real in _batches(source, batch_size, description):
-        values, history = np.array(scores(batch))[real], batch["history/item"][real]
+        values, history = np.array(fetch(scores(batch)))[real], batch["history/item"][real]
         labels = batch[label][real]
         ranks.append(ranks_from_scores(values, labels, history if exclude_history else None))
         values[:, 0] = -np.inf
@@ -75,9 +80,9 @@ def rank_by_beams(
     ranks, items = [], []
     for batch, real in _batches(source, batch_size, description):
         result, excluded = beams(batch)
-        found = np.asarray(result.items)
+        found = fetch(result.items)
         if read is not None:
-            found = read(np.asarray(result.tokens))
+            found = read(fetch(result.tokens))
             seen = (found[:, :, None] == excluded[:, None, :]).any(axis=2)
             found = np.where(seen, 0, found)
             found = np.take_along_axis(found, np.argsort(found == 0, axis=1, kind="stable"), axis=1)
@@ -117,7 +122,7 @@ def encoder_scores(
         return logits({"item": item, "rating": rating}, item > 0)
 
     def scores(values, batch):
-        batch = put_batch({name: batch[f"history/{name}"] for name in ("item", "rating")}, mesh)
+        batch = put_whole_batch({name: batch[f"history/{name}"] for name in ("item", "rating")}, mesh)
         return apply(values, buffers, batch["item"], batch["rating"])
 
     return scores
@@ -164,8 +169,8 @@ def user_llm_beams(
         if exclude_history:
             # A user to recommend to has no label.
             excluded = canonical[_seen(history, batch.get("label/item", np.zeros(len(history), np.int32)), canonical)]
-        inputs = put_batch(_inputs(batch), mesh)
-        return apply(values, buffers, trie, inputs, put_batch({"item": excluded}, mesh)), excluded
+        inputs = put_whole_batch(_inputs(batch), mesh)
+        return apply(values, buffers, trie, inputs, put_whole_batch({"item": excluded}, mesh)), excluded
 
     return beams
 
@@ -188,7 +193,7 @@ def user_llm_scores(
         context = _context(model, batch) if with_context else None
         return rank_catalogue(model, batch["prompt_tokens"], batch["prompt_lengths"], context, trie, eos_id=eos_id)
 
-    return lambda batch: apply(values, buffers, trie, put_batch(_inputs(batch), mesh))
+    return lambda batch: apply(values, buffers, trie, put_whole_batch(_inputs(batch), mesh))
 
 
 def user_llm_texts(
@@ -210,7 +215,7 @@ def user_llm_texts(
         prompt = batch["prompt_tokens"], batch["prompt_lengths"]
         return generate(model, *prompt, context, max_new_tokens=max_new_tokens, eos_id=eos_id)
 
-    return lambda batch: apply(values, buffers, put_batch(_inputs(batch), mesh))
+    return lambda batch: apply(values, buffers, put_whole_batch(_inputs(batch), mesh))
 
 
 def write_texts(
@@ -224,7 +229,7 @@ def write_texts(
     """The texts `[n]` that `texts(batch) -> tokens` writes for all windows in `source`, without outer spaces."""
     found: list[str] = []
     for batch, real in _batches(source, batch_size, description):
-        found += decode_batch(vocabulary, np.asarray(texts(batch))[real])
+        found += decode_batch(vocabulary, fetch(texts(batch))[real])
     return [text.strip() for text in found]
 
 
@@ -288,7 +293,8 @@ def mean_metrics(objective, graphdef: nnx.GraphDef, buffers: Parameters, source:
     def evaluate(values: Parameters) -> dict[str, float]:
         totals: dict[str, jax.Array] = {}
         for batch in evaluation_batches(source, batch_size):
-            metrics = jax.block_until_ready(apply(values, buffers, put_batch(batch, mesh)))  # CPU meshes: no pile-up
+            metrics = apply(values, buffers, put_whole_batch(batch, mesh))
+            jax.block_until_ready(metrics)  # CPU meshes: no pile-up
             totals = metrics if not totals else jax.tree.map(jnp.add, totals, metrics)
         return {name: float(total / jnp.maximum(weight, 1e-9)) for name, (total, weight) in totals.items()}
 
@@ -297,7 +303,8 @@ def mean_metrics(objective, graphdef: nnx.GraphDef, buffers: Parameters, source:
 
 def _batches(source: Any, batch_size: int, description: str) -> Iterable[tuple[dict[str, np.ndarray], np.ndarray]]:
     """Evaluation batches with the mask of their real rows, under a progress bar."""
-    with tqdm(total=len(source), desc=description, unit="user", dynamic_ncols=True, disable=None) as bar:
+    disable = None if is_lead() else True  # None: where there is no terminal
+    with tqdm(total=len(source), desc=description, unit="user", dynamic_ncols=True, disable=disable) as bar:
         for batch in evaluation_batches(source, batch_size):
             real = batch["weight"] > 0
             yield batch, real

@@ -39,7 +39,40 @@ def batch_shards(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """The rows int64 `[rows]` of a global batch that this process' devices hold, in order.
+
+    Processes that share slices of a batch (a `tensor` axis across hosts) hold the same rows.
+
+    Raises:
+      ValueError: a batch that does not divide among `batch_shards`.
+    """
+    slices = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[rows] for (rows,) in slices]))
+
+
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Puts this host's rows of a batch on its devices, as slices of the global batch. Does not wait for the copy."""
-    sharding = NamedSharding(mesh, BATCH)
-    return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}
+    """Puts this process' rows of a batch on its devices, as slices of the global batch. Does not wait for the copy.
+
+    Args:
+      batch: arrays `[rows, …]` of the rows that `local_rows` names.
+    """
+    shards = batch_shards(mesh)
+    blocks = local_rows(mesh, shards)  # slices of the global batch, as many rows each
+
+    def put(local: np.ndarray) -> jax.Array:
+        size = len(local) // len(blocks)
+
+        def read(index: tuple[slice, ...]) -> np.ndarray:
+            first = np.searchsorted(blocks, index[0].indices(size * shards)[0] // size) * size
+            return local[first : first + size]
+
+        return jax.make_array_from_callback((size * shards, *local.shape[1:]), NamedSharding(mesh, BATCH), read)
+
+    return {key: put(value) for key, value in batch.items()}
+
+
+def put_whole_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Puts a batch that every host has read as a whole on the devices: each gets its slice."""
+    rows = local_rows(mesh, len(next(iter(batch.values()))))
+    return put_batch({key: value[rows] for key, value in batch.items()}, mesh)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
@@ -27,6 +28,7 @@ from user_llm.host import Host
 from user_llm.models import parameters
 from user_llm.models.parameters import Parameters
 from user_llm.parallel.mesh import put_batch
+from user_llm.parallel.processes import is_lead, several
 from user_llm.training.metric_writer import MetricWriter
 from user_llm.training.objectives import Objective
 from user_llm.training.optimizer import learning_rate_schedule, make_optimizer
@@ -56,7 +58,7 @@ class Stage:
       graphdef, parameters, buffers, axes: the model as `models/parameters.py` splits it, on the mesh.
       rules: which parameters train.
       objective: see `training/objectives.py`.
-      batches: a `data.pipeline.TrainBatches`, or what has its `batch` and `iterator`.
+      batches: a `data.pipeline.TrainBatches`, or what has its `iterator` and `whole_batch`.
       evaluate: parameters → metrics on the validation windows, or None.
     """
 
@@ -110,7 +112,7 @@ def train(stage: Stage, folder: Path, mesh: Mesh, *, seed: int, host: Host) -> P
         with _Interrupt() as interrupt, Progress(stage.name, step, config.steps, config.batch_size) as progress:
             while True:
                 done, at = step == config.steps, functools.partial(_multiple, step)
-                stop = interrupt.received  # once: a signal that comes later is handled after the next step
+                stop = interrupt.at(step)  # once: a signal that comes later is handled after the next step
                 checkpoint = done or at(config.checkpoint_every)
                 if pending and (checkpoint or stop or at(config.log_every) or at(config.eval_every)):
                     values, bad_step = _fetch(pending)
@@ -253,7 +255,8 @@ def _diverged(stage: Stage, folder: Path, step: int, checkpoints: StageCheckpoin
     newest = checkpoints.latest_step()
     checkpoints.close()
     path = folder / f"bad_batch_{step}.npz"
-    np.savez(path, **stage.batches.batch(step))
+    if is_lead():
+        np.savez(path, **stage.batches.whole_batch(step))
     return TrainingDiverged(
         f"Stage {stage.name}: the loss or gradient of step {step} is not finite. Its batch is in {path}; the newest "
         f"checkpoint is {'not there yet' if newest is None else f'step {newest}, before it'}. "
@@ -263,16 +266,26 @@ def _diverged(stage: Stage, folder: Path, step: int, checkpoints: StageCheckpoin
 
 
 class _Interrupt:
-    """Notes SIGTERM while in use, so that the loop ends between two steps."""
+    """Notes SIGTERM while in use, so that the loop ends between two steps.
 
-    received = False
+    Of several processes any may get the signal, and all must stop after the same step: JAX, which has its own handler
+    then, agrees on one of the next.
+    """
+
+    _received = False
 
     def __enter__(self):
-        self._previous = signal.signal(signal.SIGTERM, self._receive)
+        if not several():
+            self._previous = signal.signal(signal.SIGTERM, self._receive)
         return self
 
+    def at(self, step: int) -> bool:
+        """Whether to stop here, after `step` steps. To be asked at every step."""
+        return multihost_utils.reached_preemption_sync_point(step) if several() else self._received
+
     def _receive(self, *_):
-        self.received = True
+        self._received = True
 
     def __exit__(self, *_):
-        signal.signal(signal.SIGTERM, self._previous)
+        if not several():
+            signal.signal(signal.SIGTERM, self._previous)

@@ -4,13 +4,12 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import jax
-
 from user_llm.files import replacing
+from user_llm.parallel.processes import is_lead
 
 
 class MetricWriter:
-    """Appends metrics; only the first host writes.
+    """Appends metrics; only the lead process writes.
 
     A resumed stage goes on behind its checkpoint: rows of steps that were lost are cut off, so that
     `metrics.jsonl` reads as one uninterrupted run.
@@ -23,7 +22,7 @@ class MetricWriter:
         path = folder / "metrics.jsonl"
         kept = [row for row in _rows(path) if row["step"] <= restored_step]
         self._evaluated = {row["step"] for row in kept if row["kind"] == "validation"}
-        if jax.process_index() == 0:
+        if is_lead():
             with replacing(path) as partial:
                 partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
             self._file = path.open("a")

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 from tqdm import tqdm
 
+from user_llm.parallel.processes import is_lead
+
 _logger = logging.getLogger(__name__)
 
 
@@ -16,9 +18,8 @@ class Progress:
     def __init__(self, name: str, start: int, steps: int, batch_size: int, *, seconds_between_lines: float = 15.0):
         self._name, self._steps, self._batch_size = name, steps, batch_size
         self._interval = seconds_between_lines
-        self._bar = tqdm(
-            total=steps, initial=start, desc=name, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty()
-        )
+        disable = not (sys.stderr.isatty() and is_lead())
+        self._bar = tqdm(total=steps, initial=start, desc=name, unit="step", dynamic_ncols=True, disable=disable)
         self._first = start
         self._begun = self._line_time = time.perf_counter()
 

@@ -1,0 +1,174 @@
+"""Several processes, one run: each host starts the same command, and JAX makes their devices one mesh.
+
+Every process runs the same program in the same order, as collectives must. Process 0 is the lead: it alone writes.
+Processes wait for one another through JAX's coordination service, not on their devices, whose own waits time out.
+"""
+
+import itertools
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
+
+_HEARTBEAT_SECONDS = 30  # without a sign of life, after which a process counts as dead
+_SHUTDOWN_SECONDS = 20  # that a process which ends waits for the others
+_WAIT_MILLISECONDS = 24 * 3600 * 1000  # for the lead, which may have a vocabulary to train; the dead are found anyway
+_SEEN_SECONDS = 30.0  # until a network folder shows a new file to all hosts
+
+LOST = (
+    "error: another process of this run has ended or cannot be reached, and its own log says why. "
+    "Start the same command again on all hosts: it goes on from the last checkpoint."
+)
+
+# Of errors that JAX raises when a peer is gone; on CPU (gloo) they are plain ValueErrors.
+_BROKEN = ("Gloo", "NCCL", "CoordinationService", "coordination service", "BarrierError")
+
+_logger = logging.getLogger(__name__)
+_waits = itertools.count()
+_witness: subprocess.Popen | None = None
+
+
+def start(
+    coordinator: str | None, num_processes: int | None, process_id: int | None, distributed: bool | None = None
+) -> None:
+    """Joins the other processes of this run, if it has any. To be called before JAX touches a device.
+
+    Args:
+      coordinator: `HOST:PORT` of process 0, where it listens; the same for all processes.
+      num_processes: how many there are.
+      process_id: which of them this one is, from 0. These three are given together, or none of them.
+      distributed: without them, whether JAX looks for the others itself (SLURM, Cloud TPU, GKE, Open MPI). None: where
+        the environment says that there are several.
+
+    Raises:
+      ValueError: flags that do not go together, or other processes that did not come within five minutes.
+    """
+    explicit = coordinator, num_processes, process_id
+    options: dict[str, Any] = {}
+    if any(value is not None for value in explicit):
+        if None in explicit or distributed is not None:
+            raise ValueError(
+                "--coordinator, --num_processes and --process_id belong together, without --distributed: give all "
+                "three on every host, as in --coordinator=10.0.0.1:8476 --num_processes=2 --process_id=0"
+            )
+        if not coordinator.rpartition(":")[2].isdecimal() or not 0 <= process_id < num_processes:
+            raise ValueError(
+                f"--coordinator={coordinator} --num_processes={num_processes} --process_id={process_id}: expected "
+                "HOST:PORT, and a process_id from 0 to num_processes - 1"
+            )
+        options = dict(coordinator_address=coordinator, num_processes=num_processes, process_id=process_id)
+        options["cluster_detection_method"] = "deactivate"
+    elif not (several_are_announced(os.environ) if distributed is None else distributed):
+        return
+    try:
+        jax.distributed.initialize(
+            **options, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS, shutdown_timeout_seconds=_SHUTDOWN_SECONDS
+        )
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"the processes of this run did not find one another: {_first_line(error)}") from error
+    if several():
+        _leave_a_witness()
+        wait_for_all("start")
+        multihost_utils.sync_global_devices("start")  # CPU: processes connect now, while none is behind the others
+
+
+def several_are_announced(environment: Any) -> bool:
+    """Whether a SLURM step, or a Cloud TPU slice (GKE), says that it has several processes.
+
+    A Cloud TPU VM of Compute Engine says so only to those who ask its metadata server: `--distributed` does.
+    """
+    slurm = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+    if all(name in environment for name in slurm) and environment.get("SLURM_STEP_NUM_TASKS", "1") != "1":
+        return True  # of `srun`; a batch script or a shell is a step of one task
+    hosts = (environment.get(name, "") for name in ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES"))
+    return any("," in names for names in hosts) or "MEGASCALE_COORDINATOR_ADDRESS" in environment
+
+
+def several() -> bool:
+    """Whether this run has more than one process."""
+    return jax.process_count() > 1
+
+
+def is_lead() -> bool:
+    """Whether this process writes files, tables and progress."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(name: str) -> None:
+    """Waits until all processes are here. They must pass these calls in the same order; `name` is for error messages.
+
+    Raises:
+      RuntimeError: a process has died; see `end_if_lost`.
+    """
+    if several():
+        key = f"user_llm {next(_waits)}: {name}"
+        multihost.get_barrier_sync_fn()(key=key, timeout_ms=_WAIT_MILLISECONDS)
+
+
+def lead_makes(path: Path, make: Callable[[], object]) -> None:
+    """Lets the lead call `make`, which writes `path`, where that is not there yet; the others wait for it.
+
+    Raises:
+      ValueError: another process does not see what the lead has made.
+    """
+    if is_lead() and not path.exists():
+        make()
+    wait_for_all(str(path))
+    until = time.monotonic() + _SEEN_SECONDS
+    while not is_lead() and not path.exists():
+        if time.monotonic() > until:
+            raise ValueError(
+                f"process {jax.process_index()} does not see {path}, which process 0 has written: "
+                "--workdir must be a folder that all hosts share"
+            )
+        time.sleep(0.1)
+
+
+def fetch(array: Any) -> np.ndarray:
+    """The whole of an array on every host, wherever its slices lie. All processes must call it."""
+    if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
+        return multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
+
+
+def end_if_lost(error: BaseException) -> None:
+    """Ends this process at once where `error` comes of a broken connection: an orderly exit would wait for the dead."""
+    if several() and any(word in str(error) for word in _BROKEN):
+        _logger.debug("Where it happened:", exc_info=error)
+        _end(_first_line(error))
+
+
+def leave() -> None:
+    """Says that this process ends by its own will, and has said why."""
+    if _witness is not None:
+        _witness.communicate(b"\n")
+
+
+def _end(reason: str) -> NoReturn:
+    print(reason, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def _leave_a_witness() -> None:
+    """A child that says what to do when this process ends without `leave`.
+
+    JAX's coordination client aborts a process whose peers are gone; neither `except` nor `atexit` sees that.
+    """
+    global _witness
+    script = 'read -r _ || echo "$0" >&2'
+    _witness = subprocess.Popen(["sh", "-c", script, LOST], stdin=subprocess.PIPE, start_new_session=True)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]
