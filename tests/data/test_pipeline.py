@@ -46,14 +46,14 @@ def test_a_batch_depends_on_seed_and_step_alone():
     assert stream(TrainBatches(Numbers(50), 8, seed=5), 30).tolist() != list(chain(*there.values()))
 
 
-@pytest.mark.parametrize("hosts", [1, 2, 4])
-def test_host_stripes_are_disjoint_and_together_the_one_host_order(hosts):
-    whole = TrainBatches(Numbers(31), 8, seed=2)
-    parts = [TrainBatches(Numbers(31), 8, seed=2, host_index=h, host_count=hosts) for h in range(hosts)]
-    for step in range(3):  # within the first epoch: no example can come twice
-        stripes = [part.batch(step)["id"] for part in parts]
-        assert len(np.unique(np.concatenate(stripes))) == 8
-        np.testing.assert_array_equal(np.concatenate(stripes), whole.batch(step)["id"])
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3], [6, 7], [1, 4, 5], [5]])
+def test_a_host_reads_its_rows_of_the_one_host_batch(rows):
+    whole, part = (TrainBatches(Numbers(31), 8, seed=2, rows=rows) for rows in (None, np.array(rows)))
+    for step in range(9):  # over the seam of two epochs
+        batch = whole.batch(step)["id"]
+        np.testing.assert_array_equal(part.batch(step)["id"], batch[rows])
+        np.testing.assert_array_equal(part.ids(step), batch[rows])
+        np.testing.assert_array_equal(part.whole_batch(step)["id"], batch)
 
 
 def test_iterator_restored_at_a_step_continues_as_if_uninterrupted(table):
@@ -76,13 +76,8 @@ def test_iterator_restored_at_a_step_continues_as_if_uninterrupted(table):
                 np.testing.assert_array_equal(again[name], batch[name])
 
 
-@pytest.mark.parametrize("hosts", [1, 2])
-def test_evaluation_sees_every_example_once_in_order_whatever_the_batch(hosts):
-    parts = [list(evaluation_batches(Numbers(11), 4, host_index=h, host_count=hosts)) for h in range(hosts)]
-    batches = [
-        {name: np.concatenate([part[name] for part in row]) for name in ("id", "weight")}
-        for row in zip(*parts, strict=True)
-    ]
+def test_evaluation_sees_every_example_once_in_order():
+    batches = list(evaluation_batches(Numbers(11), 4))
     assert [len(batch["id"]) for batch in batches] == [4, 4, 4]
     ids = np.concatenate([batch["id"] for batch in batches])
     weight = np.concatenate([batch["weight"] for batch in batches])
@@ -96,9 +91,8 @@ def test_evaluation_sees_every_example_once_in_order_whatever_the_batch(hosts):
     [
         (0, {}, "no timeline is long enough"),
         (5, {"seed": -1}, "must not be negative"),
-        (5, {"batch_size": 0}, "positive multiple"),
-        (5, {"host_count": 3}, "positive multiple of the 3 hosts"),
-        (5, {"host_index": 2, "host_count": 2}, "host_index must lie between 0 and 1"),
+        (5, {"batch_size": 0}, "must be positive"),
+        (5, {"rows": [0, 4]}, "rows must lie between 0 and 3"),
     ],
 )
 def test_impossible_streams_are_refused(length, options, message):
