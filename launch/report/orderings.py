@@ -93,7 +93,8 @@ def in_words(found: Sequence[Ordering], table: str) -> str:
         return "None of the paper's orderings can be tested on these runs yet."
     by_verdict = {name: [one for one in found if one.verdict == name] for name in (HOLDS, REVERSED, NOISE)}
     counts = [f"**{len(some)}** {_verb(name, len(some))}" for name, some in by_verdict.items()]
-    text = f"Of the paper's {len(found)} orderings that these runs can test, {counts[0]}, {counts[1]}, {counts[2]}."
+    orders = "orderings" if len(found) > 1 else "ordering"
+    text = f"{len(found)} {orders} of the paper can be tested on these runs: {', '.join(counts)}."
     lines = [f"- {_line(one)}" for name in (HOLDS, REVERSED) for one in by_verdict[name]]
     return "\n".join([text, "", *lines])
 
