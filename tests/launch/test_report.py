@@ -1,0 +1,291 @@
+"""The report of a sweep whose runs are stand-ins, held to naive arithmetic on what they left."""
+
+import dataclasses
+import html.parser
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from launch import local
+from launch.arguments import sweep_parser
+from launch.plan import Plan
+from launch.report import orderings as ordering
+from launch.report import write_report
+from launch.report.document import compose
+from launch.report.orderings import HOLDS, NOISE, REVERSED, best, in_words, orderings
+from launch.report.paper import paper_figure
+from launch.report.results import Figure, Results, Sample
+from launch.report.tables import cell_text
+from launch.sweeps import TABLES
+
+STAND_IN = Path(__file__).with_name("stand_in.py")
+DATASETS = ["--datasets=movielens,amazon_reviews", "--scale=laptop", "--seeds=0,1"]
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    (folder / "does").mkdir()
+    (folder / "does" / "fail").write_text("bert4rec.alone.n50.seed1")
+    flags = ["--tables=2,3,4,6,fig3", f"--out={folder}", "--jobs=3", *DATASETS]
+    assert local.main(flags, [sys.executable, str(STAND_IN)]) == 1
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plan(out):
+    return Plan.load(out)
+
+
+@pytest.fixture
+def results(out):
+    return Results(out)
+
+
+@pytest.fixture(scope="module")
+def markdown(out):
+    return (out / "report.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def page(out):
+    return (out / "report.html").read_text()
+
+
+def cell_of(plan, table, **wanted):
+    (found,) = (cell for cell in plan.cells(table) if all(getattr(cell, key) == value for key, value in wanted.items()))
+    return found
+
+
+def naive(out, cell):
+    """Mean over seeds and users, a line at a time."""
+    values = []
+    for run in cell.runs:
+        path = out / run.name / "predictions.jsonl"
+        if not path.exists():
+            continue
+        for line in path.read_text().splitlines():
+            line = json.loads(line)
+            if cell.metric == "rougeLsum":
+                values.append(100 * line["written"][cell.source]["rougeLsum"])
+            else:
+                values.append(line["ranks"][cell.source] <= int(cell.metric.partition("@")[2]))
+    return sum(values) / len(values)
+
+
+@pytest.mark.parametrize(
+    ("table", "wanted"),
+    [
+        ("2", dict(dataset="movielens", column="USER-LLM", metric="recall@1")),
+        ("2", dict(dataset="amazon_reviews", column="DualEnc", metric="recall@1")),
+        ("4", dict(dataset="amazon_reviews", task="review_generation", column="TP")),
+        ("4", dict(dataset="movielens", column="DualEnc")),
+        ("fig3", dict(column="Frozen Len100 TP", metric="recall@10")),
+    ],
+)
+def test_a_figure_is_the_mean_over_users_and_seeds(out, plan, results, table, wanted):
+    cell = cell_of(plan, table, **wanted)
+    figure = results.figure(cell)
+    assert figure.value == pytest.approx(naive(out, cell))
+    assert figure.low < figure.value < figure.high
+    assert np.mean(figure.seeds) == pytest.approx(figure.value)
+    assert len(figure.seeds) == 2
+    assert figure.sample.values.mean() == pytest.approx(figure.value)
+
+
+def test_a_failed_seed_is_left_out_and_a_cell_without_runs_has_no_figure(out, plan, results):
+    cell = cell_of(plan, "2", dataset="movielens", column="Bert4Rec", metric="recall@1")
+    assert len(results.figure(cell).seeds) == 1
+    assert results.figure(cell).value == pytest.approx(naive(out, cell))
+    assert results.figure(cell_of(plan, "2", dataset="google_local", column="Bert4Rec", metric="recall@1")) is None
+
+
+def test_counts_and_measurements_are_read_where_they_are(plan, results):
+    values = {(cell.row, cell.column): results.figure(cell).value for cell in plan.cells("3")}
+    assert values["# Tokens, TP", "Len100"] == 1300
+    assert values["# Tokens, USER-LLM", "Len200"] == 32
+    assert values["FLOPs reduction", "Len50"] == pytest.approx(650 / 32)
+    assert results.figure(cell_of(plan, "6", row="Tokens", column="+Perceiver")).value == 16
+    train = cell_of(plan, "1", dataset="movielens", column="Train examples")
+    assert results.figure(train).value == 1234
+
+
+def test_cells_are_ours_and_the_paper_s(plan):
+    cell = cell_of(plan, "4", dataset="amazon_reviews", task="review_generation", column="TP")
+    figure = Figure(22.34, 20.0, 24.0, (22.0, 22.68), Sample(np.array(["1"]), np.array([22.34])))
+    assert cell_text(cell, figure) == "22.3 ±2.0 (seeds ±0.3) \\| 22.82"
+    assert cell_text(cell, dataclasses.replace(figure, seeds=(22.3,)), bold=True) == "**22.3** ±2.0 \\| 22.82"
+    assert cell_text(cell, None) == "*not run* \\| 22.82"
+    train = cell_of(plan, "1", dataset="movielens", column="Train examples")
+    assert cell_text(train, Figure(74184)) == "74,184 \\| 13,821,405"
+    baseline = cell_of(plan, "baselines", dataset="movielens", column="Popularity", metric="recall@1")
+    assert cell_text(baseline, None) == "*not run*"
+
+
+class Fixed:
+    """Results that are made up: column → values of the users."""
+
+    def __init__(self, columns):
+        self.columns = columns
+
+    def figure(self, cell):
+        if cell.column not in self.columns or (cell.dataset, cell.metric) != ("movielens", "recall@10"):
+            return None
+        values = np.asarray(self.columns[cell.column], float)
+        users = np.array([f"{number:03}" for number in range(len(values))])
+        return Figure(values.mean(), 0, 1, (values.mean(),), Sample(users, values))
+
+
+HIGH, LOW = np.tile([1, 1, 1, 0], 50), np.tile([1, 0, 0, 0], 50)
+
+
+@pytest.mark.parametrize(
+    ("user_llm", "dual_encoder", "verdict"),
+    [(HIGH, LOW, HOLDS), (LOW, HIGH, REVERSED), (LOW, np.roll(LOW, 1), NOISE), (HIGH[:0], HIGH, None)],
+)
+def test_an_ordering_of_the_paper_holds_is_reversed_or_is_noise(plan, user_llm, dual_encoder, verdict):
+    # Table 2 has USER-LLM at 0.243 and DualEnc at 0.206.
+    columns = {name: values for name, values in (("USER-LLM", user_llm), ("DualEnc", dual_encoder)) if len(values)}
+    found = orderings(plan.cells("2"), Fixed(columns))
+    assert [one.verdict for one in found] == ([verdict] if verdict else [])
+    for one in found:
+        assert (one.ahead.column, one.behind.column, one.users) == ("USER-LLM", "DualEnc", 200)
+        assert one.value == pytest.approx(np.mean(user_llm) - np.mean(dual_encoder))
+    strong = {cell.column for cell in best(plan.cells("2"), Fixed(columns))}
+    assert strong == {HOLDS: {"USER-LLM"}, REVERSED: {"DualEnc"}}.get(verdict, set())
+
+
+def test_an_ordering_is_told_in_words(plan):
+    text = in_words(orderings(plan.cells("2"), Fixed({"USER-LLM": LOW, "DualEnc": HIGH, "Bert4Rec": HIGH})), "2")
+    first, _, *lines = text.splitlines()
+    # The paper: USER-LLM 0.243, DualEnc 0.206, Bert4Rec 0.158.
+    assert first == (
+        "3 orderings of the paper can be tested on these runs: **0** hold, **2** are reversed, **1** is within noise."
+    )
+    pattern = (
+        r"- MovieLens, next item, @10: \w+ is ahead of USER-LLM by 0\.500 \[0\.4\d\d, 0\.5\d\d\], "
+        r"the other way round than in the paper \(200 users\)"
+    )
+    assert len(lines) == 2
+    assert all(re.fullmatch(pattern, line) for line in lines)
+
+
+def test_only_the_same_users_are_compared():
+    sample, other = Sample(np.array(["a", "b", "c"]), np.array([1.0, 0, 0])), Sample(np.array(["b"]), np.array([1.0]))
+    interval, users = ordering.difference(sample, other)
+    assert (interval["value"], users) == (-1.0, 1)
+    assert ordering.difference(sample, Sample(np.array(["z"]), np.array([1.0]))) == ({}, 0)
+
+
+def test_lengths_are_compared_among_themselves(plan, results):
+    for one in orderings(plan.cells("fig3"), results):
+        assert len({re.search(r"Len\d+", cell.column)[0] for cell in (one.ahead, one.behind)}) == 1
+        assert float(paper_figure(one.ahead)) > float(paper_figure(one.behind))
+
+
+def test_every_table_has_its_place_and_a_command_for_what_is_not_run(plan, markdown):
+    headings = re.findall(r"^## (.+)$", markdown, re.MULTILINE)
+    assert [text.split(".")[0] for text in headings if text.startswith("Table")] == [
+        *(f"Table {name}" for name in TABLES if name.isdigit()),
+        "Table 15",
+    ]
+    assert any(text.startswith("Figure 3") for text in headings)
+    commands = re.findall(r"^Not run: `(.+)`$", markdown, re.MULTILINE)
+    assert len(commands) >= 5
+    for command in commands:
+        python, dash_m, module, *flags = shlex.split(command)
+        assert (python, dash_m, module) == ("python", "-m", "launch.local")
+        (table,) = sweep_parser("", "").parse_args(flags).tables
+        assert table in TABLES
+    head = re.search(r"```\n(.+)\n```", markdown)[1]
+    arguments = sweep_parser("", "").parse_args(shlex.split(head)[3:])
+    assert (arguments.tables, arguments.seeds) == (plan.tables, plan.seeds)
+
+
+def test_the_report_says_where_it_comes_from(markdown):
+    assert "| commit | c0ffee |" in markdown
+    assert "1 runs failed" in markdown
+    assert "No leak in any of" in markdown
+    assert "MovieLens, next item: ties, 3 of 40" in markdown
+
+
+def test_a_leak_is_told_first(out, plan, tmp_path):
+    run = next(run for run in plan.runs() if run.dataset)
+    found = json.loads((out / run.name / "results.json").read_text())
+    found["audit"] = {"verdict": "leaks", "checks": {"x": {"verdict": "leak", "count": 1, "of": 2}}}
+
+    class Leaking(Results):
+        def of(self, other):
+            return found if other.name == run.name else super().of(other)
+
+    text = compose(plan, Leaking(out)).markdown
+    assert re.search(rf"\*\*1 of \d+ runs leak\*\*: {re.escape(run.name)}\.", text)
+
+
+class Parser(html.parser.HTMLParser):
+    """Collects tags that are open, attributes that name something outside, and cells."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.outside, self.tables, self.text = [], [], 0, ""
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in ("meta", "img", "br", "hr"):
+            self.open.append(tag)
+        self.tables += tag == "table"
+        self.outside += [v for k, v in attributes if k in ("src", "href") and not v.startswith("data:image/svg+xml;")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_is_whole_and_needs_no_network(out, markdown, page):
+    parser = Parser()
+    parser.feed(page)
+    assert parser.open == []
+    assert parser.outside == []
+    assert "url(" not in page
+    assert parser.tables == len(re.findall(r"^\| ---", markdown, re.MULTILINE))
+    figures = re.findall(r"!\[.+\]\(figures/(.+)\)", markdown)
+    assert {path.name for path in (out / "figures").iterdir()} == set(figures)
+    assert {"longer_histories.svg", "costs.svg", "learning_0.svg"} <= set(figures)
+    assert page.count("data:image/svg+xml;base64,") == len(figures)
+    assert '<td style="text-align:right"><em>not run</em> | 0.005</td>' in page
+
+
+def test_samples_stand_in_the_table_as_they_were_written(page):
+    parser = Parser()
+    parser.feed(page)
+    assert "Write | a review" in parser.text
+    assert "Good <b>" in parser.text
+
+
+def test_the_same_runs_give_the_same_bytes(out, markdown, page):
+    before = {path: path.read_bytes() for path in [*out.glob("report.*"), *out.glob("figures/*")]}
+    command = [sys.executable, "-m", "launch.report", f"--out={out}"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == [str(out / "report.md"), str(out / "report.html")]
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_folder_without_a_sweep_is_named(tmp_path):
+    command = [sys.executable, "-m", "launch.report", f"--out={tmp_path}"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert f"error: {tmp_path} has no sweep.json" in ended.stderr
+
+
+def test_a_sweep_without_a_finished_run_has_a_report(tmp_path):
+    Plan("paper", (0,), (), ("2",), ("movielens",)).save(tmp_path)
+    markdown, _ = write_report(tmp_path)
+    assert "Nothing can be said yet" in markdown.read_text()
+    assert "No run is finished." in markdown.read_text()
