@@ -1,7 +1,6 @@
 """Every model of the paper on MovieLens latest-small, small enough that a sweep of them ends on a laptop's two cores:
 
-    python -m launch.local --sweep=models --config=configs/ml_latest_small_models.py --seeds=0,1 --jobs=2 \
-        --out=runs/models
+    python -m launch.local --tables=2,5,6,7,8,fig3 --scale=laptop --datasets=movielens --jobs=2 --out=runs/laptop
 
 Encoders are those of `ml_latest_small.py`, the language model has half its layers. All LLM runs of a seed share one
 language model and see the same number of examples, a twelfth of what the single run of that config sees, so that 38

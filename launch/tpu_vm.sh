@@ -128,7 +128,7 @@ step_sync() {
   # uv brings the Python we need: Google's images have 3.10.
   on_workers all "set -euo pipefail
 [ -d ~/$code ] || git -c advice.detachedHead=false clone --quiet ~/user_llm.bundle ~/$code
-[ -x ~/.local/bin/uv ] || curl -LsSf https://astral.sh/uv/install.sh | sh
+[ -x ~/.local/bin/uv ] || python3 -m pip install --quiet --user uv
 [ -x ~/user_llm-venv/bin/python ] || ~/.local/bin/uv venv --quiet --python 3.11 ~/user_llm-venv
 ~/.local/bin/uv pip install --quiet --python ~/user_llm-venv/bin/python -e ~/$code $(printf '%q ' "${extra[@]}")"
 }
