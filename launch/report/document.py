@@ -18,6 +18,8 @@ from launch.sweeps import TABLES, Cell
 _FAILED_LINES = 20
 _SAMPLES_HEAD = "| prompt | true | with the user | without |\n| --- | --- | --- | --- |"
 _STAGES = {"encoder": "encoder alone", "user_llm": "language model with its context"}
+_KINDS = {"train": "training", "validation": "validation"}
+_CURVES = (("encoder", "validation", "recall@10"), ("user_llm", "train", "loss"))
 
 
 @dataclasses.dataclass
@@ -134,15 +136,18 @@ def _add_costs(document: Document, cells: Sequence[Cell], results: Results) -> N
 def _add_learning_curves(document: Document, seed: int, finished: Sequence[Run], results: Results) -> None:
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for run in finished:
-        for stage, metric in (("encoder", "recall@10"), ("user_llm", "loss")):
-            lines = results.metrics(run, stage, "validation")
+        for stage, kind, metric in _CURVES:
+            lines = results.metrics(run, stage, kind)
             points = [(line["step"], line[metric]) for line in lines if metric in line]
             if points and run.label.endswith(f"seed{seed}"):
                 _, task, *_ = run.label.split(".")
-                title = f"{DATASETS[run.dataset]}, {TASKS[task]}, {_STAGES[stage]}: validation {metric}"
+                title = f"{DATASETS[run.dataset]}, {TASKS[task]}, {_STAGES[stage]}: {_KINDS[kind]} {metric}"
                 panels.setdefault(title, {})[curve_title(run)] = points
     if panels:
-        document.add("## Learning curves", f"Seed {seed}, on the validation windows (the event before the test event).")
+        document.add(
+            "## Learning curves",
+            f"Of seed {seed}. Validation windows have the event before the test event as their label.",
+        )
     for number, (title, svg) in enumerate(plots.learning_curves(panels)):
         document.add_figure(f"learning_{number}.svg", svg, title)
 

@@ -105,8 +105,8 @@ def learning_curves(panels: Mapping[str, Curves]) -> Iterator[tuple[str, str]]:
             figure, axes = plt.subplots(figsize=(7, 3 + 0.17 * rows))
             for index, (label, points) in enumerate(curves.items()):
                 style = ("-", "--", ":", "-.")[index // len(_COLOURS) % 4]
-                axes.plot(*zip(*points, strict=True), linestyle=style, marker=".", label=label)
-            axes.set(xlabel="training step", ylabel=title)
+                axes.plot(*zip(*points, strict=True), linestyle=style, linewidth=1, label=label)
+            axes.set(title=title, xlabel="training step")
             figure.legend(*axes.get_legend_handles_labels(), loc="lower center", ncols=2, fontsize=7)
             figure.tight_layout(rect=(0, (0.17 * rows + 0.1) / (3 + 0.17 * rows), 1, 1))
             yield title, _svg(figure)

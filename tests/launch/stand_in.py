@@ -78,7 +78,7 @@ def main() -> None:
         **({"samples": samples} if task == "review_generation" else {}),
     }
     (workdir / "user_llm").mkdir(exist_ok=True)
-    curve = [{"step": step, "kind": "validation", "loss": 1 / step} for step in (10, 20)]
+    curve = [{"step": step, "kind": "train", "loss": 1 / step} for step in (10, 20)]
     (workdir / "user_llm" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in curve))
     return write(workdir / "results.json", results)
 
