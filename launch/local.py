@@ -1,6 +1,6 @@
 """Runs tables of the paper on this machine, one process a run:
 
-    python -m launch.local --tables=2,5,fig3 --scale=laptop --out=runs/laptop [--datasets=movielens] [--seeds=0,1] \
+    python -m launch.local --tables=2,5,fig3 --scale=laptop --out=runs/laptop [--datasets=movielens] [--seeds=0,1] \\
         [--jobs=2] [--raw movielens=ml-latest-small.zip] [--set training.user_llm.steps=600 ...]
 
 Runs that several tables share happen once, and an encoder pretrained once feeds every run that reads it. The same

@@ -2,7 +2,7 @@
 
     make launch      # its own environment, .venv-launch
     .venv-launch/bin/python -m launch.xm_launch --tables=2 --scale=laptop --out=runs/xm --jobs=2
-    .venv-launch/bin/python -m launch.xm_launch --tables=2 --scale=paper --out=/gcs/BUCKET/user_llm \
+    .venv-launch/bin/python -m launch.xm_launch --tables=2 --scale=paper --out=/gcs/BUCKET/user_llm \\
         --executor=vertex --accelerator=tpu_v5e=2x4
 
 A work unit is a run. Those that read another's encoder or language model start when it is finished; what has its
