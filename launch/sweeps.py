@@ -186,7 +186,7 @@ TABLES: Mapping[str, Table] = {
         "10",
     ),
     "11": Table("Next item with longer histories, language model trained or frozen", _BY_LENGTH, "11"),
-    "fig3": Table("Figure 3: the next item with longer histories", _BY_LENGTH, "11"),
+    "fig3": Table("The next item with longer histories, drawn", _BY_LENGTH, "11"),
     "12": Table("Short- and long-term context with either encoder", (Block(NEXT, RECALLS, _SHORT_AND_LONG),), "12"),
     "13": Table(
         "Training strategies with a pretrained and a random encoder",

@@ -108,7 +108,7 @@ def _overview(plan: Plan, cells: dict[str, list[Cell]], results: Results) -> Ite
 
 def _add_table(document: Document, name: str, cells: Sequence[Cell], plan: Plan, results: Results) -> None:
     title = TABLES[name].title
-    document.add(f"## {title if name == 'baselines' or name == 'fig3' else f'{table_name(name)}. {title}'}")
+    document.add(f"## {title if name == 'baselines' else f'{table_name(name)}. {title}'}")
     if name == "fig3":
         drawn = plots.longer_histories(cells, results, SCALES[plan.scale])
         if drawn:

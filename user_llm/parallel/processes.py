@@ -7,6 +7,7 @@ Processes wait for one another through JAX's coordination service, not on their 
 import itertools
 import logging
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ _WAIT_MILLISECONDS = 24 * 3600 * 1000  # for the lead, which may have a vocabula
 _SEEN_SECONDS = 30.0  # until a network folder shows a new file to all hosts
 
 LOST = (
-    "error: another process of this run has ended or cannot be reached, and its own log says why. "
+    "error: another process of this run has ended, has not come or cannot be reached; its own log says more. "
     "Start the same command again on all hosts: it goes on from the last checkpoint."
 )
 
@@ -50,7 +51,8 @@ def start(
         the environment says that there are several.
 
     Raises:
-      ValueError: flags that do not go together, or other processes that did not come within five minutes.
+      ValueError: flags that do not go together, a port that is taken, or no cluster where one was to be found. Where
+        another process does not come within five minutes, JAX aborts this one; the witness says what to do.
     """
     explicit = coordinator, num_processes, process_id
     options: dict[str, Any] = {}
@@ -65,10 +67,14 @@ def start(
                 f"--coordinator={coordinator} --num_processes={num_processes} --process_id={process_id}: expected "
                 "HOST:PORT, and a process_id from 0 to num_processes - 1"
             )
+        if process_id == 0:
+            _check_port(coordinator)
         options = dict(coordinator_address=coordinator, num_processes=num_processes, process_id=process_id)
         options["cluster_detection_method"] = "deactivate"
     elif not (several_are_announced(os.environ) if distributed is None else distributed):
         return
+    _logger.info("Waiting for the other processes of this run, five minutes at most")
+    _leave_a_witness()
     try:
         jax.distributed.initialize(
             **options, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS, shutdown_timeout_seconds=_SHUTDOWN_SECONDS
@@ -76,9 +82,15 @@ def start(
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"the processes of this run did not find one another: {_first_line(error)}") from error
     if several():
-        _leave_a_witness()
         wait_for_all("start")
         multihost_utils.sync_global_devices("start")  # CPU: processes connect now, while none is behind the others
+
+
+def _check_port(coordinator: str) -> None:
+    try:
+        socket.create_server(("", int(coordinator.rpartition(":")[2]))).close()
+    except OSError as error:  # JAX would end in a segmentation fault
+        raise ValueError(f"--coordinator={coordinator}: process 0 cannot listen there ({error})") from error
 
 
 def several_are_announced(environment: Any) -> bool:
