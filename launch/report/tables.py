@@ -32,9 +32,10 @@ def table(cells: Sequence[Cell], results: Results) -> str:
 
 def cell_text(cell: Cell, figure: Figure | None, bold: bool = False) -> str:
     """`ours ±half its interval | paper`, as Markdown inside a table."""
-    theirs = paper_figure(cell)
-    ours = NOT_RUN if figure is None else figure_text(figure, cell.metric, bold)
-    return ours if theirs is None else f"{ours} \\| {_thousands(theirs) if cell.metric in ('count', 'tokens') else theirs}"
+    ours, theirs = NOT_RUN if figure is None else figure_text(figure, cell.metric, bold), paper_figure(cell)
+    if theirs is None:
+        return ours
+    return f"{ours} \\| {_thousands(theirs) if cell.metric in ('count', 'tokens') else theirs}"
 
 
 def figure_text(figure: Figure, metric: str, bold: bool = False) -> str:
