@@ -46,6 +46,7 @@ def test_runs_happen_once_over_tables_seeds_and_calls(tmp_path, capsys):
     assert "14 of 14 runs are finished" not in capsys.readouterr().out
     assert sweep(tmp_path) == 0
     assert "14 of 14 runs are finished already" in capsys.readouterr().out
+    assert Plan.load(tmp_path) == plan  # less is asked for: nothing is forgotten
     assert [start["stopped"] for start in json.loads((tmp_path / "starts.json").read_text())] == [False] * 3
     assert {path.name for path in tmp_path.glob("report.*")} == {"report.md", "report.html"}
 

@@ -63,8 +63,8 @@ def cell_of(plan, table, **wanted):
     return found
 
 
-def naive(out, cell):
-    """Mean over seeds and users, a line at a time."""
+def naive(out, cell, user=None):
+    """Mean over seeds and users, or of one user, a line at a time."""
     values = []
     for run in cell.runs:
         path = out / run.name / "predictions.jsonl"
@@ -72,6 +72,8 @@ def naive(out, cell):
             continue
         for line in path.read_text().splitlines():
             line = json.loads(line)
+            if user not in (None, line["user_id"]):
+                continue
             if cell.metric == "rougeLsum":
                 values.append(100 * line["written"][cell.source]["rougeLsum"])
             else:
@@ -96,7 +98,10 @@ def test_a_figure_is_the_mean_over_users_and_seeds(out, plan, results, table, wa
     assert figure.low < figure.value < figure.high
     assert np.mean(figure.seeds) == pytest.approx(figure.value)
     assert len(figure.seeds) == 2
-    assert figure.sample.values.mean() == pytest.approx(figure.value)
+    of_users = dict(zip(figure.sample.users.tolist(), figure.sample.values, strict=True))
+    assert len(of_users) == 40
+    for user in ("0", "9", "10"):
+        assert of_users[user] == pytest.approx(naive(out, cell, user))
 
 
 def test_a_failed_seed_is_left_out_and_a_cell_without_runs_has_no_figure(out, plan, results):

@@ -1,6 +1,7 @@
 """Every cell of every table is one that `user_llm.main` can fill, and runs that are the same are one."""
 
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,20 @@ def test_runs_stand_behind_those_they_need_which_have_their_seed(scale):
         assert {other.name for other in run.needs} <= seen
         assert all(other.label[-1] == run.label[-1] for other in run.needs)
         seen.add(run.name)
+
+
+@every_scale
+def test_columns_of_a_length_read_so_many_events(scale):
+    ours = SCALES[scale].lengths
+    for cell in CELLS[scale, "fig3"]:
+        events = ours[int(re.search(r"Len(\d+)", cell.column)[1])]
+        for run in cell.runs:
+            config = resolve(run.config, run.values(Path()))
+            assert config.data.history_length == events
+            assert config.data.text_history == (events if cell.column.endswith("TP") else 0)
+            assert config.strategy == {"UnfrozenTP": "full", "FrozenTP": "lora", "UnfrozenUSER-LLM": "full"}.get(
+                cell.column.split()[0] + cell.column.split()[2], "enc"
+            )
 
 
 SOURCES = {
