@@ -35,11 +35,11 @@ _BASE_IMAGE = "python:3.12"
 _INSTRUCTIONS = ["WORKDIR /user_llm", "COPY {folder}/ /user_llm", "RUN pip install --no-cache-dir -e . {jax}"]
 
 
-def requirements_of(accelerator: str, replicas: int = 1) -> xm.JobRequirements:
+def requirements_of(accelerator: str) -> xm.JobRequirements:
     """The resources of `tpu_v5e=2x4`, `a100=8` or ""; a TPU takes a topology, a GPU a number."""
     kind, _, amount = accelerator.partition("=")
     resources = {kind: int(amount) if amount.isdecimal() else amount} if kind else {}
-    return xm.JobRequirements(resources=resources, replicas=replicas)
+    return xm.JobRequirements(resources=resources)
 
 
 def local(arguments: argparse.Namespace) -> tuple[xm.Executor, xm.Packageable]:
@@ -54,8 +54,8 @@ def logged(log: Path, command: Sequence[str]) -> list[str]:
 
 
 def vertex(arguments: argparse.Namespace) -> tuple[xm.Executor, xm.Packageable]:
-    """Vertex AI, in an image that holds this clone (or --image)."""
-    executor = xm_local.Vertex(requirements=requirements_of(arguments.accelerator, arguments.replicas))
+    """Vertex AI, one host a run, in an image that holds this clone (or --image)."""
+    executor = xm_local.Vertex(requirements=requirements_of(arguments.accelerator))
     if arguments.image:
         return executor, xm.container(executor.Spec(), image_path=arguments.image)
     folder = Path(__file__).resolve().parents[1]
@@ -156,7 +156,6 @@ def parser() -> argparse.ArgumentParser:
     add("--executor", default="local", choices=EXECUTORS, help="processes here, or Vertex AI (local)")
     add("--python", default=".venv/bin/python", help="local: the interpreter with the project installed")
     add("--accelerator", default="", help="vertex: tpu_v5e=2x4, a100=8, …")
-    add("--replicas", default=1, type=int, help="vertex: hosts of a run")
     add("--image", default="", help="vertex: a container image that is there already")
     add("--jax", default="jax[tpu]", help="vertex: jax for the accelerator, as jax[tpu] or jax[cuda13]")
     return made

@@ -82,10 +82,9 @@ def test_what_is_finished_is_left_alone():
     [("tpu_v5e=2x4", xm.ResourceType.TPU_V5E, 8), ("a100=8", xm.ResourceType.A100, 8), ("", None, 0)],
 )
 def test_accelerators_are_requirements(accelerator, kind, chips):
-    requirements = xm_launch.requirements_of(accelerator, replicas=2)
+    requirements = xm_launch.requirements_of(accelerator)
     assert requirements.accelerator == kind
     assert requirements.task_requirements.get(kind, 0) == chips
-    assert requirements.replicas == 2
 
 
 @pytest.mark.parametrize("image", ["", "registry/user-llm:1"])
