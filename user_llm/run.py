@@ -20,7 +20,7 @@ from user_llm.evaluation import report
 from user_llm.evaluation.leaks import as_results
 from user_llm.experiment import CATALOGUE, VOCABULARY, Experiment
 from user_llm.host import Host
-from user_llm.parallel.processes import is_lead, lead_makes
+from user_llm.parallel.processes import check_same, is_lead, lead_makes
 from user_llm.stages import run_stages
 from user_llm.task_evaluation import HEADLINES, evaluate, rankers
 
@@ -33,6 +33,7 @@ def run(config: ConfigDict, workdir: Path, host: Host) -> dict:
     Raises:
       ConfigError: the workdir belongs to a run of another config.
     """
+    check_same(json.dumps(_defining(_plain(config))), "config")
     results_file = workdir / "results.json"
     if (workdir / "config.json").exists():
         _refuse_another(config, workdir)
@@ -88,12 +89,17 @@ def _plain(config: ConfigDict) -> dict:
     return json.loads(config.to_json_best_effort())
 
 
+def _defining(config: Mapping) -> dict[str, object]:
+    """Dotted key → value, of all that two starts of one run have in common."""
+    return {key: value for key, value in _flat(config).items() if key not in _PLACES}
+
+
 def _refuse_another(config: ConfigDict, workdir: Path) -> None:
     """Raises `ConfigError` where the workdir holds a run of another config."""
-    before, now = _flat(json.loads((workdir / "config.json").read_text())), _flat(_plain(config))
+    before, now = _defining(json.loads((workdir / "config.json").read_text())), _defining(_plain(config))
     changed = [
         f"config.{key} was {before.get(key)!r}, is {now.get(key)!r}"
-        for key in sorted({*before, *now} - {*_PLACES})
+        for key in sorted({*before, *now})
         if before.get(key) != now.get(key)
     ]
     if changed:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -126,6 +127,14 @@ def wait_for_all(name: str) -> None:
         multihost.get_barrier_sync_fn()(key=key, timeout_ms=_WAIT_MILLISECONDS)
 
 
+def check_same(value: str, what: str) -> None:
+    """Raises ValueError on all processes where `value`, which is `what`, is not the same for all."""
+    if several():
+        sums = multihost_utils.process_allgather(np.uint32(zlib.crc32(value.encode())))
+        if len({*sums.tolist()}) > 1:
+            raise ValueError(f"the processes of this run have not got the same {what}: start the same command on all")
+
+
 def lead_makes(path: Path, make: Callable[[], object]) -> None:
     """Lets the lead call `make`, which writes `path`, where that is not there yet; the others wait for it.
 
@@ -134,7 +143,7 @@ def lead_makes(path: Path, make: Callable[[], object]) -> None:
     """
     if is_lead() and not path.exists():
         make()
-    wait_for_all(str(path))
+    wait_for_all(path.name)  # the folder above may have another name on each host
     until = time.monotonic() + _SEEN_SECONDS
     while not is_lead() and not path.exists():
         if time.monotonic() > until:
