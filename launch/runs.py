@@ -122,6 +122,8 @@ class Runs:
         history = self._history(model)
         if events := {"": 0, "short": min(SHORT, history), "all": history}[model.text]:
             overrides += [("data.text_history", events), ("prompt.max_inputs", self._prompt(events))]
+            if 0 < self.setting.long_text < events:
+                overrides.append(("training.user_llm.accumulate", 4))
         if model.encoder is None:
             overrides.append(("integration.kind", "none"))
         else:

@@ -18,6 +18,8 @@ class Setting:
         dataset: in place of the config's own.
         tokens_per_event: room in a prompt for each event that is written out.
         max_length: tokens that the language model must be able to read, where we train it.
+        long_text: written-out events above which a training batch is read in four parts: a prompt of 100 events took
+            14 GB otherwise. 0: never.
     """
 
     title: str
@@ -26,6 +28,7 @@ class Setting:
     dataset: str = ""
     tokens_per_event: int = 13
     max_length: int = 4096
+    long_text: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +64,7 @@ SCALES = {
                 50,
                 tokens_per_event=11,
                 max_length=1280,
+                long_text=50,
             ),
             "google_local": Setting(
                 "Google Local, simulated", "configs/simulated.py", 20, "google_local/simulated", max_length=512

@@ -118,6 +118,8 @@ def test_columns_of_a_length_read_so_many_events(scale):
             config = resolve(run.config, run.values(Path()))
             assert config.data.history_length == events
             assert config.data.text_history == (events if cell.column.endswith("TP") else 0)
+            split = scale == "laptop" and config.data.text_history == 100
+            assert config.training.user_llm.accumulate == (4 if split else 1)
             assert config.strategy == {"UnfrozenTP": "full", "FrozenTP": "lora", "UnfrozenUSER-LLM": "full"}.get(
                 cell.column.split()[0] + cell.column.split()[2], "enc"
             )
