@@ -63,7 +63,8 @@ _HOW_TO_READ = """\
 A cell is **ours | the paper's**. Ours: every test user, the whole catalogue, no sampled negatives; ± is half of the
 95 % bootstrap interval over users, "seeds" half of the range over seeds. A figure is bold where it is ahead of every
 other of its row beyond chance (paired bootstrap over the users). The paper's are of its own datasets with PaLM-2 XXS:
-what can be compared at another scale is the order of models, not the figures."""
+what can be compared at another scale is the order of models, not the figures. Each pair of models is judged alone: of
+a hundred pairs that are truly equal, about five would be told apart by chance."""
 
 
 def _head(plan: Plan, results: Results, runs: Sequence[Run], finished: Sequence[Run]) -> str:

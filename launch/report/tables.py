@@ -55,8 +55,9 @@ def what_to_run(cells: Sequence[Cell], plan: Plan, results: Results) -> str:
     lacking = [cell for cell in cells if results.figure(cell) is None]
     if not lacking:
         return ""
-    datasets = [name for name in DATASETS if name in {cell.dataset for cell in lacking}]
-    return f"Not run: `{command(plan, [lacking[0].table], datasets if all(datasets) else [])}`"
+    datasets = [name for name in DATASETS if name and name in {cell.dataset for cell in lacking}]
+    wanted = datasets if len(datasets) < len(SCALES[plan.scale].settings) else []
+    return f"Not run: `{command(plan, [lacking[0].table], wanted)}`"
 
 
 def command(plan: Plan, tables: Sequence[str], datasets: Sequence[str]) -> str:
@@ -71,11 +72,13 @@ def command(plan: Plan, tables: Sequence[str], datasets: Sequence[str]) -> str:
 def setting_note(plan: Plan, cells: Sequence[Cell]) -> str:
     """What stands for the paper's datasets at this scale, and its lengths where the table varies them."""
     scale = SCALES[plan.scale]
-    datasets = [name for name in dict.fromkeys(cell.dataset for cell in cells) if name]
-    parts = [f"{DATASETS[name]}: {scale.settings[name].title}, N = {scale.settings[name].history}" for name in datasets]
-    if any("Len" in cell.column for cell in cells) and datasets:
-        parts.append("; ".join(f"Len{theirs}: {ours} events" for theirs, ours in scale.lengths.items()))
-    return f"Ours: {' · '.join(parts)}." if parts else ""
+    settings = [scale.settings[name] for name in dict.fromkeys(cell.dataset for cell in cells) if name]
+    if not settings:
+        return ""
+    if any("Len" in cell.column for cell in cells):
+        lengths = ", ".join(f"Len{theirs} is {ours} events" for theirs, ours in scale.lengths.items())
+        return f"Ours: {settings[0].title}; {lengths}."
+    return f"Ours: {'; '.join(f'{setting.title}, N = {setting.history}' for setting in settings)}."
 
 
 def _alike(cells: Sequence[Cell]) -> list[tuple[str, list[Cell]]]:
