@@ -48,7 +48,7 @@ def longer_histories(cells: Sequence[Cell], results: Results, scale: Scale) -> s
     with plt.rc_context(_STYLE):
         figure, grid = plt.subplots(2, len(metrics), figsize=(3 * len(metrics), 5.4), squeeze=False)
         for column, metric in enumerate(metrics):
-            for (head, name), line in _LINES.items():
+            for place, ((head, name), line) in enumerate(_LINES.items()):
                 some = [
                     (int(match[2]), cell)
                     for cell in cells
@@ -61,7 +61,10 @@ def longer_histories(cells: Sequence[Cell], results: Results, scale: Scale) -> s
                     [found.value - found.low for _, found in ours],
                     [found.high - found.value for _, found in ours],
                 ]
-                x, y = [length for length, _ in ours], [found.value for _, found in ours]
+                beside = (
+                    (place - 1.5) * 0.012 * max(scale.lengths.values())
+                )  # so that intervals do not cover each other
+                x, y = [length + beside for length, _ in ours], [found.value for _, found in ours]
                 grid[0, column].errorbar(x, y, yerr=errors, capsize=2, label=label, markersize=4, **line)
                 theirs = [(length, float(value)) for length, cell in some if (value := paper_figure(cell))]
                 grid[1, column].plot(*zip(*theirs, strict=True), label=label, markersize=4, **line)

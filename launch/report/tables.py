@@ -12,6 +12,7 @@ from launch.scales import SCALES
 from launch.sweeps import Cell
 
 NOT_RUN = "*not run*"
+_JOINED = "\N{NO-BREAK SPACE}"  # a narrow cell breaks before the paper's figure, not inside of one
 _WIDEST = 5  # columns of the paper's layout; a wider table is turned, a dataset at a time, for narrow screens
 
 
@@ -35,7 +36,7 @@ def cell_text(cell: Cell, figure: Figure | None, bold: bool = False) -> str:
     ours, theirs = NOT_RUN if figure is None else figure_text(figure, cell.metric, bold), paper_figure(cell)
     if theirs is None:
         return ours
-    return f"{ours} \\| {_thousands(theirs) if cell.metric in ('count', 'tokens') else theirs}"
+    return f"{ours} \\|{_JOINED}{_thousands(theirs) if cell.metric in ('count', 'tokens') else theirs}"
 
 
 def figure_text(figure: Figure, metric: str, bold: bool = False) -> str:
@@ -44,7 +45,7 @@ def figure_text(figure: Figure, metric: str, bold: bool = False) -> str:
         return f"{figure.value:,.0f}" if metric in ("count", "tokens") else f"{figure.value:.1f}"
     digits = 1 if metric == "rougeLsum" else 3
     value = f"{figure.value:.{digits}f}"
-    text = f"{f'**{value}**' if bold else value} ±{(figure.high - figure.low) / 2:.{digits}f}"
+    text = f"{f'**{value}**' if bold else value}{_JOINED}±{(figure.high - figure.low) / 2:.{digits}f}"
     if len(figure.seeds) > 1:
         text += f" (seeds ±{(max(figure.seeds) - min(figure.seeds)) / 2:.{digits}f})"
     return text
