@@ -12,7 +12,10 @@ from launch.scales import SCALES
 from launch.sweeps import Cell
 
 NOT_RUN = "*not run*"
-_JOINED = "\N{NO-BREAK SPACE}"  # a narrow cell breaks before the paper's figure, not inside of one
+_JOINED, _BAR = (
+    "\N{NO-BREAK SPACE}",
+    "\\|\N{WORD JOINER}\N{NO-BREAK SPACE}",
+)  # a narrow cell breaks before the paper's figure, not inside of one
 _WIDEST = 5  # columns of the paper's layout; a wider table is turned, a dataset at a time, for narrow screens
 
 
@@ -36,7 +39,7 @@ def cell_text(cell: Cell, figure: Figure | None, bold: bool = False) -> str:
     ours, theirs = NOT_RUN if figure is None else figure_text(figure, cell.metric, bold), paper_figure(cell)
     if theirs is None:
         return ours
-    return f"{ours} \\|{_JOINED}{_thousands(theirs) if cell.metric in ('count', 'tokens') else theirs}"
+    return f"{ours} {_BAR}{_thousands(theirs) if cell.metric in ('count', 'tokens') else theirs}"
 
 
 def figure_text(figure: Figure, metric: str, bold: bool = False) -> str:
