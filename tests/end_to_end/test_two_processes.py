@@ -94,6 +94,14 @@ def wait_for_step(workdir: Path, stage: str, step: int) -> None:
         time.sleep(0.02)
 
 
+def wait_for_checkpoint(workdir: Path, stage: str, step: int) -> None:
+    """Until a step is on disk as a whole: Orbax writes behind the training, and renames the folder at the end."""
+    folder, until = workdir / stage / "checkpoints", time.monotonic() + GIVEN_UP
+    while not any(path.name.isdecimal() and int(path.name) >= step for path in folder.glob("*")):
+        assert time.monotonic() < until, log(workdir, 0).read_text()[-4000:]
+        time.sleep(0.02)
+
+
 def results(workdir: Path) -> str:
     """What results.json says, but for the commit: somebody may be editing the clone while the tests run."""
     content = json.loads((workdir / "results.json").read_text())
@@ -123,17 +131,18 @@ def test_two_processes_give_the_results_of_one_with_two_devices(tmp_path, data_d
 
 def test_killed_each_in_turn_and_started_again(tmp_path, data_dir):
     workdir = tmp_path / "two"
-    for victim, step in ((1, 6), (0, 12)):
-        with pair(workdir, data_dir, ENCODER) as started:
-            wait_for_step(workdir, "encoder", step)
+    flags = [*ENCODER, "--config.training.encoder.steps=60"]  # so that it cannot end before the signal comes
+    for victim, step in ((1, 6), (0, 24)):
+        with pair(workdir, data_dir, flags) as started:
+            wait_for_checkpoint(workdir, "encoder", step)
             started[victim].send_signal(signal.SIGKILL)
             assert started[1 - victim].wait(timeout=NOTICED) != 0
         time.sleep(1)  # its witness outlives it
         assert MESSAGE in log(workdir, 1 - victim).read_text()
         assert not (workdir / "results.json").exists()
-    run_pair(workdir, data_dir, ENCODER)
+    run_pair(workdir, data_dir, flags)
     assert "encoder: restored step" in log(workdir, 0).read_text()
-    assert_same(workdir, run_one(tmp_path / "one", data_dir, ENCODER))
+    assert_same(workdir, run_one(tmp_path / "one", data_dir, flags))
 
 
 def test_sigterm_to_one_stops_both_at_a_saved_step(tmp_path, data_dir):
