@@ -33,5 +33,5 @@ def _tokens(experiment: Experiment, stage: str) -> int:
     if stage == "encoder":
         return 0
     if stage == "llm":
-        return experiment.text_source().length - 1
+        return experiment.text_source.length - 1
     return experiment.source("train").length - 1 + experiment.assembly.soft_prompt_length

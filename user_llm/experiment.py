@@ -219,6 +219,7 @@ class Experiment:
             return FavoriteCategorySource(windows, self.catalogue.item_categories)
         return windows
 
+    @functools.cached_property
     def text_source(self) -> TextSource:
         """What a language model trained from scratch reads."""
         source = TextSource(self._documents, self.source("train"), max_length=self.config.llm.max_length)

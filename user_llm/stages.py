@@ -214,7 +214,7 @@ def _stage(experiment: Experiment, name: str, model: Model) -> Stage:
     config, training = experiment.config, experiment.config.training[name]
     objective = _objective(experiment, name)
     source = {
-        "llm": experiment.text_source,
+        "llm": lambda: experiment.text_source,
         "encoder": lambda: experiment.encoder_source("train"),
         "user_llm": lambda: experiment.source("train"),
     }[name]()
