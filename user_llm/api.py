@@ -1,19 +1,17 @@
 """The public face: language models and finished runs from Python (README, "In Python")."""
 
 import difflib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import seqio
-from ml_collections import ConfigDict
 
 from user_llm.checkpoints import huggingface
 from user_llm.data.vocabularies import (
+    Vocabulary,
     copy_vocabulary,
     decode_batch,
     encode_batch,
@@ -22,11 +20,15 @@ from user_llm.data.vocabularies import (
     text_start,
 )
 from user_llm.decoding.generate import generate
-from user_llm.evaluation.evaluator import user_llm_beams
-from user_llm.experiment import Experiment
+from user_llm.errors import UserError
+from user_llm.experiment.experiment import Experiment
+from user_llm.experiment.training import restore_stages
+from user_llm.experiment.workdir import read_config
 from user_llm.models.language_model import LanguageModel, LanguageModelConfig, causal_mask
 from user_llm.parallel.mesh import one_device
-from user_llm.stages import restore_stages
+from user_llm.tasks import TASKS, Answer, Asker
+
+Event = Mapping[str, Any]
 
 
 class TextModel:
@@ -35,13 +37,13 @@ class TextModel:
     Attributes:
       model: the `LanguageModel`.
       config: its dims.
-      tokenizer: a `seqio.Vocabulary`: `encode`, `decode`, `bos_id`, `eos_id`.
+      tokenizer: a `Vocabulary`: `encode`, `decode`, `bos_id`, `eos_id`.
 
     Raises:
       ValueError: the tokenizer has tokens for which the model has no rows.
     """
 
-    def __init__(self, model: LanguageModel, tokenizer: seqio.Vocabulary):
+    def __init__(self, model: LanguageModel, tokenizer: Vocabulary):
         if rows_needed(tokenizer) > model.config.vocab_size:
             raise ValueError(
                 f"the tokenizer has {rows_needed(tokenizer)} tokens, but the model has rows for "
@@ -123,14 +125,7 @@ def load_language_model(name: str | Path, *, dtype: str = "float32", param_dtype
     return TextModel(huggingface.load_language_model(folder, dtype=dtype, param_dtype=param_dtype), tokenizer)
 
 
-class Recommendation(NamedTuple):
-    """An item's title and the log-probability with which the LLM answers it."""
-
-    title: str
-    score: float
-
-
-class Recommender:
+class UserModel:
     """A finished run: encoder, LLM and vocabularies, for users it has never seen."""
 
     def __init__(self, experiment: Experiment):
@@ -139,14 +134,13 @@ class Recommender:
         self._model = restore_stages(experiment)["user_llm"]
         self.catalogue = experiment.catalogue
         self.tokenizer = experiment.vocabulary
-        self._prompts = experiment.prompts
-        self._trie = experiment.answer_trie
-        self._mesh = experiment.mesh
-        self._beams: dict[int, Any] = {}
+        self.tasks = tuple(task.name for task in experiment.tasks)
+        self._experiment = experiment
+        self._askers: dict[tuple[str, int], Asker] = {}
         self._items = {title: item for item, title in enumerate(self.catalogue.titles) if item}
-        self._ratings = {float(name): index for index, name in enumerate(experiment.facts["rating_names"]) if name}
+        self._ratings = {float(name): index for index, name in enumerate(experiment.rating_names) if name}
 
-    def recommend(self, events: Sequence[Mapping[str, Any]], k: int = 10) -> list[Recommendation]:
+    def recommend(self, events: Sequence[Event], k: int = 10) -> list[Answer]:
         """The `k` likeliest next items of a user, best first, none of which is among the events read.
 
         Args:
@@ -155,71 +149,77 @@ class Recommender:
           k: how many; beams are as many, or the config's where those are more.
 
         Raises:
-          ValueError: no event, an unknown title or an unknown rating; the nearest valid ones are named.
+          UserError: the run was not trained for it; no event, an unknown title or an unknown rating: the nearest
+            valid ones are named.
         """
+        return self.answer(events, "next_item", k)
+
+    def answer(
+        self, events: Sequence[Event], task: str | None = None, k: int = 10, *, about: Event | None = None
+    ) -> list[Answer]:
+        """The `k` likeliest answers to a task's question about a user, best first.
+
+        Args:
+          events: as for `recommend`.
+          task: one the run was trained for; None: its first.
+          about: the event, with its rating, that a review is to be written of.
+
+        Raises:
+          UserError: as `recommend`.
+        """
+        task = task or self.tasks[0]
+        if task not in self.tasks:
+            raise UserError(f"{self._experiment.workdir} answers {' and '.join(self.tasks)}: train a run of {task!r}.")
         if not events or k < 1:
-            raise ValueError(f"recommend needs at least one event and k of at least 1, got {len(events)} and k={k}.")
+            raise UserError(f"an answer needs at least one event and k of at least 1, got {len(events)} and k={k}.")
+        if (about is not None) != TASKS[task].asks_about_label:
+            raise UserError(f"task {task!r} asks about {'an event: give it with about=' if about is None else 'none'}.")
         length = self.config.data.history_length
         history = np.zeros((2, 1, length), np.int32)
         for slot, (index, event) in enumerate(
             list(enumerate(events))[-length:], start=length - min(len(events), length)
         ):
-            history[:, 0, slot] = self._item(index, event), self._rating(index, event)
-        tokens, lengths, _ = self._prompts.build(history[0])
-        beams = self._search(max(k, self.config.evaluation.num_beams))
+            history[:, 0, slot] = self._item(f"event {index}", event), self._rating(f"event {index}", event)
+        asked = [np.array([part("about", about)]) for part in (self._item, self._rating)] if about else []
+        tokens, lengths, _ = self._experiment.prompts(task).build(history[0], *asked)
         prompt = {"prompt_tokens": tokens, "prompt_lengths": lengths}
-        result, _ = beams({**prompt, "history/item": history[0], "history/rating": history[1]})
-        found = zip(np.asarray(result.items)[0].tolist(), np.asarray(result.scores)[0].tolist(), strict=True)
-        return [Recommendation(self.catalogue.titles[item], score) for item, score in found if item][:k]
+        (answers,) = self._asker(task, k)({**prompt, "history/item": history[0], "history/rating": history[1]})
+        return answers
 
-    def _search(self, num_beams: int):
-        if num_beams not in self._beams:
-            self._beams[num_beams] = user_llm_beams(
-                self._model.graphdef,
-                self._model.parameters,
-                self._model.buffers,
-                self._mesh,
-                trie=self._trie,
-                eos_id=self.tokenizer.eos_id,
-                num_beams=num_beams,
-                max_steps=len(self._trie.fan_out),
-                exclude_history=True,
-            )
-        return self._beams[num_beams]
+    def _asker(self, task: str, k: int) -> Asker:
+        if (task, k) not in self._askers:
+            self._askers[task, k] = TASKS[task].asker(self._experiment, self._model, k)
+        return self._askers[task, k]
 
-    def _item(self, index: int, event: Mapping[str, Any]) -> int:
+    def _item(self, where: str, event: Event) -> int:
         title = event.get("item")
         if title not in self._items:
             near = difflib.get_close_matches(str(title), self._items, n=3)
             hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-            raise ValueError(f"event {index}: {title!r} is no title of the catalogue{hint}")
+            raise UserError(f"{where}: {title!r} is no title of the catalogue{hint}")
         return self._items[title]
 
-    def _rating(self, index: int, event: Mapping[str, Any]) -> int:
+    def _rating(self, where: str, event: Event) -> int:
         encodes = self.config.integration.kind != "none"
-        if "rating" not in event and not (encodes and "rating" in self.config.encoder.features):
+        reads = where == "about" or (encodes and "rating" in self.config.encoder.features)
+        if "rating" not in event and not reads:
             return 0
         try:
             return self._ratings[float(event.get("rating"))]
         except (TypeError, ValueError, KeyError):
             known = ", ".join(f"{value:g}" for value in self._ratings)
-            raise ValueError(f"event {index}: rating {event.get('rating')!r}; expected one of {known}") from None
+            raise UserError(f"{where}: rating {event.get('rating')!r}; expected one of {known}") from None
 
 
-def load(workdir: str | Path) -> Recommender:
+def load(workdir: str | Path) -> UserModel:
     """Loads a finished run from its workdir, on this process' first device; the dataset is not needed.
 
     Raises:
       FileNotFoundError: the folder holds no run, or one that is not finished.
-      ValueError: a run that trained no contextualised LLM.
+      UserError: a run that trained no contextualised LLM, or one of another version.
     """
     workdir = Path(workdir)
-    path = workdir / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: name the --workdir of a finished run.")
-    config = ConfigDict(json.loads(path.read_text()))
+    config = read_config(workdir)
     if "user_llm" not in config.stages:
-        raise ValueError(f"{workdir} trained only {', '.join(config.stages)}: recommending needs stage user_llm.")
-    if config.task != "next_item":
-        raise ValueError(f"{workdir} answers task {config.task!r}: recommending needs a run of task 'next_item'.")
-    return Recommender(Experiment(config, workdir, one_device()))
+        raise UserError(f"{workdir} trained only {', '.join(config.stages)}: answering needs stage user_llm.")
+    return UserModel(Experiment(config, workdir, one_device()))

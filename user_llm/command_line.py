@@ -1,28 +1,31 @@
 """The command line of an experiment: a wrong flag, key or type is answered in one line, not a stack trace.
 
-Use it as `absl.app.run(main, flags_parser=flags_parser)`. `config.py` then looks at the values.
+Use it as `absl.app.run(main, flags_parser=functools.partial(flags_parser, validate=validate))`.
 """
 
 import difflib
 import itertools
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
-from user_llm.config import ConfigError, as_flag, validate
+from user_llm.config import ConfigError, as_flag
 
 _FLAG = re.compile(r"--?(?P<name>[\w-]+)(\.(?P<key>[^=]*))?(=(?P<value>.*))?", re.DOTALL)
 _EXPECTED = {bool: "true or false", int: "a whole number", float: "a number"}
 _PARSERS = {bool: flags.BooleanParser(), int: flags.IntegerParser(), float: flags.FloatParser()}
 
 
-def flags_parser(argv: Sequence[str]) -> list[str]:
+def flags_parser(argv: Sequence[str], validate: Callable[[ConfigDict], None]) -> list[str]:
     """Parses `argv` (program name first) into `absl.flags.FLAGS`, and validates its flag `config`.
+
+    Args:
+      validate: `experiment.validation.validate`. Launchers, which have no JAX, only load configs.
 
     Returns the program name. Anything wrong is printed as `error: …` and ends the program with status 2.
     """

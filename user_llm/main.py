@@ -8,6 +8,7 @@ SLURM, with `--distributed` on the workers of a Cloud TPU slice, and elsewhere w
 --num_processes=2 --process_id=0` (and 1 on the other). Where one of them ends, so do the others; start all again.
 """
 
+import functools
 import logging
 import signal
 import sys
@@ -20,10 +21,11 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from user_llm import command_line, quiet_tensorflow, run  # noqa: F401 - quietly, before `run` does it
-from user_llm.audit import audit_config
 from user_llm.config import ConfigError
-from user_llm.dry_run import print_dry_run
+from user_llm.experiment.validation import validate
 from user_llm.host import Host
+from user_llm.inspect.audit import audit_config
+from user_llm.inspect.dry_run import print_dry_run
 from user_llm.parallel import processes
 from user_llm.training.loop import Preempted, TrainingDiverged
 
@@ -110,7 +112,7 @@ def _log_to_stderr() -> None:
 
 def cli() -> None:
     """Entry point."""
-    app.run(main, flags_parser=command_line.flags_parser)
+    app.run(main, flags_parser=functools.partial(command_line.flags_parser, validate=validate))
 
 
 if __name__ == "__main__":

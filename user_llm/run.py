@@ -4,6 +4,7 @@ Several processes run all of this; the lead alone writes and prints. What is loo
 of them do next, so the lead writes it only after a wait for all, or after a computation in which all take part.
 """
 
+import itertools
 import json
 import logging
 import shutil
@@ -13,16 +14,28 @@ from pathlib import Path
 import gin
 from ml_collections import ConfigDict
 
-from user_llm.audit import audit
-from user_llm.config import ConfigError
-from user_llm.cost import training_costs
+from user_llm.config import task_names
 from user_llm.evaluation import report
 from user_llm.evaluation.leaks import as_results
-from user_llm.experiment import CATALOGUE, VOCABULARY, Experiment
+from user_llm.experiment.experiment import Experiment
+from user_llm.experiment.prepare import prepare
+from user_llm.experiment.training import run_stages
+from user_llm.experiment.workdir import (
+    CATALOGUE,
+    CONFIG,
+    ENVIRONMENT,
+    VOCABULARY,
+    defining,
+    refuse_another,
+    write_config,
+)
 from user_llm.host import Host
+from user_llm.inspect.audit import audit
+from user_llm.inspect.cost import training_costs
+from user_llm.models.model import Model
 from user_llm.parallel.processes import check_same, is_lead, lead_makes
-from user_llm.stages import run_stages
-from user_llm.task_evaluation import HEADLINES, evaluate, rankers
+from user_llm.tasks import Evaluation
+from user_llm.tasks.rows import item_rankers
 
 _logger = logging.getLogger(__name__)
 
@@ -31,12 +44,12 @@ def run(config: ConfigDict, workdir: Path, host: Host) -> dict:
     """Runs `config` in `workdir` and returns what `results.json` holds.
 
     Raises:
-      ConfigError: the workdir belongs to a run of another config.
+      UserError: the workdir belongs to a run of another config.
     """
-    check_same(json.dumps(_defining(_plain(config))), "config")
+    check_same(json.dumps(defining(config)), "config")
     results_file = workdir / "results.json"
-    if (workdir / "config.json").exists():
-        _refuse_another(config, workdir)
+    if (workdir / CONFIG).exists():
+        refuse_another(workdir, config)
     elif is_lead():  # nothing here belongs to a run: a config that failed its checks may have left these
         workdir.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(workdir / VOCABULARY, ignore_errors=True)
@@ -52,71 +65,52 @@ def run(config: ConfigDict, workdir: Path, host: Host) -> dict:
 
 def _make_results(experiment: Experiment, host: Host, results_file: Path) -> None:
     workdir = experiment.workdir
-    experiment.check()
+    prepare(experiment)
     if is_lead():
-        report.write_lines(workdir / "config.json", [json.dumps(_plain(experiment.config), indent=2)])
+        write_config(workdir, experiment.config)
         _write_environment(experiment)
     trained = run_stages(experiment, host)
-    found = evaluate(experiment, trained)
-    findings = audit(experiment, rankers(experiment, trained))
+    found = _evaluate(experiment, trained)
+    findings = audit(experiment, item_rankers(experiment, trained))
     facts = {**found.facts, "training": training_costs(experiment, trained), "audit": as_results(findings)}
 
     def write() -> None:
         report.write_predictions(workdir, found.predictions)
-        provenance = report.provenance(experiment.table.fingerprint)
+        provenance = report.provenance(experiment.fingerprint)
         report.write_results(workdir, protocols=found.protocols, facts=facts, provenance=provenance)
 
     lead_makes(results_file, write)
+
+
+def _evaluate(experiment: Experiment, trained: Mapping[str, Model]) -> Evaluation:
+    """What every task finds; where there are several, under its name."""
+    several = len(experiment.tasks) > 1
+    protocols, predictions, facts = {}, [], {}
+    for task in experiment.tasks:
+        found = task.evaluate(experiment, trained)
+        of_task = {"task": task.name, "headline": task.headline}
+        for name, protocol in found.protocols.items():
+            protocols[f"{task.name}: {name}" if several else name] = {**of_task, **protocol}
+        predictions.append({"task": task.name, **line} if several else line for line in found.predictions)
+        facts |= {task.name: found.facts} if several else found.facts
+    return Evaluation(protocols, itertools.chain.from_iterable(predictions), facts)
 
 
 def _print(config: ConfigDict, results: Mapping) -> None:
     for name, protocol in results["protocols"].items():
         title = f"{config.name}, {config.task}: {name}, {protocol['users']:,} test users"
         report.print_table(protocol["rows"], title=title)
-        report.print_comparisons(protocol["comparisons"], HEADLINES[config.task])
-    if "samples" in results:
-        report.print_samples(results["samples"])
+        report.print_comparisons(protocol["comparisons"], protocol["headline"])
+    for facts in (results, *(results.get(task, {}) for task in task_names(config))):
+        if "samples" in facts:
+            report.print_samples(facts["samples"])
     for name, check in results["audit"]["checks"].items():
         if check["verdict"] != "pass":
             _logger.warning("Audit, %s", "{verdict}: {0}: {count:,} of {of:,}: {detail}".format(name, **check))
 
 
-# Where things lie on this machine: they may move between two runs. The dataset's fingerprint guards the data.
-_PLACES = ("data.raw_path", "data.data_dir")
-
-
-def _plain(config: ConfigDict) -> dict:
-    return json.loads(config.to_json_best_effort())
-
-
-def _defining(config: Mapping) -> dict[str, object]:
-    """Dotted key → value, of all that two starts of one run have in common."""
-    return {key: value for key, value in _flat(config).items() if key not in _PLACES}
-
-
-def _refuse_another(config: ConfigDict, workdir: Path) -> None:
-    """Raises `ConfigError` where the workdir holds a run of another config."""
-    before, now = _defining(json.loads((workdir / "config.json").read_text())), _defining(_plain(config))
-    changed = [
-        f"config.{key} was {before.get(key)!r}, is {now.get(key)!r}"
-        for key in sorted({*before, *now})
-        if before.get(key) != now.get(key)
-    ]
-    if changed:
-        raise ConfigError(
-            f"{workdir} holds a run of another config; name another --workdir, or delete it. " + "; ".join(changed)
-        )
-
-
-def _flat(tree: Mapping, prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in tree.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value})
-    return flat
-
-
 def _write_environment(experiment: Experiment) -> None:
-    table, path = experiment.table, experiment.workdir / "environment.json"
+    table, path = experiment.table, experiment.workdir / ENVIRONMENT
     facts = {**report.provenance(table.fingerprint), "summary": table.summary}
     report.write_lines(path, [json.dumps(facts, indent=2)])
     report.write_lines(experiment.workdir / "operative_config.gin", [gin.operative_config_str()])

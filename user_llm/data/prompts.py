@@ -58,45 +58,6 @@ class Wording(NamedTuple):
         return [*plain, self.before, self.separator, *after]
 
 
-def next_item(noun: str) -> Wording:
-    """The next-item task (paper 4.1), of which the title is the answer."""
-    return Wording(
-        name="next_item_v1",
-        plain=(Piece(f"The user's next {noun}:"),),
-        before=f"The user's latest {noun}s:",
-        separator="|",
-        after=(Piece(f"The next {noun}:"),),
-    )
-
-
-def favorite_category(noun: str, category_noun: str) -> Wording:
-    """The favourite-category task (paper 4.1), of which the category's name is the answer."""
-    return Wording(
-        name="favorite_category_v1",
-        plain=(Piece(f"The user's favorite {category_noun}:"),),
-        before=f"The user's latest {noun}s:",
-        separator="|",
-        after=(Piece(f"The favorite {category_noun}:"),),
-    )
-
-
-def review_generation(noun: str) -> Wording:
-    """The review task (paper 4.1, table 15): the event's title, category and rating are given, its review is asked."""
-    pieces = (
-        Piece("Write a review for", "title"),
-        Piece("in the category", "category"),
-        Piece("with a rating of", "rating"),
-        Piece("The review:"),
-    )
-    return Wording(
-        name="review_generation_v1",
-        plain=pieces,
-        before=f"The user's latest {noun}s:",
-        separator="|",
-        after=pieces,
-    )
-
-
 def catalogue_documents(catalogue: Catalogue, noun: str) -> list[str]:
     """A sentence on each item, in item order: its title, what it is and its categories."""
     documents = []

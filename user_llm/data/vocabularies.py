@@ -20,6 +20,7 @@ from user_llm.data.huggingface_vocabulary import TOKENIZER_CONFIG, TOKENIZER_JSO
 from user_llm.files import replacing
 
 TOKENIZER_FILE = "tokenizer.model"
+Vocabulary = seqio.Vocabulary
 MAX_SENTENCE_BYTES = 1 << 20
 
 

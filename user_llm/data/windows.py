@@ -1,8 +1,5 @@
 """Windows by integer: `history_length` events and the next as label, read from flat columns in whole batches."""
 
-import threading
-import weakref
-
 import numpy as np
 
 from user_llm.data.splits import label_ranges, resolve_min_history
@@ -45,8 +42,8 @@ class Windows:
         counts = end - first
         self._user = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         self._shift = table.offsets[:-1] + first - (np.cumsum(counts) - counts)
-        self._item = _padded(table, "item", history_length)
-        self._rating = _padded(table, "rating", history_length)
+        self._item = table.padded("item", history_length)
+        self._rating = table.padded("rating", history_length)
 
     def __len__(self) -> int:
         return len(self._user)
@@ -103,17 +100,3 @@ def _records(column: np.ndarray, length: int, start: np.ndarray) -> np.ndarray:
     record = np.dtype((np.void, column.itemsize * length))
     overlapping = np.ndarray((len(column) - length + 1,), record, buffer=column, strides=(column.itemsize,))
     return overlapping[start].view(column.dtype).reshape(-1, length)
-
-
-_PADDED = weakref.WeakKeyDictionary()  # TimelineTable -> {(column, padding): int32 [padding + E]}
-_PADDED_LOCK = threading.Lock()
-
-
-def _padded(table: TimelineTable, column: str, padding: int) -> np.ndarray:
-    """A flat column behind `padding` zeros, so that the history of label p starts at p. Splits share it."""
-    with _PADDED_LOCK:
-        columns = _PADDED.setdefault(table, {})
-        if (column, padding) not in columns:
-            values = getattr(table, column)
-            columns[column, padding] = np.concatenate([np.zeros(padding, values.dtype), values])
-        return columns[column, padding]

@@ -8,6 +8,7 @@ Perceiver, which reads a query of `prompt.max_inputs` tokens and the user's embe
 on a machine that others use, ratios hold where seconds do not.
 """
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from user_llm.config import ConfigError
 from user_llm.efficiency.programs import TEXT_TOKENS, measure
 from user_llm.efficiency.report import render
 from user_llm.evaluation.report import provenance
+from user_llm.experiment.validation import validate
 from user_llm.files import replacing
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -49,4 +51,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=command_line.flags_parser)
+    app.run(main, flags_parser=functools.partial(command_line.flags_parser, validate=validate))

@@ -13,16 +13,17 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from user_llm.assembly import Assembly
 from user_llm.config import ConfigError
-from user_llm.data.feature_converters import decoder_features
+from user_llm.data.sources import decoder_features
 from user_llm.decoding.prefill import Prompt, extend, prefill
-from user_llm.dry_run import assembly_of
+from user_llm.experiment.assembly import Assembly
+from user_llm.inspect.dry_run import assembly_of
 from user_llm.models import parameters
+from user_llm.models.model import Model
 from user_llm.models.parameters import Parameters
 from user_llm.models.user_llm import UserLLM
 from user_llm.parallel.mesh import one_device, put_batch
-from user_llm.training.loop import Stage, fresh_state, make_train_step
+from user_llm.training.loop import TrainingRun, fresh_state, make_train_step
 from user_llm.training.objectives import contextualised_objective, history
 from user_llm.training.optimizer import make_optimizer
 from user_llm.training.trainable import STRATEGIES, trainable
@@ -184,18 +185,16 @@ def train_program(approach: Approach) -> Program:
     frozen = {path: value for path, value in values.items() if not trains[path]}
     optimizer = make_optimizer(config.training.user_llm, {path: axes[path] for path in tuned})
     state = {"parameters": tuned, **fresh_state(optimizer, tuned)}
-    stage = Stage(
+    run = TrainingRun(
         name="user_llm",
         config=config.training.user_llm,
-        graphdef=graphdef,
-        parameters=values,
-        buffers=buffers,
+        model=Model(graphdef, values, buffers, one_device()),
         axes=axes,
         rules=rules,
         objective=contextualised_objective(config.encoder.chunk_rows),
         batches=None,
     )
-    step = make_train_step(stage, optimizer, seed=0)
+    step = make_train_step(run, optimizer, seed=0)
     compiled = step.lower(state, frozen, buffers, approach.batch).compile()
 
     def run():

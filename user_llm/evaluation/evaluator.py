@@ -4,30 +4,27 @@ Of several hosts each reads every batch as a whole, computes its slice, and fetc
 a batch of the evaluation takes far longer to compute than to read, and metrics need not know of hosts.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import seqio
-from flax import nnx
-from jax.sharding import Mesh
 from tqdm import tqdm
 
-from user_llm.data.pipeline import evaluation_batches
-from user_llm.data.vocabularies import decode_batch
+from user_llm.data.pipeline import Source, evaluation_batches
+from user_llm.data.vocabularies import Vocabulary, decode_batch
 from user_llm.decoding.beam import BeamResult, beam_search
 from user_llm.decoding.catalogue_trie import CatalogueTrie
 from user_llm.decoding.generate import generate
 from user_llm.decoding.ranking import rank_catalogue
+from user_llm.evaluation.baselines import Scores
 from user_llm.evaluation.metrics import ranks_from_items, ranks_from_scores
-from user_llm.models import parameters
-from user_llm.models.parameters import Parameters
+from user_llm.models.model import Model
 from user_llm.parallel.mesh import put_whole_batch
 from user_llm.parallel.processes import fetch, is_lead
+from user_llm.training.objectives import Objective
 
-Scores = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 Beams = Callable[[Mapping[str, np.ndarray]], tuple[BeamResult, np.ndarray]]
 
 TOP = 10  # items kept of a ranking by scores
@@ -35,7 +32,7 @@ TOP = 10  # items kept of a ranking by scores
 
 def rank_by_scores(
     scores: Scores,
-    source: Any,
+    source: Source,
     *,
     batch_size: int,
     exclude_history: bool,
@@ -61,7 +58,7 @@ def rank_by_scores(
 
 def rank_by_beams(
     beams: Beams,
-    source: Any,
+    source: Source,
     *,
     trie: CatalogueTrie,
     batch_size: int,
@@ -107,32 +104,28 @@ def _seen(history: np.ndarray, labels: np.ndarray, canonical: np.ndarray | None 
     return np.where(same, 0, history)
 
 
-def encoder_scores(
-    graphdef: nnx.GraphDef, buffers: Parameters, mesh: Mesh, *, of: str = "item"
-) -> Callable[[Parameters, Mapping[str, np.ndarray]], jax.Array]:
-    """Returns `(values, batch) -> [B, I+1]`: the encoder alone, whichever it is, as a recommender.
+@functools.partial(jax.jit, static_argnames="of")
+def _encoder_logits(model: Model, history: Mapping[str, jax.Array], of: str) -> jax.Array:
+    encoder = model.module()
+    logits = encoder.category_logits if of == "category" else encoder.next_item_logits
+    return logits(history, history["item"] > 0)
+
+
+def encoder_scores(model: Model, *, of: str = "item") -> Scores:
+    """The encoder alone, whichever it is, as a recommender: `batch -> [B, I+1]`.
 
     With `of="category"` a dual encoder that has learnt categories scores these, `[B, C+1]`.
     """
 
-    @jax.jit
-    def apply(values, buffers, item, rating):
-        model = parameters.merge(graphdef, values, buffers)
-        logits = model.category_logits if of == "category" else model.next_item_logits
-        return logits({"item": item, "rating": rating}, item > 0)
-
-    def scores(values, batch):
-        batch = put_whole_batch({name: batch[f"history/{name}"] for name in ("item", "rating")}, mesh)
-        return apply(values, buffers, batch["item"], batch["rating"])
+    def scores(batch: Mapping[str, np.ndarray]) -> jax.Array:
+        history = {name: batch[f"history/{name}"] for name in ("item", "rating")}
+        return _encoder_logits(model, put_whole_batch(history, model.mesh), of)
 
     return scores
 
 
 def user_llm_beams(
-    graphdef: nnx.GraphDef,
-    values: Parameters,
-    buffers: Parameters,
-    mesh: Mesh,
+    model: Model,
     *,
     trie: CatalogueTrie,
     constrained: bool = True,
@@ -149,13 +142,13 @@ def user_llm_beams(
     canonical = np.asarray(trie.canonical_item)
 
     @jax.jit
-    def apply(values, buffers, trie, batch, excluded):
-        model = parameters.merge(graphdef, values, buffers)
+    def apply(model: Model, trie, batch, excluded):
+        llm = model.module()
         return beam_search(
-            model,
+            llm,
             batch["prompt_tokens"],
             batch["prompt_lengths"],
-            _context(model, batch) if with_context else None,
+            _context(llm, batch) if with_context else None,
             num_beams=num_beams,
             max_steps=max_steps,
             eos_id=eos_id,
@@ -169,17 +162,14 @@ def user_llm_beams(
         if exclude_history:
             # A user to recommend to has no label.
             excluded = canonical[_seen(history, batch.get("label/item", np.zeros(len(history), np.int32)), canonical)]
-        inputs = put_whole_batch(_inputs(batch), mesh)
-        return apply(values, buffers, trie, inputs, put_whole_batch({"item": excluded}, mesh)), excluded
+        inputs = put_whole_batch(_inputs(batch), model.mesh)
+        return apply(model, trie, inputs, put_whole_batch({"item": excluded}, model.mesh)), excluded
 
     return beams
 
 
 def user_llm_scores(
-    graphdef: nnx.GraphDef,
-    values: Parameters,
-    buffers: Parameters,
-    mesh: Mesh,
+    model: Model,
     *,
     trie: CatalogueTrie,
     eos_id: int,
@@ -188,19 +178,16 @@ def user_llm_scores(
     """Log-probability of every name of the trie: exact, and affordable for categories and small catalogues."""
 
     @jax.jit
-    def apply(values, buffers, trie, batch):
-        model = parameters.merge(graphdef, values, buffers)
-        context = _context(model, batch) if with_context else None
-        return rank_catalogue(model, batch["prompt_tokens"], batch["prompt_lengths"], context, trie, eos_id=eos_id)
+    def apply(model: Model, trie, batch):
+        llm = model.module()
+        context = _context(llm, batch) if with_context else None
+        return rank_catalogue(llm, batch["prompt_tokens"], batch["prompt_lengths"], context, trie, eos_id=eos_id)
 
-    return lambda batch: apply(values, buffers, trie, put_whole_batch(_inputs(batch), mesh))
+    return lambda batch: apply(model, trie, put_whole_batch(_inputs(batch), model.mesh))
 
 
 def user_llm_texts(
-    graphdef: nnx.GraphDef,
-    values: Parameters,
-    buffers: Parameters,
-    mesh: Mesh,
+    model: Model,
     *,
     eos_id: int,
     max_new_tokens: int,
@@ -209,19 +196,19 @@ def user_llm_texts(
     """Returns `batch -> int32 [B, max_new_tokens]`: what the contextualised LLM writes, greedily, up to EOS."""
 
     @jax.jit
-    def apply(values, buffers, batch):
-        model = parameters.merge(graphdef, values, buffers)
-        context = _context(model, batch) if with_context else None
+    def apply(model: Model, batch):
+        llm = model.module()
+        context = _context(llm, batch) if with_context else None
         prompt = batch["prompt_tokens"], batch["prompt_lengths"]
-        return generate(model, *prompt, context, max_new_tokens=max_new_tokens, eos_id=eos_id)
+        return generate(llm, *prompt, context, max_new_tokens=max_new_tokens, eos_id=eos_id)
 
-    return lambda batch: apply(values, buffers, put_whole_batch(_inputs(batch), mesh))
+    return lambda batch: apply(model, put_whole_batch(_inputs(batch), model.mesh))
 
 
 def write_texts(
     texts: Callable[[Mapping[str, np.ndarray]], jax.Array],
-    source: Any,
-    vocabulary: seqio.Vocabulary,
+    source: Source,
+    vocabulary: Vocabulary,
     *,
     batch_size: int,
     description: str,
@@ -246,11 +233,11 @@ def _context(model, batch: Mapping[str, jax.Array]):
 class Subset:
     """Some examples of a source, in the order of `ids`."""
 
-    def __init__(self, source: Any, ids: np.ndarray):
+    def __init__(self, source: Source, ids: np.ndarray):
         self.source, self.ids = source, ids
 
     @classmethod
-    def evenly(cls, source: Any, most: int) -> "Subset":
+    def evenly(cls, source: Source, most: int) -> "Subset":
         """At most `most` examples, evenly spread over the source; 0 takes all."""
         count = min(most or len(source), len(source))
         return cls(source, np.linspace(0, len(source) - 1, count).astype(np.int64))
@@ -269,7 +256,7 @@ class ShuffledContexts:
     A fixed rotation, so nobody keeps their own: what the LLM still gets right, it knows without the user.
     """
 
-    def __init__(self, source: Any):
+    def __init__(self, source: Source):
         self._source = source
 
     def __len__(self) -> int:
@@ -282,18 +269,18 @@ class ShuffledContexts:
         return {**batch, **{f"context/{name}": other[f"history/{name}"] for name in ("item", "rating")}}
 
 
-def mean_metrics(objective, graphdef: nnx.GraphDef, buffers: Parameters, source: Any, batch_size: int, mesh: Mesh):
-    """Returns `values -> {metric: mean over source}` for a training objective: a validation loss."""
+def mean_metrics(objective: Objective, source: Source, batch_size: int) -> Callable[[Model], dict[str, float]]:
+    """Returns `model -> {metric: mean over source}` for a training objective: a validation loss."""
 
     @jax.jit
-    def apply(values, buffers, batch):
-        _, _, metrics = objective(parameters.merge(graphdef, values, buffers), batch, None)
+    def apply(model: Model, batch):
+        _, _, metrics = objective(model.module(), batch, None)
         return metrics
 
-    def evaluate(values: Parameters) -> dict[str, float]:
+    def evaluate(model: Model) -> dict[str, float]:
         totals: dict[str, jax.Array] = {}
         for batch in evaluation_batches(source, batch_size):
-            metrics = apply(values, buffers, put_whole_batch(batch, mesh))
+            metrics = apply(model, put_whole_batch(batch, model.mesh))
             jax.block_until_ready(metrics)  # CPU meshes: no pile-up
             totals = metrics if not totals else jax.tree.map(jnp.add, totals, metrics)
         return {name: float(total / jnp.maximum(weight, 1e-9)) for name, (total, weight) in totals.items()}
@@ -301,7 +288,7 @@ def mean_metrics(objective, graphdef: nnx.GraphDef, buffers: Parameters, source:
     return evaluate
 
 
-def _batches(source: Any, batch_size: int, description: str) -> Iterable[tuple[dict[str, np.ndarray], np.ndarray]]:
+def _batches(source: Source, batch_size: int, description: str) -> Iterable[tuple[dict[str, np.ndarray], np.ndarray]]:
     """Evaluation batches with the mask of their real rows, under a progress bar."""
     disable = None if is_lead() else True  # None: where there is no terminal
     with tqdm(total=len(source), desc=description, unit="user", dynamic_ncols=True, disable=disable) as bar:

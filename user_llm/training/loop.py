@@ -1,6 +1,6 @@
 """The training loop of every stage. Read it top to bottom: it stands in the order things happen.
 
-The loop knows no model by name: a `Stage` brings parameters, an objective, batches and an evaluation.
+The loop knows no model by name: a `TrainingRun` brings parameters, an objective, batches and an evaluation.
 The host never waits for the newest step: it dispatches a few ahead, and fetches metrics when it writes them.
 """
 
@@ -12,13 +12,12 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
@@ -26,6 +25,7 @@ from ml_collections import ConfigDict
 from user_llm.checkpoints.manager import StageCheckpoints
 from user_llm.host import Host
 from user_llm.models import parameters
+from user_llm.models.model import Model
 from user_llm.models.parameters import Parameters
 from user_llm.parallel.mesh import put_batch
 from user_llm.parallel.processes import is_lead, several
@@ -48,84 +48,96 @@ class Preempted(Exception):
     """SIGTERM arrived; everything is saved, and the same command goes on from here."""
 
 
+class Batches(Protocol):
+    """A stream of batches that is a function of the step (`data.pipeline.TrainBatches`)."""
+
+    def iterator(self, start_step: int = 0, *, threads: int, prefetch: int) -> Iterator[dict[str, np.ndarray]]:
+        """This process' rows of the batches from `start_step` on."""
+        ...
+
+    def whole_batch(self, step: int) -> dict[str, np.ndarray]:
+        """All rows of the batch at a step."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
-class Stage:
-    """One training run: what is trained on what.
+class TrainingRun:
+    """What is trained on what.
 
     Attributes:
       name: folder under the workdir, and the name in logs.
       config: `config.training.<name>`.
-      graphdef, parameters, buffers, axes: the model as `models/parameters.py` splits it, on the mesh.
+      model: before its first step, on the mesh.
+      axes: path → the logical axes of a parameter (`parameters.logical_axes`).
       rules: which parameters train.
       objective: see `training/objectives.py`.
-      batches: a `data.pipeline.TrainBatches`, or what has its `iterator` and `whole_batch`.
-      evaluate: parameters → metrics on the validation windows, or None.
+      batches: see `Batches`.
+      evaluate: model → metrics on the validation windows, or None.
     """
 
     name: str
     config: ConfigDict
-    graphdef: nnx.GraphDef
-    parameters: Parameters
-    buffers: Parameters
+    model: Model
     axes: Mapping[str, tuple[str | None, ...]]
     rules: Rules
     objective: Objective
-    batches: Any
-    evaluate: Callable[[Parameters], dict[str, float]] | None = None
+    batches: Batches
+    evaluate: Callable[[Model], dict[str, float]] | None = None
 
 
-def train(stage: Stage, folder: Path, mesh: Mesh, *, seed: int, host: Host) -> Parameters:
-    """Trains `stage`, or what is left of it, and returns all parameters: the best kept ones, or the last.
+def train(run: TrainingRun, folder: Path, *, seed: int, host: Host) -> Model:
+    """Trains `run`, or what is left of it, and returns the model with the best kept parameters, or the last.
 
     Args:
       folder: `<workdir>/<stage>`: checkpoints, metrics and events go there. A finished stage is only restored.
-      seed: of dropout; the data's order has its own in `stage.batches`.
+      seed: of dropout; the data's order has its own in `run.batches`.
       host: reading ahead and logging.
 
     Raises:
       TrainingDiverged: with the step and the batch; the last good checkpoint stays the newest.
       Preempted: after SIGTERM, once the state is saved.
     """
-    config = stage.config
-    trains = trainable(stage.parameters, stage.rules)
-    tuned = {path: value for path, value in stage.parameters.items() if trains[path]}
-    frozen = {path: value for path, value in stage.parameters.items() if not trains[path]}
-    optimizer = make_optimizer(config, {path: stage.axes[path] for path in tuned})
+    config, mesh = run.config, run.model.mesh
+    trains = trainable(run.model.parameters, run.rules)
+    tuned = {path: value for path, value in run.model.parameters.items() if trains[path]}
+    frozen = {path: value for path, value in run.model.parameters.items() if not trains[path]}
+    optimizer = make_optimizer(config, {path: run.axes[path] for path in tuned})
     state = replicate_scalars({"parameters": tuned, **fresh_state(optimizer, tuned)}, mesh)
     checkpoints = StageCheckpoints(folder, keep_last=config.keep_last, keep_best=bool(config.keep_best))
     step, seconds = 0, 0.0
     if (latest := checkpoints.latest_step()) is not None:
         state, note = checkpoints.restore(latest, state)
         step, seconds = note["step"], note["seconds"]
-        _logger.info("%s: restored step %d of %d", stage.name, step, config.steps)
+        _logger.info("%s: restored step %d of %d", run.name, step, config.steps)
 
     if step < config.steps:
-        train_step = make_train_step(stage, optimizer, seed)
+        train_step = make_train_step(run, optimizer, seed)
         writer = MetricWriter(folder, restored_step=step, tensorboard=host.tensorboard)
         learning_rate = learning_rate_schedule(config)
-        reader = stage.batches.iterator(step, threads=host.reader_threads, prefetch=host.prefetch_batches)
+        reader = run.batches.iterator(step, threads=host.reader_threads, prefetch=host.prefetch_batches)
         batches = _on_device(reader, mesh)
         pending: collections.deque = collections.deque()  # metrics of steps not yet written
         # Virtual CPU devices share few threads: collectives of two steps at once wait for one another for ever.
         ahead = 1 if mesh.size > 1 and jax.default_backend() == "cpu" else _DISPATCH_AHEAD
         clock = time.perf_counter() - seconds
-        with _Interrupt() as interrupt, Progress(stage.name, step, config.steps, config.batch_size) as progress:
+        with _Interrupt() as interrupt, Progress(run.name, step, config.steps, config.batch_size) as progress:
             while True:
-                done, at = step == config.steps, functools.partial(_multiple, step)
+                done = step == config.steps
                 stop = interrupt.at(step)  # once: a signal that comes later is handled after the next step
-                checkpoint = done or at(config.checkpoint_every)
-                if pending and (checkpoint or stop or at(config.log_every) or at(config.eval_every)):
+                checkpoint = done or _multiple(step, config.checkpoint_every)
+                logs, evaluates = _multiple(step, config.log_every), _multiple(step, config.eval_every)
+                if pending and (checkpoint or stop or logs or evaluates):
                     values, bad_step = _fetch(pending)
                     if bad_step >= 0:
-                        raise _diverged(stage, folder, bad_step, checkpoints)
+                        raise _diverged(run, folder, bad_step, checkpoints)
                     progress.show(step, values["loss"])
                     seconds = time.perf_counter() - clock  # over all starts of this stage
                     rate = float(learning_rate(step - 1))
                     writer.write(step, "train", {**values, "learning_rate": rate, "seconds": seconds})
                 metric = None
-                evaluates = stage.evaluate and config.eval_every and (done or at(config.eval_every))
-                if evaluates and not writer.restored(step):
-                    measured = stage.evaluate({**state["parameters"], **frozen})
+                evaluates = evaluates or (done and config.eval_every)
+                if run.evaluate and evaluates and not writer.restored(step):
+                    measured = run.evaluate(run.model.with_parameters({**state["parameters"], **frozen}))
                     writer.write(step, "validation", measured)
                     progress.show(step, validation=measured)
                     # A step saved only because of a signal must not win: the uninterrupted run has none there.
@@ -138,8 +150,8 @@ def train(stage: Stage, folder: Path, mesh: Mesh, *, seed: int, host: Host) -> P
                 if stop:
                     checkpoints.close()
                     writer.close()
-                    raise Preempted(f"Stage {stage.name} is saved at step {step}; the same command resumes there.")
-                state, metrics = train_step(state, frozen, stage.buffers, next(batches))
+                    raise Preempted(f"Stage {run.name} is saved at step {step}; the same command resumes there.")
+                state, metrics = train_step(state, frozen, run.model.buffers, next(batches))
                 step += 1
                 pending.append(metrics)
                 if len(pending) >= ahead:
@@ -150,18 +162,20 @@ def train(stage: Stage, folder: Path, mesh: Mesh, *, seed: int, host: Host) -> P
     best = checkpoints.best_step()
     if best != step:
         state, _ = checkpoints.restore(best, state)
-        _logger.info("%s: uses step %d, the best by %s", stage.name, best, config.keep_best)
+        _logger.info("%s: uses step %d, the best by %s", run.name, best, config.keep_best)
     checkpoints.close()
-    return {path: state["parameters"].get(path, frozen.get(path)) for path in stage.parameters}
+    return run.model.with_parameters(
+        {path: state["parameters"].get(path, frozen.get(path)) for path in run.model.parameters}
+    )
 
 
-def make_train_step(stage: Stage, optimizer: optax.GradientTransformation, seed: int):
+def make_train_step(run: TrainingRun, optimizer: optax.GradientTransformation, seed: int):
     """Compiles `(state, frozen, buffers, batch) -> (state, metrics)`; the state's buffers are reused."""
-    accumulate = stage.config.accumulate
+    accumulate = run.config.accumulate
 
     def loss(tuned: Parameters, frozen: Parameters, buffers: Parameters, batch, key):
-        model = parameters.merge(stage.graphdef, {**tuned, **frozen}, buffers)
-        total, weight, metrics = stage.objective(model, batch, key)
+        model = parameters.merge(run.model.graphdef, {**tuned, **frozen}, buffers)
+        total, weight, metrics = run.objective(model, batch, key)
         return total, (weight, metrics)
 
     gradients = jax.value_and_grad(loss, has_aux=True)
@@ -251,16 +265,16 @@ def _to_maximise(name: str, measured: Mapping[str, float]) -> float | None:
     return -measured[name] if name.startswith("loss") else measured[name]
 
 
-def _diverged(stage: Stage, folder: Path, step: int, checkpoints: StageCheckpoints) -> TrainingDiverged:
+def _diverged(run: TrainingRun, folder: Path, step: int, checkpoints: StageCheckpoints) -> TrainingDiverged:
     newest = checkpoints.latest_step()
     checkpoints.close()
     path = folder / f"bad_batch_{step}.npz"
     if is_lead():
-        np.savez(path, **stage.batches.whole_batch(step))
+        np.savez(path, **run.batches.whole_batch(step))
     return TrainingDiverged(
-        f"Stage {stage.name}: the loss or gradient of step {step} is not finite. Its batch is in {path}; the newest "
+        f"Stage {run.name}: the loss or gradient of step {step} is not finite. Its batch is in {path}; the newest "
         f"checkpoint is {'not there yet' if newest is None else f'step {newest}, before it'}. "
-        f"Lower config.training.{stage.name}.learning_rate "
+        f"Lower config.training.{run.name}.learning_rate "
         "or set clip_norm, or look for odd values in the batch."
     )
 

@@ -9,13 +9,12 @@ from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
 from tfds_builders.families import builder_of
-from user_llm.assembly import Assembly
+from user_llm.experiment.assembly import Assembly
+from user_llm.experiment.parameter_table import print_parameter_table
+from user_llm.experiment.stages import stages_of
 from user_llm.models import parameters
 from user_llm.parallel.mesh import AXES
 from user_llm.parallel.processes import is_lead
-from user_llm.parameter_table import print_parameter_table
-from user_llm.stages import stage_names
-from user_llm.training.trainable import EVERYTHING, STRATEGIES
 
 # Items, categories and rating classes of the published files, so that no download is needed to plan a run.
 PUBLISHED = {
@@ -62,16 +61,10 @@ def print_dry_run(config: ConfigDict) -> None:
         counts = "{:,} items, {:,} categories and {} ratings".format(*ASSUMED)
         print(f"{config.data.dataset} is not built yet, so its sizes are not known; this plan assumes {counts}.")
     assembly, mesh = assembly_of(config), _abstract_mesh(config.compute.mesh)
-    stages = {
-        "llm": (assembly.language_model, EVERYTHING),
-        "encoder": (assembly.encoder, EVERYTHING),
-        "user_llm": (assembly.user_llm, STRATEGIES[config.strategy]),
-    }
-    for name in stage_names(config):
-        build, rules = stages[name]
-        model = parameters.abstract(build)
+    for stage in stages_of(config):
+        model = parameters.abstract(stage.builder(assembly))
         _, shapes, _ = parameters.split(model)
-        print_parameter_table(config, name, shapes, parameters.logical_axes(model), rules, mesh)
+        print_parameter_table(config, stage, shapes, parameters.logical_axes(model), mesh)
 
 
 def _abstract_mesh(sizes: Mapping[str, int]) -> AbstractMesh:

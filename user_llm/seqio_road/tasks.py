@@ -7,11 +7,11 @@ import seqio
 import tensorflow as tf
 
 from user_llm.data.answers import Answers
-from user_llm.data.preprocessors import AddUserIds, WritePrompts, write_answers
 from user_llm.data.prompts import Prompts
 from user_llm.data.splits import SPLITS
 from user_llm.data.timelines import TimelineTable
 from user_llm.data.windows import Windows
+from user_llm.seqio_road.preprocessors import AddUserIds, WritePrompts, write_answers
 
 _CHUNK = 1024  # windows gathered at once
 

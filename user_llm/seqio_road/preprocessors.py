@@ -8,9 +8,12 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
-from user_llm.data.answers import Answers, FavoriteCategoryAnswers, ReviewAnswers, TitleAnswers
+from user_llm.data.answers import Answers
 from user_llm.data.prompts import Prompts
 from user_llm.data.timelines import TimelineTable
+from user_llm.tasks.favorite_category import FavoriteCategoryAnswers
+from user_llm.tasks.next_item import TitleAnswers
+from user_llm.tasks.review_generation import ReviewAnswers
 
 Example = dict[str, tf.Tensor]
 

@@ -9,10 +9,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from user_llm.checkpoints import huggingface
-from user_llm.models.autoregressive_encoder import AutoregressiveEncoder
-from user_llm.models.bert4rec import Bert4Rec
+from user_llm.encoders import ENCODERS, Sizes
 from user_llm.models.cross_attention import CrossAttention, CrossAttentionConfig
-from user_llm.models.dual_encoder import DualEncoder, DualEncoderConfig
 from user_llm.models.language_model import LanguageModel, LanguageModelConfig
 from user_llm.models.lora import LoraConfig
 from user_llm.models.perceiver import Perceiver, PerceiverConfig
@@ -43,10 +41,10 @@ class Assembly:
         compute = self.config.compute
         return {key: compute[key] for key in ("dtype", "param_dtype", "scan_layers", "remat")}
 
-    def encoder(self, rngs: nnx.Rngs) -> AutoregressiveEncoder | Bert4Rec | DualEncoder:
+    def encoder(self, rngs: nnx.Rngs) -> nnx.Module:
         """The user encoder."""
         config = self.config.encoder
-        dims = dict(
+        dims = EncoderConfig(
             features=tuple(config.features),
             num_layers=config.num_layers,
             width=config.width,
@@ -56,17 +54,8 @@ class Assembly:
             max_length=self.config.data.history_length,
             **self._compute,
         )
-        sizes = dict(
-            item_categories=self.item_categories, num_categories=self.num_categories, num_ratings=self.num_ratings
-        )
-        if config.kind == "autoregressive":
-            return AutoregressiveEncoder(EncoderConfig(**dims), **sizes, rngs=rngs)
-        if config.kind == "bert4rec":
-            return Bert4Rec(EncoderConfig(**dims), **sizes, rngs=rngs)
-        dual = config.dual_encoder
-        label = "category" if dual.label == "favorite_category" else dual.label
-        dims |= dict(num_outputs=dual.num_outputs, fusion_layers=dual.fusion_layers, label=label)
-        return DualEncoder(DualEncoderConfig(**dims), **sizes, rngs=rngs)
+        sizes = Sizes(self.item_categories, self.num_categories, self.num_ratings)
+        return ENCODERS[config.kind].build(config, dims, sizes, rngs)
 
     @functools.cached_property
     def language_model_config(self) -> LanguageModelConfig:
@@ -133,8 +122,8 @@ class Assembly:
             return 0
         if config.integration.perceiver.enabled:
             return config.integration.perceiver.num_latents
-        dual = config.encoder.kind == "dual_encoder"
-        return config.encoder.dual_encoder.num_outputs if dual else config.data.history_length
+        encoder = config.encoder
+        return ENCODERS[encoder.kind].context_length(encoder, config.data.history_length)
 
     @property
     def soft_prompt_length(self) -> int:

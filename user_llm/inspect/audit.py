@@ -1,10 +1,10 @@
 """The auditor: looks for leaks in the built dataset and the actual batches of an experiment (`main --audit`)."""
 
 import dataclasses
-import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -19,7 +19,10 @@ from user_llm.evaluation import leaks
 from user_llm.evaluation.baselines import Scores, category_popularity_scores, popularity_scores
 from user_llm.evaluation.evaluator import Subset, rank_by_scores
 from user_llm.evaluation.leaks import Finding, leak, noteworthy
-from user_llm.experiment import Experiment
+from user_llm.experiment.experiment import Experiment
+from user_llm.experiment.prepare import prepare, vocabulary_events
+from user_llm.experiment.workdir import CONFIG, fingerprint, read_config
+from user_llm.tasks import Task
 
 _TRAIN_BATCHES = 20  # that are looked at
 _MAX_PROMPTS = 20_000  # a split: in training of the first batches, else evenly spread
@@ -62,7 +65,7 @@ def audit_config(config: ConfigDict, workdir: str | None) -> str:
     """
     with tempfile.TemporaryDirectory() as folder:
         experiment = Experiment(config, Path(workdir or folder))
-        experiment.check()
+        prepare(experiment)
         findings = audit(experiment)
     print_audit(findings)
     return leaks.as_results(findings)["verdict"]
@@ -80,32 +83,41 @@ def _timelines(experiment: Experiment) -> Iterator[Finding]:
     yield leak("one record a user", repeated, table.num_users, "the same user in several records, or shards")
 
 
-def _batches(experiment: Experiment, splits: tuple[str, ...]) -> Iterator[tuple[str, np.ndarray, Batch]]:
-    """Split, window numbers and rows of the first batches that the stages train on, and of what is evaluated on."""
+class _Rows(NamedTuple):
+    """Rows of a split as they are trained or evaluated on: window numbers, and the task whose prompts they have."""
+
+    split: str
+    ids: np.ndarray
+    batch: Batch
+    task: Task | None
+
+
+def _batches(experiment: Experiment, splits: tuple[str, ...]) -> Iterator[_Rows]:
+    """Of the first batches that the stages train on, and of what is evaluated on."""
     config = experiment.config
-    sources = {"encoder": experiment.encoder_source} if "encoder" in config.stages else {}
-    if with_prompts := bool({"llm", "user_llm"} & set(config.stages)):
-        sources["user_llm"] = experiment.source  # the stage `llm` reads these windows too, mixed with documents
-    for stage, source_of in sources.items():
+    train = [("encoder", experiment.encoder_source("train"), None)] if "encoder" in config.stages else []
+    # The stage `llm` reads the windows with prompts too, mixed with documents.
+    asking = experiment.tasks if {"llm", "user_llm"} & set(config.stages) else ()
+    train += [("user_llm", experiment.source(task.name, "train"), task) for task in asking]
+    for stage, source, task in train:
         batch_size = config.training[stage].batch_size
-        stream = TrainBatches(source_of("train"), batch_size, config.seed)
+        stream = TrainBatches(source, batch_size, config.seed)
         for step in range(min(_TRAIN_BATCHES, max(1, _MAX_PROMPTS // batch_size))):
-            yield "train", stream.ids(step), stream.batch(step)
+            yield _Rows("train", stream.ids(step), stream.batch(step), task)
     for split in splits[1:]:
-        subsets = [Subset.evenly(experiment.windows(split), 0)]
-        if with_prompts:
-            subsets.append(Subset.evenly(experiment.source(split), _MAX_PROMPTS))
-        for subset in subsets:
+        subsets = [(Subset.evenly(experiment.windows(split), 0), None)]
+        subsets += [(Subset.evenly(experiment.source(task.name, split), _MAX_PROMPTS), task) for task in asking]
+        for subset, task in subsets:
             for start in range(0, len(subset), _ROWS):
                 ids = subset.ids[start : start + _ROWS]
-                yield split, ids, subset.source.gather(ids)
+                yield _Rows(split, ids, subset.source.gather(ids), task)
 
 
 def _contents(experiment: Experiment, labels: Mapping[str, np.ndarray]) -> Iterator[Finding]:
     """Histories and prompts of actual batches against the events before the label, looked up again."""
     table = experiment.table
     wrong, changed, holding, again = [], [], [], []
-    for split, ids, batch in _batches(experiment, tuple(labels)):
+    for split, ids, batch, task in _batches(experiment, tuple(labels)):
         events = labels[split][ids % len(labels[split])]  # of more rows than windows, the rest is found to be wrong
         before, right = {}, np.ones(len(ids), bool)
         for column in ("item", "rating"):
@@ -114,10 +126,10 @@ def _contents(experiment: Experiment, labels: Mapping[str, np.ndarray]) -> Itera
             right &= (batch[f"history/{column}"] == before[column]).all(axis=1)
             right &= batch[f"label/{column}"] == values[events]
         wrong.append(~right)
-        if split == "test" and "prompt_tokens" not in batch:  # every window once
+        if split == "test" and task is None:  # every window once
             again.append((before["item"] == table.item[events, None]).any(axis=1))
-        if "prompt_tokens" in batch:
-            prompts = _prompts_of_others(experiment, before["item"], events)
+        if task is not None:
+            prompts = _prompts_of_others(experiment, task, before["item"], events)
             for found, rows in zip((changed, holding), leaks.answers_in_prompts(batch, prompts), strict=True):
                 found.append(rows)
     yield leak(
@@ -140,14 +152,14 @@ def _counted(parts: list[np.ndarray]) -> tuple[int, int]:
     return sum(int(rows.sum()) for rows in parts), sum(map(len, parts))
 
 
-def _prompts_of_others(experiment: Experiment, history: np.ndarray, events: np.ndarray) -> np.ndarray:
+def _prompts_of_others(experiment: Experiment, task: Task, history: np.ndarray, events: np.ndarray) -> np.ndarray:
     """Prompts int [B, P] of the same histories, and of other labels unless the task gives the label away."""
     table = experiment.table
     item, rating = table.item[events], table.rating[events]
-    if experiment.config.task != "review_generation":
+    if not task.asks_about_label:
         item = item % table.catalogue.num_items + 1
         rating = (rating + 1) % len(table.rating_names)
-    return experiment.prompts.build(history, item, rating)[0]
+    return experiment.prompts(task.name).build(history, item, rating)[0]
 
 
 def _splits(experiment: Experiment, labels: Mapping[str, np.ndarray], held_out: np.ndarray) -> Iterator[Finding]:
@@ -187,10 +199,11 @@ def _statistics(experiment: Experiment, labels: Mapping[str, np.ndarray], held_o
         len(counts),
         "items whose popularity counts differ from a count without test and validation events",
     )
+    read = vocabulary_events(experiment)
     yield leak(
         "vocabulary without held-out reviews",
-        int(np.isin(experiment.vocabulary_events, held_out).sum()),
-        len(experiment.vocabulary_events),
+        int(np.isin(read, held_out).sum()),
+        len(read),
         "test or validation reviews that the vocabulary was trained on",
     )
     cold = counts[table.item[labels["test"]]] == 0
@@ -206,12 +219,11 @@ def _other_runs(experiment: Experiment, held_out: np.ndarray) -> Iterator[Findin
         "llm": Path(named["llm"]).parent.parent,  # <workdir>/llm/huggingface
     }
     for stage, workdir in runs.items():
-        if not named[stage] or not (workdir / "config.json").is_file() or not (workdir / stage).is_dir():
+        if not named[stage] or not (workdir / CONFIG).is_file() or not (workdir / stage).is_dir():
             continue  # nothing borrowed, or not from a run of ours
-        theirs = ConfigDict(json.loads((workdir / "config.json").read_text()))
+        theirs = read_config(workdir)
         check = f"held-out events in the training of the borrowed {stage}"
-        fingerprint = json.loads((workdir / "environment.json").read_text())["dataset"]
-        if fingerprint != experiment.table.fingerprint:
+        if fingerprint(workdir) != experiment.table.fingerprint:
             detail = f"{workdir} has trained on other files ({theirs.data.dataset}), whose events cannot be compared"
             yield noteworthy(check, len(held_out), len(held_out), detail)
             continue

@@ -12,9 +12,10 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
+from user_llm.experiment.stages import Stage
 from user_llm.parallel.processes import is_lead
 from user_llm.parallel.rules import partition_spec
-from user_llm.training.trainable import Rules, trainable
+from user_llm.training.trainable import trainable
 
 _MIN_WIDTH = 100  # columns; a narrower table would cut numbers
 _HEADINGS = ("parameters", "that train", "parameters MiB", "gradients MiB", "optimizer MiB")
@@ -22,24 +23,22 @@ _HEADINGS = ("parameters", "that train", "parameters MiB", "gradients MiB", "opt
 
 def print_parameter_table(
     config: ConfigDict,
-    stage: str,
+    stage: Stage,
     shapes: Mapping[str, jax.ShapeDtypeStruct],
     axes: Mapping[str, Sequence[str | None]],
-    rules: Rules,
     mesh: Mesh | AbstractMesh,
 ) -> None:
     """Prints one row a component and their total, of several processes on the lead.
 
     Args:
       config: the experiment.
-      stage: its name.
+      stage: which of its stages.
       shapes, axes: path → (abstract) parameter, and its logical axes.
-      rules: which parameters train.
       mesh: the devices they are cut over; an abstract one will do.
     """
     if not is_lead():
         return
-    trains = trainable(shapes, rules)
+    trains = trainable(shapes, stage.rules(config))
     rows: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(_HEADINGS), np.int64))
     for path, shape in shapes.items():
         spec = partition_spec(path, shape.shape, axes[path], mesh)
@@ -47,12 +46,12 @@ def print_parameter_table(
         dtype = jnp.dtype(config.compute.param_dtype if trains[path] else config.compute.frozen_dtype)
         held = math.prod(shape.shape) // cut * dtype.itemsize
         counts = [math.prod(shape.shape), trains[path] * math.prod(shape.shape)]
-        rows[_component(stage, path)] += [*counts, held, trains[path] * held, trains[path] * 2 * held]
+        rows[stage.component(path)] += [*counts, held, trains[path] * held, trains[path] * 2 * held]
     rows["total"] = sum(rows.values())
     devices = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    strategy = f", strategy {config.strategy}" if stage == "user_llm" else ""
+    strategy = f", strategy {config.strategy}" if stage.name == "user_llm" else ""
     table = Table(
-        title=f"{config.name}: stage {stage}{strategy}, mesh {devices}",
+        title=f"{config.name}: stage {stage.name}{strategy}, mesh {devices}",
         caption="MiB per device; activations, the batch and a chunk of logits come on top",
     )
     for heading in ("component", *_HEADINGS):
@@ -60,10 +59,3 @@ def print_parameter_table(
     for component, values in rows.items():
         table.add_row(component, *(f"{v:,}" for v in values[:2]), *(f"{v / 2**20:,.1f}" for v in values[2:]))
     Console(width=max(_MIN_WIDTH, Console().width)).print(table)
-
-
-def _component(stage: str, path: str) -> str:
-    if stage != "user_llm":
-        return stage
-    component = path.split("/", 1)[0]
-    return f"{component}, LoRA" if "/lora/" in path else component

@@ -1,0 +1,63 @@
+"""What an encoder kind is: how it is built, what it learns, and what it is to the language model."""
+
+import abc
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from user_llm.data.pipeline import Source
+from user_llm.data.windows import Windows
+from user_llm.models.user_encoder import EncoderConfig
+from user_llm.training.objectives import Objective
+
+
+class Sizes(NamedTuple):
+    """What a dataset decides of an encoder: int32 `[I+1, C]`, category ids of each item; classes without padding."""
+
+    item_categories: np.ndarray
+    num_categories: int
+    num_ratings: int
+
+
+class EncoderKind(abc.ABC):
+    """A user encoder by the name that `config.encoder.kind` has for it.
+
+    `config` is the section `config.encoder` throughout.
+    """
+
+    name: str
+
+    @abc.abstractmethod
+    def build(self, config: ConfigDict, dims: EncoderConfig, sizes: Sizes, rngs: nnx.Rngs) -> nnx.Module:
+        """The module, with the interface that `models/user_encoder.py` describes."""
+
+    @abc.abstractmethod
+    def objective(self, config: ConfigDict, label_counts: Callable[[], np.ndarray]) -> Objective:
+        """What its pretraining minimises.
+
+        Args:
+          label_counts: gives int64 `[I+1]`, how often each item is the label of a training window.
+        """
+
+    def source(self, config: ConfigDict, windows: Windows, item_categories: np.ndarray) -> Source:
+        """What it learns from: the windows, with more where its objective reads more."""
+        del config, item_categories
+        return windows
+
+    def ranks(self, config: ConfigDict) -> str:
+        """What it scores as a baseline of its own: "item" or "category"."""
+        del config
+        return "item"
+
+    def context_length(self, config: ConfigDict, history_length: int) -> int:
+        """How many user embeddings it makes of a history."""
+        del config
+        return history_length
+
+    def problems(self, config: ConfigDict) -> Iterator[str]:
+        """A line for each value of the whole experiment's `config` that does not go with this kind."""
+        del config
+        yield from ()

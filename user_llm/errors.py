@@ -1,0 +1,5 @@
+"""The one base class of errors that tell a user what is wrong and what to do; all else is a bug and shows its trace."""
+
+from tfds_builders.errors import UserError
+
+__all__ = ["UserError"]

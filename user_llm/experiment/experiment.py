@@ -1,0 +1,203 @@
+"""The data and models of one experiment, each made once, on first use. Reads only: `prepare.py` makes the files."""
+
+import functools
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from user_llm.config import task_names
+from user_llm.data.answers import Answers
+from user_llm.data.pipeline import Source
+from user_llm.data.prompts import Names, Prompts, catalogue_documents, category_noun_of, noun_of
+from user_llm.data.sources import TextSource, UserLLMSource
+from user_llm.data.timelines import Catalogue, TimelineTable, load_timelines
+from user_llm.data.vocabularies import NameTokens, Vocabulary, load_vocabulary, rows_needed
+from user_llm.data.windows import Windows
+from user_llm.decoding.catalogue_trie import CatalogueTrie
+from user_llm.encoders import ENCODERS
+from user_llm.errors import UserError
+from user_llm.evaluation.baselines import item_counts
+from user_llm.experiment.assembly import Assembly
+from user_llm.experiment.workdir import CATALOGUE, VOCABULARY
+from user_llm.parallel.mesh import batch_shards, make_mesh
+from user_llm.tasks import TASKS, Task
+
+_logger = logging.getLogger(__name__)
+
+
+class Experiment:
+    """What the stages and the evaluation of one config share.
+
+    Args:
+      config: a validated config (`configs/base.py`).
+      workdir: where everything the experiment makes is kept.
+      mesh: the devices to use; None: the config's mesh over all of them.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: Path, mesh: Mesh | None = None):
+        self.config = config
+        self.workdir = workdir
+        self.mesh = make_mesh(config.compute.mesh) if mesh is None else mesh
+        self._prompts: dict[str, Prompts] = {}
+        self._answers: dict[str, Answers] = {}
+        self._tries: dict[str, CatalogueTrie] = {}
+        _check_batch_sizes(config, batch_shards(self.mesh))
+
+    @functools.cached_property
+    def tasks(self) -> tuple[Task, ...]:
+        """What the LLM is asked, in the config's order."""
+        return tuple(TASKS[name] for name in task_names(self.config))
+
+    @functools.cached_property
+    def table(self) -> TimelineTable:
+        """The timelines; built from the raw files where they are not built yet."""
+        data = self.config.data
+        return load_timelines(
+            data.dataset,
+            raw_path=data.raw_path or None,
+            data_dir=data.data_dir or None,
+            max_malformed=data.max_malformed,
+            simulated=data.simulated.to_dict() if data.dataset.endswith("/simulated") else None,
+            options=data.amazon_reviews.to_dict() if data.dataset.startswith("amazon_reviews/") else None,
+        )
+
+    @functools.cached_property
+    def _facts(self) -> dict[str, Any]:
+        # Kept in the workdir: a finished run needs its dataset no more.
+        facts = json.loads((self.workdir / CATALOGUE).read_text())
+        facts["catalogue"]["item_categories"] = np.array(facts["catalogue"]["item_categories"], np.int32)
+        return facts
+
+    @functools.cached_property
+    def catalogue(self) -> Catalogue:
+        """The items."""
+        return Catalogue(**self._facts["catalogue"])
+
+    @property
+    def rating_names(self) -> list[str]:
+        """By rating class; "" for 0, the padding."""
+        return self._facts["rating_names"]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the data the workdir was made of."""
+        return self._facts["fingerprint"]
+
+    def windows(self, split: str, table: TimelineTable | None = None) -> Windows:
+        """The windows of `train`, `validation` or `test`; of another `table` where one is given."""
+        data = self.config.data
+        return Windows(
+            table or self.table,
+            history_length=data.history_length,
+            split=split,
+            min_history=data.min_history or None,
+            validation=data.validation,
+        )
+
+    @functools.cached_property
+    def item_counts(self) -> np.ndarray:
+        """int64 `[I+1]`: how often each item occurs among the events a model may learn from."""
+        return self.count_items(self.table)
+
+    def count_items(self, table: TimelineTable) -> np.ndarray:
+        """The same of another table."""
+        splits = ("test", "validation") if self.config.data.validation else ("test",)
+        held_out = [self.windows(split, table) for split in splits]
+        return item_counts(table.item, table.catalogue.num_items, held_out)
+
+    @functools.cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The LLM's vocabulary."""
+        return load_vocabulary(self.workdir / VOCABULARY)
+
+    @functools.cached_property
+    def names(self) -> Names:
+        """Titles, categories and ratings in tokens."""
+        catalogue, most = self.catalogue, self.config.prompt.max_targets
+        titles, categories, ratings = (
+            NameTokens(names, self.vocabulary, most)
+            for names in (catalogue.titles, catalogue.category_names, self.rating_names)
+        )
+        _logger.info(
+            "%d titles in %d pieces at most; %d of them cut at prompt.max_targets=%d; %d duplicates numbered",
+            *(catalogue.num_items, titles.lengths.max(), titles.cut, most, catalogue.duplicates),
+        )
+        return Names(titles, categories, ratings, catalogue.item_categories)
+
+    def prompts(self, task: str) -> Prompts:
+        """A task's prompts in tokens."""
+        if task not in self._prompts:
+            config, dataset = self.config, self.config.data.dataset
+            self._prompts[task] = Prompts(
+                self.names,
+                TASKS[task].wording(noun_of(dataset), category_noun_of(dataset)),
+                max_inputs=config.prompt.max_inputs,
+                text_history=config.data.text_history,
+            )
+        return self._prompts[task]
+
+    def answers(self, task: str) -> Answers:
+        """A task's right answers in tokens."""
+        if task not in self._answers:
+            self._answers[task] = TASKS[task].answers(self)
+        return self._answers[task]
+
+    def answer_trie(self, task: str) -> CatalogueTrie:
+        """The names an answer of a task may be."""
+        if task not in self._tries:
+            names = TASKS[task].answer_names(self.names)
+            self._tries[task] = CatalogueTrie.build(names.tokens, names.lengths, self.vocabulary.eos_id)
+        return self._tries[task]
+
+    def source(self, task: str, split: str) -> UserLLMSource:
+        """The windows of a split with a task's prompts and answers."""
+        return UserLLMSource(self.windows(split), self.prompts(task), self.answers(task))
+
+    def answered_prompts(self, split: str) -> UserLLMSource:
+        """What the contextualised LLM reads of a split."""
+        (task,) = self.tasks
+        return self.source(task.name, split)
+
+    def encoder_source(self, split: str) -> Source:
+        """What the encoder learns from."""
+        config = self.config.encoder
+        return ENCODERS[config.kind].source(config, self.windows(split), self.catalogue.item_categories)
+
+    @functools.cached_property
+    def text_source(self) -> TextSource:
+        """What a language model trained from scratch reads."""
+        source = TextSource(self.documents, self.answered_prompts("train"), max_length=self.config.llm.max_length)
+        _logger.info("%d texts to learn from; %d documents cut at llm.max_length", len(source), source.cut)
+        return source
+
+    @functools.cached_property
+    def documents(self) -> list[str]:
+        """A sentence on each item."""
+        return catalogue_documents(self.catalogue, noun_of(self.config.data.dataset))
+
+    @functools.cached_property
+    def assembly(self) -> Assembly:
+        """The models."""
+        catalogue = self.catalogue
+        return Assembly(
+            config=self.config,
+            item_categories=catalogue.item_categories,
+            num_categories=len(catalogue.category_names) - 1,
+            num_ratings=len(self.rating_names) - 1,
+            vocabulary_size=rows_needed(self.vocabulary),
+        )
+
+
+def _check_batch_sizes(config: ConfigDict, shards: int) -> None:
+    sizes = {
+        f"training.{name}.batch_size / accumulate": config.training[name].batch_size // config.training[name].accumulate
+        for name in config.stages
+    }
+    for key, size in {**sizes, "evaluation.batch_size": config.evaluation.batch_size}.items():
+        if size % shards:
+            raise UserError(f"config.{key} = {size}: expected a multiple of the {shards} devices a batch is cut over")

@@ -1,0 +1,158 @@
+"""What a stage is: a model, where its parameters come from, what it learns from what, and what it leaves behind."""
+
+import abc
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from user_llm.checkpoints.manager import StageCheckpoints
+from user_llm.checkpoints.transfer import initialise
+from user_llm.data.pipeline import Source, TrainBatches
+from user_llm.evaluation.evaluator import Subset, mean_metrics
+from user_llm.experiment.assembly import Assembly
+from user_llm.experiment.experiment import Experiment
+from user_llm.experiment.workdir import NoRun
+from user_llm.models import parameters
+from user_llm.models.model import Model
+from user_llm.models.parameters import Builder, Parameters
+from user_llm.parallel.mesh import local_rows
+from user_llm.parallel.processes import fetch
+from user_llm.training.loop import Batches, TrainingRun
+from user_llm.training.objectives import Objective
+from user_llm.training.trainable import EVERYTHING, Rules, trainable
+
+Validation = Callable[[Model], dict[str, float]]
+
+
+class Stage(abc.ABC):
+    """One training of an experiment, by the name that `config.stages` and `config.training` have for it.
+
+    Attributes:
+      name: also its folder in the workdir.
+      metrics: of its validation, those that `keep_best` may name.
+    """
+
+    name: str
+    metrics: tuple[str, ...] = ("loss",)
+
+    @abc.abstractmethod
+    def builder(self, assembly: Assembly) -> Builder:
+        """How its model is built."""
+
+    def rules(self, config: ConfigDict) -> Rules:
+        """Which of its parameters train."""
+        del config
+        return EVERYTHING
+
+    def is_elsewhere(self, config: ConfigDict) -> bool:
+        """Whether another run, or somebody else, has trained it."""
+        del config
+        return False
+
+    def borrowed(self, experiment: Experiment) -> Model | None:
+        """The finished model of another run, where the config names one that is needed."""
+        del experiment
+
+    def pretrained(self, experiment: Experiment, finished: Mapping[str, Model]) -> tuple[Parameters, Parameters]:
+        """Parameters that are not random at the start: of earlier stages, and loaded for this one alone."""
+        del experiment, finished
+        return {}, {}
+
+    @abc.abstractmethod
+    def source(self, experiment: Experiment, split: str) -> Source:
+        """What it reads of a split."""
+
+    @abc.abstractmethod
+    def objective(self, experiment: Experiment) -> Objective:
+        """What it minimises."""
+
+    @abc.abstractmethod
+    def positions(self, experiment: Experiment, sizes: Mapping[str, int]) -> int:
+        """Parameters times the positions of an example that each meets: N D an example, for `inspect/cost.py`.
+
+        Args:
+          sizes: path → number of parameters.
+        """
+
+    def export(self, experiment: Experiment, model: Model) -> None:
+        """Leaves its finished model for others to load, in a format that is not ours alone."""
+        del experiment, model
+
+    def component(self, path: str) -> str:
+        """What a parameter belongs to, in the table of parameters."""
+        del path
+        return self.name
+
+    def problems(self, config: ConfigDict) -> Iterator[str]:
+        """A line for each value of the config that does not go with this stage; `config.stages` has it."""
+        del config
+        yield from ()
+
+    def initial(self, experiment: Experiment, finished: Mapping[str, Model]) -> Model:
+        """Its model before the first step: what is pretrained, the rest random."""
+        config = experiment.config
+        builder, earlier_and_loaded = self.builder(experiment.assembly), self.pretrained(experiment, finished)
+        graphdef, values, buffers = initialise(builder, config.seed, experiment.mesh, *earlier_and_loaded)
+        trains, frozen_dtype = trainable(values, self.rules(config)), jnp.dtype(config.compute.frozen_dtype)
+        values = {path: value if trains[path] else value.astype(frozen_dtype) for path, value in values.items()}
+        return Model(graphdef, values, buffers, experiment.mesh)
+
+    def training_run(self, experiment: Experiment, model: Model) -> TrainingRun:
+        """All that the training loop wants to know."""
+        config, objective = experiment.config, self.objective(experiment)
+        return TrainingRun(
+            name=self.name,
+            config=config.training[self.name],
+            model=model,
+            axes=parameters.logical_axes(parameters.abstract(self.builder(experiment.assembly))),
+            rules=self.rules(config),
+            objective=objective,
+            batches=self.batches(experiment),
+            evaluate=self.validation(experiment, objective) if config.data.validation else None,
+        )
+
+    def batches(self, experiment: Experiment) -> Batches:
+        """What it trains on, in order."""
+        config, size = experiment.config, experiment.config.training[self.name].batch_size
+        rows = local_rows(experiment.mesh, size)
+        return TrainBatches(self.source(experiment, "train"), size, config.seed, rows=rows)
+
+    def validation_source(self, experiment: Experiment) -> Source:
+        """Of the validation windows, as many as the config looks at."""
+        return Subset.evenly(self.source(experiment, "validation"), experiment.config.evaluation.max_validation)
+
+    def validation(self, experiment: Experiment, objective: Objective) -> Validation:
+        """Metrics on the validation windows: the objective's own."""
+        return mean_metrics(objective, self.validation_source(experiment), experiment.config.evaluation.batch_size)
+
+    def restore(self, experiment: Experiment, finished: Mapping[str, Model]) -> Model:
+        """The model of a finished run, without its data, optimizer or metrics.
+
+        Raises:
+          NoRun: there is no checkpoint, or none of the last step yet.
+        """
+        folder, training = experiment.workdir / self.name, experiment.config.training[self.name]
+        with contextlib.closing(self._finished_checkpoints(folder, training)) as checkpoints:
+            model = self.initial(experiment, finished)
+            trains = trainable(model.parameters, self.rules(experiment.config))
+            tuned = {path: value for path, value in model.parameters.items() if trains[path]}
+            tuned = checkpoints.restore_parameters(checkpoints.best_step(), tuned)
+        return model.with_parameters({**model.parameters, **tuned})
+
+    def _finished_checkpoints(self, folder: Path, training: ConfigDict) -> StageCheckpoints:
+        unfinished = "this run is not finished; run its command again."
+        if not (folder / "checkpoints").is_dir():
+            raise NoRun(f"{folder} has no checkpoints: {unfinished}")
+        checkpoints = StageCheckpoints(folder, keep_best=bool(training.keep_best), read_only=True)
+        if (step := checkpoints.latest_step() or 0) < training.steps:
+            checkpoints.close()
+            raise NoRun(f"{folder} is at step {step} of {training.steps}: {unfinished}")
+        return checkpoints
+
+
+def on_hosts(values: Parameters) -> Parameters:
+    """Parameters that this process can read: what lies on devices of other processes too is fetched."""
+    return {path: value if value.is_fully_addressable else fetch(value) for path, value in values.items()}

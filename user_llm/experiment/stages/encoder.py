@@ -1,0 +1,110 @@
+"""Stage `encoder`: the user encoder's pretraining (paper 3.1), or a baseline of its own."""
+
+from pathlib import Path
+
+import numpy as np
+from ml_collections.config_flags import config_path
+
+from user_llm.config import reads_pretrained_encoder
+from user_llm.encoders import ENCODERS
+from user_llm.errors import UserError
+from user_llm.evaluation.evaluator import encoder_scores, mean_metrics, rank_by_scores
+from user_llm.evaluation.metrics import METRICS
+from user_llm.experiment import workdir as workdirs
+from user_llm.experiment.experiment import Experiment
+from user_llm.experiment.stages.base import Stage
+
+# An encoder of another run must have read the same data in the same shape.
+_MUST_AGREE = (
+    "data.dataset",
+    "data.history_length",
+    "encoder.kind",
+    "encoder.features",
+    "encoder.num_layers",
+    "encoder.width",
+    "encoder.num_heads",
+    "encoder.hidden",
+    "encoder.dual_encoder.num_outputs",
+    "encoder.dual_encoder.fusion_layers",
+    "compute.scan_layers",
+)
+
+
+class EncoderStage(Stage):
+    """The encoder alone, whichever kind it is."""
+
+    name = "encoder"
+    metrics = ("loss", "recall@10", "ndcg@10")
+
+    def is_elsewhere(self, config):
+        """See `Stage`."""
+        return bool(config.encoder.checkpoint)
+
+    def builder(self, assembly):
+        """See `Stage`."""
+        return assembly.encoder
+
+    def source(self, experiment, split):
+        """See `Stage`."""
+        return experiment.encoder_source(split)
+
+    def objective(self, experiment):
+        """See `Stage`."""
+        config = experiment.config.encoder
+        return ENCODERS[config.kind].objective(config, lambda: experiment.item_counts)
+
+    def positions(self, experiment, sizes):
+        """See `Stage`."""
+        return sum(sizes.values()) * experiment.config.data.history_length
+
+    def validation(self, experiment, objective):
+        """The loss, and for an encoder of items how it ranks them."""
+        config, source = experiment.config, self.validation_source(experiment)
+        options = dict(batch_size=config.evaluation.batch_size, exclude_history=config.evaluation.exclude_history)
+        losses = mean_metrics(objective, source, config.evaluation.batch_size)
+        if ENCODERS[config.encoder.kind].ranks(config.encoder) != "item":
+            return losses
+
+        def evaluate(model):
+            ranks, _ = rank_by_scores(encoder_scores(model), source, **options)
+            rankings = {name: float(np.mean(metric(ranks))) for name, metric in METRICS.items()}
+            return {**rankings, **losses(model)}
+
+        return evaluate
+
+    def borrowed(self, experiment):
+        """The encoder of the finished run that `encoder.checkpoint` names, if it does.
+
+        Raises:
+          UserError: that run's encoder has another shape, other data, or has learnt from what we validate on.
+        """
+        lender = lender_of(experiment)
+        return None if lender is None else self.restore(lender, {})
+
+
+def lender_of(experiment: Experiment) -> Experiment | None:
+    """The finished run whose encoder the config takes, if it does.
+
+    Raises:
+      UserError: that run's encoder has another shape, other data, or has learnt from what we validate on.
+    """
+    config, workdir = experiment.config, Path(experiment.config.encoder.checkpoint)
+    if not config.encoder.checkpoint or not reads_pretrained_encoder(config):
+        return None
+    theirs = workdirs.read_config(workdir)
+    says = f"config.encoder.checkpoint={workdir}"
+
+    def plain(value):
+        return list(value) if isinstance(value, tuple) else value  # JSON knows no tuples
+
+    for key in _MUST_AGREE:
+        ours, other = plain(config_path.get_value(key, config)), plain(config_path.get_value(key, theirs))
+        if ours != other:
+            raise UserError(f"{says} was made with config.{key}={other!r}, this run has {ours!r}: they must agree")
+    if EncoderStage.name not in theirs.stages or theirs.encoder.checkpoint:
+        raise UserError(f"{says} trained {', '.join(theirs.stages)}: name a run that has trained an encoder")
+    if config.data.validation and not theirs.data.validation:
+        raise UserError(f"{says} has learnt from the events this run validates on: set config.data.validation=false")
+    if workdirs.fingerprint(workdir) != experiment.fingerprint:
+        raise UserError(f"{says} was trained on other raw files (their content's hash differs)")
+    return Experiment(theirs, workdir, experiment.mesh)

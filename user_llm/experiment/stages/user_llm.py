@@ -1,0 +1,89 @@
+"""Stage `user_llm`: the language model learns to read the user (paper 3.2)."""
+
+from user_llm.checkpoints import huggingface
+from user_llm.checkpoints.adapters import load_adapters, save_adapters
+from user_llm.checkpoints.transfer import with_prefix, without_prefix
+from user_llm.config import reads_pretrained_encoder
+from user_llm.experiment.stages.base import Stage, on_hosts
+from user_llm.files import replacing
+from user_llm.models import parameters
+from user_llm.models.parameters import Parameters
+from user_llm.parallel.processes import is_lead
+from user_llm.training.objectives import contextualised_objective
+from user_llm.training.trainable import STRATEGIES
+
+
+class UserLLMStage(Stage):
+    """The contextualised LLM. Its adapters, if any, are left in PEFT's layout, `<workdir>/user_llm/adapters`."""
+
+    name = "user_llm"
+
+    def builder(self, assembly):
+        """See `Stage`."""
+        return assembly.user_llm
+
+    def rules(self, config):
+        """See `Stage`."""
+        return STRATEGIES[config.strategy]
+
+    def pretrained(self, experiment, finished):
+        """See `Stage`."""
+        config, assembly = experiment.config, experiment.assembly
+        earlier: Parameters = {}
+        loaded: Parameters = {}
+        if reads_pretrained_encoder(config):
+            places = parameters.split(parameters.abstract(assembly.user_llm))[1]
+            trained = with_prefix("encoder", finished["encoder"].parameters)
+            earlier |= {path: value for path, value in trained.items() if path in places}  # its pretraining has more
+        if config.llm.checkpoint:
+            loaded |= huggingface.load_parameters(
+                config.llm.checkpoint, assembly.language_model_config, experiment.mesh
+            )
+        elif "llm" in finished:
+            earlier |= with_prefix("language_model", finished["llm"].parameters)
+        if config.strategy == "lora" and config.lora.checkpoint:
+            loaded |= load_adapters(config.lora.checkpoint, assembly.adapted_config)
+        return earlier, with_prefix("language_model", loaded)
+
+    def source(self, experiment, split):
+        """See `Stage`."""
+        return experiment.answered_prompts(split)
+
+    def objective(self, experiment):
+        """See `Stage`."""
+        return contextualised_objective(experiment.config.encoder.chunk_rows)
+
+    def positions(self, experiment, sizes):
+        """See `Stage`."""
+        encoder = sum(size for path, size in sizes.items() if path.startswith("encoder/"))
+        tokens = experiment.answered_prompts("train").length - 1 + experiment.assembly.soft_prompt_length
+        return encoder * experiment.config.data.history_length + (sum(sizes.values()) - encoder) * tokens
+
+    def export(self, experiment, model):
+        """See `Stage`."""
+        folder = experiment.workdir / self.name / "adapters"
+        if experiment.config.strategy != "lora" or folder.exists():
+            return
+        values = on_hosts({path: value for path, value in model.parameters.items() if "/lora/" in path})
+        if is_lead():
+            with replacing(folder) as partial:
+                save_adapters(without_prefix("language_model", values), experiment.assembly.adapted_config, partial)
+
+    def component(self, path):
+        """See `Stage`."""
+        component = path.split("/", 1)[0]
+        return f"{component}, LoRA" if "/lora/" in path else component
+
+    def problems(self, config):
+        """See `Stage`."""
+        says = f"config.stages={config.stages!r}"
+        if reads_pretrained_encoder(config) and "encoder" not in config.stages and not config.encoder.checkpoint:
+            yield (
+                f"{says} pretrains no encoder: add 'encoder', name a finished run that has one with "
+                "--config.encoder.checkpoint=WORKDIR, or set --config.encoder.init=random"
+            )
+        if config.strategy != "full" and not config.llm.checkpoint and "llm" not in config.stages:
+            yield (
+                f"config.strategy={config.strategy!r} freezes a language model that nothing has trained: add 'llm' to "
+                "config.stages, or name a pretrained one with --config.llm.checkpoint=FOLDER"
+            )

@@ -1,0 +1,46 @@
+"""Trains the stages of an experiment, or restores them when they are finished."""
+
+from collections.abc import Sequence
+
+from user_llm.experiment.experiment import Experiment
+from user_llm.experiment.parameter_table import print_parameter_table
+from user_llm.experiment.stages import STAGES, stages_of
+from user_llm.host import Host
+from user_llm.models.model import Model
+from user_llm.parallel.processes import wait_for_all
+from user_llm.training.loop import train
+
+Models = dict[str, Model]
+
+
+def run_stages(experiment: Experiment, host: Host) -> Models:
+    """Trains, resumes or restores every stage the config names; returns their finished models by stage."""
+    config, finished = experiment.config, _borrowed(experiment)
+    for stage in stages_of(config):
+        run = stage.training_run(experiment, stage.initial(experiment, finished))
+        print_parameter_table(config, stage, run.model.parameters, run.axes, experiment.mesh)
+        finished[stage.name] = train(run, experiment.workdir / stage.name, seed=config.seed, host=host)
+        stage.export(experiment, finished[stage.name])
+        wait_for_all(f"{stage.name} is exported")
+    return finished
+
+
+def restore_stages(experiment: Experiment, names: Sequence[str] = STAGES.names) -> Models:
+    """The models of a finished run, without its data, optimizer or metrics.
+
+    Args:
+      names: of the stages wanted, as far as the run has them.
+
+    Raises:
+      NoRun: a stage has no checkpoint, or none of its last step yet.
+    """
+    finished = _borrowed(experiment)
+    for stage in stages_of(experiment.config):
+        if stage.name in names:
+            finished[stage.name] = stage.restore(experiment, finished)
+    return finished
+
+
+def _borrowed(experiment: Experiment) -> Models:
+    borrowed = {stage.name: stage.borrowed(experiment) for stage in STAGES}
+    return {name: model for name, model in borrowed.items() if model is not None}

@@ -1,0 +1,84 @@
+"""What of a workdir tells whose it is: its config, with the version of the workdir's format."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from user_llm.errors import UserError
+from user_llm.files import replacing
+
+FORMAT = 2  # raised when what a workdir holds is no longer read as before
+
+CONFIG, ENVIRONMENT, VOCABULARY, CATALOGUE = "config.json", "environment.json", "vocabulary", "catalogue.json"
+
+
+class NoRun(UserError, FileNotFoundError):
+    """A workdir without a run, or with one that is not finished."""
+
+
+def plain(config: ConfigDict) -> dict:
+    """The config as JSON has it."""
+    return json.loads(config.to_json_best_effort())
+
+
+def write_config(workdir: Path, config: ConfigDict) -> None:
+    """Writes `config.json`."""
+    with replacing(workdir / CONFIG) as partial:
+        partial.write_text(json.dumps({"format": FORMAT, **plain(config)}, indent=2) + "\n")
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """The config of a run.
+
+    Raises:
+      NoRun: there is none.
+      UserError: an older or a newer version of this package made it.
+    """
+    path = workdir / CONFIG
+    if not path.is_file():
+        raise NoRun(f"{path} does not exist: name the --workdir of a finished run.")
+    values = json.loads(path.read_text())
+    if (found := values.pop("format", 1)) != FORMAT:
+        age = "an older" if found < FORMAT else "a newer"
+        raise UserError(
+            f"{workdir} was made by {age} version of user_llm (format {found} of a workdir, this is {FORMAT}): "
+            "run its config again in another --workdir, or take the version that environment.json names"
+        )
+    return ConfigDict(values)
+
+
+def fingerprint(workdir: Path) -> str:
+    """Of the dataset that a run was trained on."""
+    return json.loads((workdir / ENVIRONMENT).read_text())["dataset"]
+
+
+# Where things lie on this machine: they may move between two runs. The dataset's fingerprint guards the data.
+_PLACES = ("data.raw_path", "data.data_dir")
+
+
+def defining(config: ConfigDict) -> dict[str, object]:
+    """Dotted key → value, of all that two starts of one run have in common."""
+    return {key: value for key, value in _flat(plain(config)).items() if key not in _PLACES}
+
+
+def refuse_another(workdir: Path, config: ConfigDict) -> None:
+    """Raises `UserError` where the workdir holds a run of another config."""
+    before, now = defining(read_config(workdir)), defining(config)
+    changed = [
+        f"config.{key} was {before.get(key)!r}, is {now.get(key)!r}"
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key)
+    ]
+    if changed:
+        raise UserError(
+            f"{workdir} holds a run of another config; name another --workdir, or delete it. " + "; ".join(changed)
+        )
+
+
+def _flat(tree: Mapping, prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in tree.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value})
+    return flat

@@ -1,0 +1,1 @@
+"""Looks at an experiment without changing it: leaks (`audit`), a plan (`dry_run`), costs (`cost`)."""

@@ -1,0 +1,140 @@
+"""What a task is: its words, its right answers, its evaluation, and how a finished model is asked (paper 4.1)."""
+
+import abc
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from user_llm.data.answers import Answers
+from user_llm.data.prompts import Names, Prompts, Wording
+from user_llm.data.sources import UserLLMSource
+from user_llm.data.timelines import Catalogue, TimelineTable
+from user_llm.data.vocabularies import NameTokens, Vocabulary
+from user_llm.data.windows import Windows
+from user_llm.decoding.catalogue_trie import CatalogueTrie
+from user_llm.models.model import Model
+
+Batch = Mapping[str, np.ndarray]
+
+
+class Study(Protocol):
+    """What a task reads of an experiment (`experiment.Experiment`). What belongs to one task is asked for by its name.
+
+    Attributes:
+      config: the whole config.
+      table, catalogue, rating_names: the data; a finished run has no table at hand unless it is asked for.
+      vocabulary, names: the LLM's vocabulary, and the catalogue's names in it.
+      item_counts: int64 `[I+1]`, how often each item occurs among the events a model may learn from.
+    """
+
+    config: ConfigDict
+
+    @property
+    def table(self) -> TimelineTable: ...
+
+    @property
+    def catalogue(self) -> Catalogue: ...
+
+    @property
+    def rating_names(self) -> list[str]: ...
+
+    @property
+    def vocabulary(self) -> Vocabulary: ...
+
+    @property
+    def names(self) -> Names: ...
+
+    @property
+    def item_counts(self) -> np.ndarray: ...
+
+    def windows(self, split: str) -> Windows:
+        """The windows of `train`, `validation` or `test`."""
+        ...
+
+    def prompts(self, task: str) -> Prompts:
+        """The task's prompts in tokens."""
+        ...
+
+    def answer_trie(self, task: str) -> CatalogueTrie:
+        """The names an answer of the task may be."""
+        ...
+
+    def source(self, task: str, split: str) -> UserLLMSource:
+        """The windows of a split with the task's prompts and answers."""
+        ...
+
+
+class Evaluation(NamedTuple):
+    """What a task's evaluation found.
+
+    Attributes:
+      protocols: which test users → `users`, `rows` and `comparisons` (`report.write_results`).
+      predictions: one JSON-able mapping a test user.
+      facts: more for `results.json`.
+    """
+
+    protocols: dict[str, Any]
+    predictions: Iterable[Mapping[str, Any]]
+    facts: dict[str, Any]
+
+
+class Answer(NamedTuple):
+    """What a model answers, and its log-probability; None where the task has none."""
+
+    text: str
+    score: float | None
+
+
+Asker = Callable[[Batch], list[list[Answer]]]
+
+
+class Task(abc.ABC):
+    """A question about a user. A task of your own: `TASKS.register(MyTask())`, in the file of your config, say.
+
+    Attributes:
+      name: what `config.task` calls it.
+      headline: the metric that its comparisons are told in.
+      needs: of "category" and "review", what a dataset must have.
+      asks_about_label: whether its prompts write the label event, of which then something else is asked.
+      answers_reviews: whether a vocabulary of our own should read the reviews of training events.
+    """
+
+    name: str
+    headline: str
+    needs: tuple[str, ...] = ()
+    asks_about_label = False
+    answers_reviews = False
+
+    @abc.abstractmethod
+    def wording(self, noun: str, category_noun: str) -> Wording:
+        """The words of its prompts, for items and categories that are called so."""
+
+    @abc.abstractmethod
+    def answers(self, study: Study) -> Answers:
+        """Its right answers in tokens."""
+
+    def answer_names(self, names: Names) -> NameTokens | None:
+        """The names an answer may be; None where it is free text."""
+        del names
+
+    def problems(self, config: ConfigDict) -> Iterator[str]:
+        """A line for each value of the config that does not go with this task."""
+        del config
+        yield from ()
+
+    @abc.abstractmethod
+    def evaluate(self, study: Study, trained: Mapping[str, Model]) -> Evaluation:
+        """Answers for every test user under every row, and how good they are.
+
+        Args:
+          trained: finished stages by name; a row whose stage is missing is left out.
+        """
+
+    @abc.abstractmethod
+    def asker(self, study: Study, model: Model, k: int) -> Asker:
+        """Compiles `batch → the k best answers of each user`, best first, for users who have no label.
+
+        A batch has `history/item`, `history/rating` int `[B, S]`, and `prompt_tokens`, `prompt_lengths`.
+        """

@@ -1,0 +1,174 @@
+"""Task `next_item`: the title of the next event, and how every row ranks it among the whole catalogue (paper 4.3.1)."""
+
+import functools
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from user_llm.data.answers import NameAnswers
+from user_llm.data.prompts import Piece, Wording
+from user_llm.data.vocabularies import decode_batch
+from user_llm.evaluation.baselines import category_popularity_scores, popularity_scores
+from user_llm.evaluation.evaluator import Beams, Subset, rank_by_beams, rank_by_scores, user_llm_beams, user_llm_scores
+from user_llm.evaluation.metrics import ranking_metrics
+from user_llm.evaluation.report import ranking_predictions
+from user_llm.models.model import Model
+from user_llm.tasks.base import Answer, Asker, Batch, Evaluation, Study, Task
+from user_llm.tasks.rows import (
+    ENCODER,
+    LLM,
+    SHUFFLED,
+    TEXT_PROMPT,
+    USER_LLM,
+    dropped_events,
+    encoder_row,
+    llm_rows,
+    protocols,
+)
+
+POPULARITY = "Popularity"
+CATEGORY = "Popularity in the latest category"
+
+COMPARED = (
+    (ENCODER, POPULARITY),
+    (ENCODER, CATEGORY),
+    (USER_LLM, POPULARITY),
+    (USER_LLM, CATEGORY),
+    (USER_LLM, ENCODER),
+    (USER_LLM, LLM),
+    (USER_LLM, SHUFFLED),
+    (TEXT_PROMPT, POPULARITY),
+    (TEXT_PROMPT, CATEGORY),
+)
+
+
+class TitleAnswers(NameAnswers):
+    """The label's title.
+
+    Args:
+        words: titles by item id.
+        names: the same in tokens.
+    """
+
+    def labels(self, batch: Batch) -> np.ndarray:
+        """The label's item id."""
+        return batch["label/item"]
+
+
+class NextItem(Task):
+    """What comes next."""
+
+    name = "next_item"
+    headline = "recall@10"
+
+    def wording(self, noun, category_noun):
+        """See `Task`."""
+        return Wording(
+            name="next_item_v1",
+            plain=(Piece(f"The user's next {noun}:"),),
+            before=f"The user's latest {noun}s:",
+            separator="|",
+            after=(Piece(f"The next {noun}:"),),
+        )
+
+    def answers(self, study):
+        """See `Task`."""
+        return TitleAnswers(study.catalogue.titles, study.names.titles)
+
+    def answer_names(self, names):
+        """See `Task`."""
+        return names.titles
+
+    def evaluate(self, study: Study, trained: Mapping[str, Model]) -> Evaluation:
+        """Ranks the test labels under every row."""
+        config = study.config.evaluation
+        by_scores = dict(batch_size=config.batch_size, exclude_history=config.exclude_history)
+        test = Subset.evenly(study.windows("test"), config.max_users)
+        catalogue, counts = study.catalogue, study.item_counts
+        in_category = category_popularity_scores(counts, catalogue.item_categories)
+        ranks = {
+            POPULARITY: rank_by_scores(popularity_scores(counts), test, **by_scores)[0],
+            CATEGORY: rank_by_scores(in_category, test, **by_scores)[0],
+        }
+        if scores := encoder_row(study, trained, of="item"):
+            ranks[ENCODER] = rank_by_scores(scores, test, **by_scores)[0]
+        batch = test.gather(np.arange(len(test)))
+        items, facts = np.zeros((len(test), 0), np.int32), {}
+        if user_llm := trained.get("user_llm"):
+            prompted = Subset.evenly(study.source(self.name, "test"), config.max_users)
+            answered = llm_rows(study, prompted, functools.partial(self._ranker, study, user_llm))
+            ranks |= {row: found for row, (found, _) in answered.items()}
+            items = (answered.get(USER_LLM) or answered[TEXT_PROMPT])[1]
+            facts = dropped_events(study, self.name, batch)
+        rows = {row: ranking_metrics(found) for row, found in ranks.items()}
+        return Evaluation(
+            protocols(study, self.name, batch["history/item"], rows, COMPARED),
+            ranking_predictions(
+                user_ids=[study.table.user_ids[user] for user in batch["user"]],
+                labels=batch["label/item"],
+                ranks=ranks,
+                answers=items,
+                names=catalogue.titles,
+            ),
+            facts,
+        )
+
+    def asker(self, study: Study, model: Model, k: int) -> Asker:
+        """The next items by beam search, none of which is in the history."""
+        titles = study.catalogue.titles
+        beams = self._beams(study, model, num_beams=max(k, study.config.evaluation.num_beams))
+
+        def ask(batch: Batch) -> list[list[Answer]]:
+            result, _ = beams(batch)
+            rows = zip(np.asarray(result.items).tolist(), np.asarray(result.scores).tolist(), strict=True)
+            return [
+                [Answer(titles[item], score) for item, score in zip(items, scores, strict=True) if item][:k]
+                for items, scores in rows
+            ]
+
+        return ask
+
+    def _beams(self, study: Study, model: Model, *, num_beams: int, **options) -> Beams:
+        trie = study.answer_trie(self.name)
+        return user_llm_beams(
+            model,
+            trie=trie,
+            eos_id=study.vocabulary.eos_id,
+            num_beams=num_beams,
+            max_steps=len(trie.fan_out),
+            **{"exclude_history": True, **options},
+        )
+
+    def _ranker(self, study: Study, model: Model, with_context: bool):
+        """`(source, name) -> (ranks [n], items [n, J])` by beams, or by the probability of every title."""
+        config, trie = study.config.evaluation, study.answer_trie(self.name)
+        if config.answers == "exact":
+            scores = user_llm_scores(model, trie=trie, eos_id=study.vocabulary.eos_id, with_context=with_context)
+            ranker = functools.partial(rank_by_scores, scores)
+            options = dict(exclude_history=config.exclude_history)
+        else:
+            beams = self._beams(
+                study,
+                model,
+                num_beams=config.num_beams,
+                constrained=config.constrained,
+                exclude_history=config.exclude_history,
+                with_context=with_context,
+            )
+            ranker = functools.partial(rank_by_beams, beams)
+            options = dict(trie=trie, read=None if config.constrained else title_reader(study))
+        return lambda source, name: ranker(source, batch_size=config.batch_size, description=name, **options)
+
+
+def title_reader(study: Study) -> Callable[[np.ndarray], np.ndarray]:
+    """Reads the items that free beams name: tokens int `[B, J, T]` → item ids int32 `[B, J]`, 0 for no title."""
+    names, vocabulary = study.names.titles, study.vocabulary
+    # As the tokens spell them: a title cut at max_targets is answered by what is left of it.
+    titles = decode_batch(vocabulary, names.tokens, names.lengths)
+    item_of = {title: item for item, title in reversed(list(enumerate(titles))) if item}
+
+    def read(tokens: np.ndarray) -> np.ndarray:
+        texts = decode_batch(vocabulary, tokens.reshape(-1, tokens.shape[-1]))
+        return np.array([item_of.get(text, 0) for text in texts], np.int32).reshape(tokens.shape[:-1])
+
+    return read
