@@ -1,0 +1,1 @@
+"""The same data through SeqIO and TensorFlow, for those who train with its tasks. Nothing else needs it."""
