@@ -6,8 +6,6 @@ import shutil
 
 import numpy as np
 import pytest
-import seqio
-import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -15,14 +13,11 @@ from transformers import PreTrainedTokenizerFast
 
 from user_llm.data.huggingface_vocabulary import HuggingFaceVocabulary
 from user_llm.data.prompts import Prompts, next_item, review_generation
+from user_llm.data.sentencepiece_vocabulary import SentencePieceVocabulary
 from user_llm.data.vocabularies import (
-    copy_vocabulary,
-    decode_batch,
-    encode_batch,
     encode_continuations,
     load_vocabulary,
     pad_rows,
-    rows_needed,
     text_start,
 )
 
@@ -167,7 +162,6 @@ def names_of(vocabulary, ids):
 
 
 def test_what_begins_and_ends_a_text(vocabulary, kind):
-    assert isinstance(vocabulary, seqio.Vocabulary)
     expected = {
         "gpt2": ("<|endoftext|>", "<|endoftext|>", []),  # it has a BOS, and its texts do without
         "qwen": (None, "<|im_end|>", []),
@@ -186,17 +180,17 @@ def test_what_begins_and_ends_a_text(vocabulary, kind):
 
 def test_tokens_are_those_of_transformers(vocabulary, reference):
     plain = [title for title in TITLES if "<" not in title]
-    assert encode_batch(vocabulary, plain) == reference(plain, add_special_tokens=False)["input_ids"]
-    assert vocabulary.encode(plain[0]) == encode_batch(vocabulary, plain)[0]
+    assert vocabulary.encode_batch(plain) == reference(plain, add_special_tokens=False)["input_ids"]
+    assert vocabulary.encode(plain[0]) == vocabulary.encode_batch(plain)[0]
     assert vocabulary.vocab_size == len(reference)
 
 
 def test_titles_come_back_exactly_whatever_fills_up_their_rows(vocabulary):
-    tokens, lengths = pad_rows(encode_batch(vocabulary, TITLES))
-    assert decode_batch(vocabulary, tokens, lengths) == TITLES
+    tokens, lengths = pad_rows(vocabulary.encode_batch(TITLES))
+    assert vocabulary.decode_batch(tokens, lengths) == TITLES
     ended = np.pad(tokens, ((0, 0), (0, 3)))
     ended[np.arange(len(TITLES)), lengths] = vocabulary.eos_id
-    assert decode_batch(vocabulary, ended) == TITLES
+    assert vocabulary.decode_batch(ended) == TITLES
     assert [vocabulary.decode(row.tolist()) for row in ended] == TITLES
 
 
@@ -209,32 +203,32 @@ def test_any_text_comes_back_as_far_as_its_normaliser_lets_it(vocabularies, text
         expected = normalizers.NFC().normalize_str(text)
     if kind == "roberta":  # it puts a space where there is none yet: one of both is taken off
         expected = text.removeprefix(" ")
-    tokens, lengths = pad_rows(encode_batch(vocabulary, [text]))
+    tokens, lengths = pad_rows(vocabulary.encode_batch([text]))
     assert not {vocabulary.bos_id, vocabulary.eos_id} & {*tokens[0].tolist()}
-    assert decode_batch(vocabulary, tokens, lengths) == [expected]
+    assert vocabulary.decode_batch(tokens, lengths) == [expected]
 
 
 def test_special_tokens_and_ids_beyond_the_vocabulary_have_no_text(vocabulary):
-    (row,) = encode_batch(vocabulary, ["Amélie!"])
+    (row,) = vocabulary.encode_batch(["Amélie!"])
     special = [token for token in (vocabulary.bos_id,) if token not in (-1, vocabulary.eos_id)]
-    assert decode_batch(vocabulary, np.array([[*special, *row, 5000]])) == ["Amélie!"]
+    assert vocabulary.decode_batch(np.array([[*special, *row, 5000]])) == ["Amélie!"]
 
 
 def test_a_continuation_is_parted_from_what_it_follows_by_one_space(vocabulary):
-    before, (title,) = encode_batch(vocabulary, ["The next movie:"]), encode_continuations(vocabulary, ["Heat (1995)"])
-    assert decode_batch(vocabulary, np.array([before[0] + title])) == ["The next movie: Heat (1995)"]
+    before, (title,) = vocabulary.encode_batch(["The next movie:"]), encode_continuations(vocabulary, ["Heat (1995)"])
+    assert vocabulary.decode_batch(np.array([before[0] + title])) == ["The next movie: Heat (1995)"]
     assert encode_continuations(vocabulary, ["", "a"])[0] == []
 
 
 def test_prompts_and_titles_read_as_text(vocabulary, table, make_names):
     names = make_names(table, vocabulary, 100)
     titles = names.titles
-    stripped = [text.removeprefix(" ") for text in decode_batch(vocabulary, titles.tokens, titles.lengths)]
+    stripped = [text.removeprefix(" ") for text in vocabulary.decode_batch(titles.tokens, titles.lengths)]
     assert stripped == table.catalogue.titles
     prompts = Prompts(names, next_item("movie"), max_inputs=400, text_history=2)
     tokens, lengths, _ = prompts.build(np.array([[0, 3, 4]]))
     assert tokens[0, : len(text_start(vocabulary))].tolist() == text_start(vocabulary)
-    (text,) = decode_batch(vocabulary, tokens[:, len(text_start(vocabulary)) :], lengths - len(text_start(vocabulary)))
+    (text,) = vocabulary.decode_batch(tokens[:, len(text_start(vocabulary)) :], lengths - len(text_start(vocabulary)))
     first, second = table.catalogue.titles[3:5]
     assert text.replace(" |", "|") == f"The user's latest movies: {first}| {second}| The next movie:"
 
@@ -246,17 +240,18 @@ def test_a_review_s_prompt_reads_as_text(vocabulary, table, make_names):
     prompts = Prompts(names, review_generation("movie"), max_inputs=400)
     tokens, lengths, _ = prompts.build(np.zeros((1, 3), int), np.array([item]), np.array([9]))
     start = len(text_start(vocabulary))
-    (text,) = decode_batch(vocabulary, tokens[:, start:], lengths - start)
+    (text,) = vocabulary.decode_batch(tokens[:, start:], lengths - start)
     category = table.catalogue.category_names[table.catalogue.item_categories[item, 0]]
     title = table.catalogue.titles[item]
     assert text == f"Write a review for {title} in the category {category} with a rating of 4.5 The review:"
 
 
 def test_a_copy_is_the_same_vocabulary_without_the_files_that_named_its_tokens(vocabulary, reference, tmp_path):
-    copy_vocabulary(vocabulary, tmp_path / "copy")
+    vocabulary.save(tmp_path / "copy")
     assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
     copy = load_vocabulary(tmp_path / "copy")
     assert (copy.bos_id, copy.eos_id, copy.adds_bos) == (vocabulary.bos_id, vocabulary.eos_id, vocabulary.adds_bos)
+    assert copy == vocabulary
     theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path / "copy")
     assert theirs("Toy Story")["input_ids"] == text_start(copy) + copy.encode("Toy Story")
     assert theirs.eos_token_id == copy.eos_id
@@ -265,21 +260,8 @@ def test_a_copy_is_the_same_vocabulary_without_the_files_that_named_its_tokens(v
 def test_rows_needed_count_no_special_token_behind_the_text(vocabularies):
     gemma = vocabularies["gemma"]
     assert gemma.tokenizer.id_to_token(gemma.vocab_size - 1) == "<image_soft_token>"
-    spare = {kind: vocabulary.vocab_size - rows_needed(vocabulary) for kind, vocabulary in vocabularies.items()}
+    spare = {kind: vocabulary.vocab_size - vocabulary.rows for kind, vocabulary in vocabularies.items()}
     assert spare == dict(gpt2=0, qwen=0, llama3=1, gemma=1, llama2=0, roberta=0)
-
-
-def test_tensorflow_agrees(vocabulary):
-    rows = encode_batch(vocabulary, TITLES)
-    assert vocabulary.encode_tf(tf.constant(TITLES[2])).numpy().tolist() == rows[2]
-    assert vocabulary.encode_tf(tf.constant(TITLES)).to_list() == rows
-    assert vocabulary.decode_tf(tf.constant(rows[2])).numpy().decode() == TITLES[2]
-    ended, _ = pad_rows([[*row, vocabulary.eos_id, 7] for row in rows])
-    assert [text.decode() for text in vocabulary.decode_tf(tf.constant(ended)).numpy()] == TITLES
-    dataset = tf.data.Dataset.from_tensors({"inputs": TITLES[0]})
-    features = {"inputs": seqio.Feature(vocabulary)}
-    (example,) = seqio.preprocessors.tokenize(dataset, features, copy_pretokenized=False)
-    assert example["inputs"].numpy().tolist() == rows[0]
 
 
 def test_it_can_be_sent_to_another_process(vocabulary):
@@ -292,8 +274,8 @@ def test_a_folder_with_both_gives_its_sentencepiece_model(folders, shared_dir, t
     shutil.copytree(folders / "gemma", tmp_path / "both")
     shutil.copyfile(shared_dir / "llm" / "stories260K" / "tokenizer.model", tmp_path / "both" / "tokenizer.model")
     vocabulary = load_vocabulary(tmp_path / "both")
-    assert isinstance(vocabulary, seqio.SentencePieceVocabulary)
-    copy_vocabulary(vocabulary, tmp_path / "copy")
+    assert isinstance(vocabulary, SentencePieceVocabulary)
+    vocabulary.save(tmp_path / "copy")
     assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == [
         *("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
     ]
@@ -322,6 +304,8 @@ def test_the_checkpoint_may_do_without_the_bos_that_its_file_puts(tmp_path):
     write(tmp_path / "folder", tokenizer, {name: values | {"add_bos_token": False} for name, values in beside.items()})
     vocabulary = load_vocabulary(tmp_path / "folder")
     assert (vocabulary.bos_id, text_start(vocabulary)) == (1, [])
+    write(tmp_path / "with", tokenizer, beside)
+    assert load_vocabulary(tmp_path / "with") != vocabulary
 
 
 def test_a_file_that_is_no_tokenizer_is_named(tmp_path):
