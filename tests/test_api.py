@@ -16,6 +16,7 @@ from configs import base
 from user_llm.api import TextModel
 from user_llm.checkpoints.manager import StageCheckpoints
 from user_llm.data.vocabularies import load_vocabulary
+from user_llm.experiment.workdir import write_config
 from user_llm.models import parameters
 from user_llm.models.language_model import LanguageModel, LanguageModelConfig
 
@@ -145,12 +146,12 @@ def test_a_tokenizer_of_another_model_is_refused(llm, of_bytes):
 def workdir(folder, **changes):
     config = base.get_config()
     config.update(changes)
-    (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    write_config(folder, config)
     return folder
 
 
 def test_a_run_without_a_contextualised_llm_is_named(tmp_path):
-    with pytest.raises(ValueError, match="trained only encoder: recommending needs stage user_llm"):
+    with pytest.raises(ValueError, match="trained only encoder: answering needs stage user_llm"):
         user_llm.load(workdir(tmp_path, stages=("encoder",)))
 
 
@@ -161,6 +162,7 @@ def test_a_run_that_is_not_finished_is_named_before_any_data_is_read(step, says,
         if step:
             checkpoints.save(step, {"parameters": {"w": jnp.ones(2)}, "step": jnp.int32(step)}, {})
         checkpoints.close()
-    monkeypatch.setattr("user_llm.experiment.load_timelines", lambda *_, **__: pytest.fail("the data was asked for"))
+    asked = lambda *_, **__: pytest.fail("the data was asked for")  # noqa: E731
+    monkeypatch.setattr("user_llm.experiment.experiment.load_timelines", asked)
     with pytest.raises(FileNotFoundError, match=f"{says}.*: this run is not finished; run its"):
         user_llm.load(workdir(tmp_path))

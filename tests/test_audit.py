@@ -10,15 +10,19 @@ from ml_collections.config_flags import config_path
 from rich.console import Console
 
 from configs import base
-from user_llm import experiment as experiment_lib
-from user_llm.audit import audit, print_audit
-from user_llm.data.feature_converters import UserLLMSource
-from user_llm.data.prompts import Piece, Prompts, next_item
+from user_llm.data.prompts import Piece, Prompts
+from user_llm.data.sources import UserLLMSource
 from user_llm.data.windows import Windows
 from user_llm.evaluation import leaks
 from user_llm.evaluation.leaks import as_results
-from user_llm.experiment import Experiment
+from user_llm.experiment import experiment as experiment_lib
+from user_llm.experiment.experiment import Experiment
+from user_llm.experiment.prepare import prepare, vocabulary_events
+from user_llm.experiment.workdir import write_config
+from user_llm.inspect import audit as auditor
+from user_llm.inspect.audit import audit, print_audit
 from user_llm.parallel.mesh import one_device
+from user_llm.tasks import TASKS as TASKS_BY_NAME
 
 TASKS = {
     "next_item": {"data.dataset": "movielens/simulated"},
@@ -45,7 +49,9 @@ def make(folders, monkeypatch):
         values |= {"llm.vocabulary_size": 500, "evaluation.batch_size": 64, "training.encoder.batch_size": 16}
         for key, value in values.items():
             config_path.set_value(key, config, value)
-        return Experiment(config, runs / task)
+        experiment = Experiment(config, runs / task)
+        prepare(experiment)
+        return experiment
 
     return make
 
@@ -146,11 +152,12 @@ def test_a_stage_that_reads_other_windows(make, reader, leaking):
     experiment = make()
     own = getattr(experiment, reader)
 
-    def source(split):
+    def source(*asked):  # a task too, where it is of one
+        *task, split = asked
         windows = LabelInside(experiment.table, history_length=6, split=split, validation=True)
         if split != leaking:
-            return own(split)
-        return windows if reader == "encoder_source" else UserLLMSource(windows, experiment.prompts, experiment.answers)
+            return own(*asked)
+        return UserLLMSource(windows, experiment.prompts(*task), experiment.answers(*task)) if task else windows
 
     assert verdicts(plant(experiment, **{reader: source}))["histories end before their label"] == leaks.FAIL
 
@@ -166,12 +173,13 @@ def test_an_encoder_that_trains_on_test_windows(make):
 def test_a_label_in_its_own_prompt(make, text_history, planted, value):
     experiment = make(**{"data.text_history": text_history, "prompt.max_inputs": 100})
     pieces = (Piece("It is", value), Piece("The next movie:"))
-    wording = next_item("movie")._replace(plain=pieces, after=pieces)
+    wording = TASKS_BY_NAME["next_item"].wording("movie", "genre")._replace(plain=pieces, after=pieces)
     telling = Prompts(experiment.names, wording, max_inputs=160, text_history=text_history)
     if planted == "prompts":  # of the experiment, wherever they are used
-        plant(experiment, prompts=telling)
+        plant(experiment, prompts=lambda task: telling)
     else:
-        plant(experiment, source=lambda split: UserLLMSource(experiment.windows(split), telling, experiment.answers))
+        answers = experiment.answers("next_item")
+        plant(experiment, source=lambda task, split: UserLLMSource(experiment.windows(split), telling, answers))
     assert verdicts(experiment)["the label in its prompt"] == leaks.FAIL
 
 
@@ -194,7 +202,7 @@ def test_a_review_in_its_own_prompt(make):
             return {**batch, "prompt_tokens": prompts, "prompt_lengths": batch["prompt_lengths"] + answers.shape[1]}
 
     own = experiment.source
-    plant(experiment, source=lambda split: Telling(own(split)))
+    plant(experiment, source=lambda task, split: Telling(own(task, split)))
     assert verdicts(experiment)["the label in its prompt"] == leaks.FAIL
 
 
@@ -269,10 +277,10 @@ def test_popularity_that_counts_test_events(make):
     assert verdicts(experiment)["popularity without held-out events"] == leaks.FAIL
 
 
-def test_a_vocabulary_of_test_reviews(make):
+def test_a_vocabulary_of_test_reviews(make, monkeypatch):
     experiment = make("review_generation")
     labels = experiment.windows("test").label_positions(np.arange(5))
-    plant(experiment, vocabulary_events=np.concatenate([experiment.vocabulary_events, labels]))
+    monkeypatch.setattr(auditor, "vocabulary_events", lambda of: np.concatenate([vocabulary_events(of), labels]))
     findings = {finding.check: finding for finding in audit(experiment)}
     assert findings["vocabulary without held-out reviews"].count == 5
     assert findings["vocabulary without held-out reviews"].verdict == leaks.FAIL
@@ -310,7 +318,7 @@ def test_labels_that_are_last_by_a_tie(make):
 def test_what_another_run_has_trained_on_our_validation_events(make, tmp_path, stage, validation):
     theirs = make(**{"data.validation": validation}).config
     (tmp_path / "other" / stage / "huggingface").mkdir(parents=True)
-    (tmp_path / "other" / "config.json").write_text(theirs.to_json_best_effort())
+    write_config(tmp_path / "other", theirs)
     experiment = make()
     facts = {"dataset": experiment.table.fingerprint}
     (tmp_path / "other" / "environment.json").write_text(json.dumps(facts))
@@ -325,7 +333,7 @@ def test_what_another_run_has_trained_on_our_validation_events(make, tmp_path, s
 def test_what_a_run_on_another_dataset_has_trained_is_not_known(make, tmp_path):
     (tmp_path / "encoder").mkdir()
     other = make("review_generation")
-    (tmp_path / "config.json").write_text(other.config.to_json_best_effort())
+    write_config(tmp_path, other.config)
     (tmp_path / "environment.json").write_text(json.dumps({"dataset": other.table.fingerprint}))
     experiment = make(**{"encoder.checkpoint": str(tmp_path)})
     found = {finding.check: finding for finding in audit(experiment)}

@@ -10,6 +10,8 @@ from configs import base
 from tfds_builders.families import FAMILIES
 from user_llm import command_line
 from user_llm import config as config_lib
+from user_llm.experiment.stages import STAGES
+from user_llm.experiment.validation import validate
 from user_llm.models import event_embedding, layers
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,13 +34,13 @@ def changed(**values) -> ConfigDict:
 
 def message(config: ConfigDict) -> str:
     with pytest.raises(config_lib.ConfigError) as caught:
-        config_lib.validate(config)
+        validate(config)
     return str(caught.value)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
 def test_every_config_of_the_project_is_valid(path):
-    config_lib.validate(command_line.load(str(path)))
+    validate(command_line.load(str(path)))
 
 
 # Appendix C of the paper (Table 9): encoder pretraining, then every task; rate, decay, batch, steps.
@@ -68,7 +70,7 @@ def test_the_papers_experiments_have_its_hyperparameters(name, task):
     stage = "encoder" if task == "encoder" else "user_llm"
     suffix = "" if task == "encoder" else f":{task}"
     config = command_line.load(f"{ROOT / 'configs' / name}.py{suffix}")
-    config_lib.validate(config)
+    validate(config)
     training = config.training[stage]
     found = training.learning_rate, training.weight_decay, training.batch_size, training.steps
     assert found == TABLE_9[name][task]
@@ -87,21 +89,25 @@ def test_a_task_that_a_dataset_has_not_is_refused_with_those_it_has():
 def test_the_family_of_a_dataset_is_checked_and_its_config_left_to_the_builder():
     assert "did you mean 'movielens'" in message(changed(data__dataset="movielen/20m"))
     assert "family/config" in message(changed(data__dataset="movielens"))
-    config_lib.validate(changed(data__dataset="custom/my_shop"))
+    validate(changed(data__dataset="custom/my_shop"))
 
 
 def test_every_number_and_every_name_of_the_schema_has_a_rule():
     free_text = {"name", "data.dataset", "data.raw_path", "data.data_dir", "llm.checkpoint", "llm.vocabulary"}
     free_text |= {"llm.architecture", "encoder.checkpoint", "lora.checkpoint"}
-    ruled = set(config_lib.CHOICES) | free_text
+    ruled = set(config_lib.CHOICES) | free_text | {"task", "encoder.kind"}
+    ruled |= {f"training.{stage}.keep_best" for stage in STAGES.names}
     for key in config_lib.RANGES:
-        ruled |= {key.replace("*", stage) for stage in config_lib.STAGES}
+        ruled |= {key.replace("*", stage) for stage in STAGES.names}
     for key, value in leaves(base.get_config()):
         if type(value) in (int, float, str) and not key.startswith("compute.mesh."):
             assert key in ruled, f"config.{key} is not validated"
 
 
 def test_a_value_off_its_list_is_answered_with_the_nearest():
+    assert "did you mean 'next_item'" in message(changed(task="next_itme"))
+    assert "did you mean 'bert4rec'" in message(changed(encoder__kind="bertrec"))
+    assert "did you mean 'loss'" in message(changed(training__llm__keep_best="los"))
     said = message(changed(strategy="porj"))
     assert said == "config.strategy='porj': expected 'full' or 'lora' or 'enc' or 'proj'; did you mean 'proj'?"
 
@@ -174,17 +180,17 @@ def test_what_cannot_run_is_named_with_the_fix(values, expected):
     ],
 )
 def test_what_can_run_passes(values):
-    config_lib.validate(changed(**values))
+    validate(changed(**values))
 
 
 def test_a_checkpoint_takes_the_place_of_the_dimensions(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    config_lib.validate(changed(llm__checkpoint=str(tmp_path), llm__num_kv_heads=3))
+    validate(changed(llm__checkpoint=str(tmp_path), llm__num_kv_heads=3))
 
 
 def test_an_encoder_of_another_run_takes_the_place_of_the_stage(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    config_lib.validate(changed(encoder__checkpoint=str(tmp_path), stages=("llm", "user_llm")))
+    validate(changed(encoder__checkpoint=str(tmp_path), stages=("llm", "user_llm")))
 
 
 def test_dimensions_come_from_one_place(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from configs import ml20m
 from user_llm.data.timelines import load_timelines
-from user_llm.dry_run import assembly_of, dataset_sizes, print_dry_run
+from user_llm.inspect.dry_run import assembly_of, dataset_sizes, print_dry_run
 from user_llm.models import parameters
 from user_llm.parallel.mesh import make_mesh
 from user_llm.parallel.rules import parameter_shardings

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from configs import base
-from user_llm.assembly import Assembly
 from user_llm.checkpoints.transfer import initialise, with_prefix
-from user_llm.config import validate
+from user_llm.experiment.assembly import Assembly
+from user_llm.experiment.validation import validate
 from user_llm.models import parameters
 from user_llm.models.language_model import causal_mask
+from user_llm.models.model import Model
 from user_llm.parallel.mesh import one_device
 from user_llm.training import loop
 from user_llm.training.objectives import contextualised_objective, history
@@ -93,7 +94,8 @@ def compiled(cell):
     trains = trainable(shapes, rules)
     optimizer = make_optimizer(config.training.user_llm, {path: axes[path] for path in shapes if trains[path]})
     objective = contextualised_objective(chunk_rows=8)
-    stage = loop.Stage("user_llm", config.training.user_llm, graphdef, {}, {}, axes, rules, objective, None)
+    model = Model(graphdef, {}, {}, one_device())
+    stage = loop.TrainingRun("user_llm", config.training.user_llm, model, axes, rules, objective, None)
     return trains, optimizer, loop.make_train_step(stage, optimizer, seed=0)
 
 

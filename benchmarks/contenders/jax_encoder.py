@@ -12,7 +12,9 @@ from benchmarks.workload import Workload
 from configs.base import training
 from user_llm.models import parameters
 from user_llm.models.autoregressive_encoder import AutoregressiveEncoder, EncoderConfig
-from user_llm.training.loop import Stage, make_train_step
+from user_llm.models.model import Model
+from user_llm.parallel.mesh import one_device
+from user_llm.training.loop import TrainingRun, make_train_step
 from user_llm.training.objectives import autoregressive_objective, history, next_event
 from user_llm.training.optimizer import make_optimizer
 
@@ -58,19 +60,17 @@ def setup(options: dict[str, Any]):
     graphdef, tuned, buffers = parameters.split(encoder)
     accumulate = workload.batch_size // options["microbatch"] if options["microbatch"] else 1
     config = training(batch_size=workload.batch_size, accumulate=accumulate, clip_norm=0.0)
-    stage = Stage(
+    run = TrainingRun(
         name="encoder",
         config=config,
-        graphdef=graphdef,
-        parameters=tuned,
-        buffers=buffers,
+        model=Model(graphdef, tuned, buffers, one_device()),
         axes=parameters.logical_axes(encoder),
         rules=(),
         objective=autoregressive_objective(512) if options["loss"] == "chunked" else dense_objective,
         batches=None,
     )
-    optimizer = make_optimizer(config, stage.axes)
-    train_step = make_train_step(stage, optimizer, seed=0)
+    optimizer = make_optimizer(config, run.axes)
+    train_step = make_train_step(run, optimizer, seed=0)
     state = {
         "parameters": tuned,
         "optimizer": optimizer.init(tuned),

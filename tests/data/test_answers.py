@@ -3,8 +3,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from user_llm.data.answers import ReviewAnswers
 from user_llm.data.vocabularies import decode_batch
+from user_llm.tasks.review_generation import ReviewAnswers
 
 TEXTS = ("Great!", "", "日本 and 日本, quiet as glass.", "Two lines.\nThe second one.", "Amélie")
 

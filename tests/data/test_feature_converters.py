@@ -1,13 +1,16 @@
 import numpy as np
 import pytest
 
-from user_llm.data.answers import FavoriteCategoryAnswers, ReviewAnswers, TitleAnswers
 from user_llm.data.favorites import favorite_categories
-from user_llm.data.feature_converters import TextSource, UserLLMSource, decoder_features
 from user_llm.data.pipeline import TrainBatches
-from user_llm.data.prompts import Prompts, catalogue_documents, favorite_category, next_item, review_generation
+from user_llm.data.prompts import Prompts, catalogue_documents
+from user_llm.data.sources import TextSource, UserLLMSource, decoder_features
 from user_llm.data.vocabularies import decode_batch
 from user_llm.data.windows import Windows
+from user_llm.tasks import TASKS as REGISTERED
+from user_llm.tasks.favorite_category import FavoriteCategoryAnswers
+from user_llm.tasks.next_item import TitleAnswers
+from user_llm.tasks.review_generation import ReviewAnswers
 
 MAX_INPUTS = 60
 TASKS = ("next_item", "favorite_category", "review_generation")
@@ -27,16 +30,15 @@ def titles(names):
 def make_source(table, names):
     catalogue, vocabulary = table.catalogue, names.titles.vocabulary
     tasks = {
-        "next_item": (next_item("movie"), TitleAnswers(catalogue.titles, names.titles)),
-        "favorite_category": (
-            favorite_category("movie", "genre"),
-            FavoriteCategoryAnswers(catalogue.category_names, names.categories, catalogue.item_categories),
+        "next_item": TitleAnswers(catalogue.titles, names.titles),
+        "favorite_category": FavoriteCategoryAnswers(
+            catalogue.category_names, names.categories, catalogue.item_categories
         ),
-        "review_generation": (review_generation("movie"), ReviewAnswers(table, vocabulary, 12)),
+        "review_generation": ReviewAnswers(table, vocabulary, 12),
     }
 
     def make(text_history=0, split="train", task="next_item", **options):
-        wording, answers = tasks[task]
+        wording, answers = REGISTERED[task].wording("movie", "genre"), tasks[task]
         windows = Windows(table, history_length=5, split=split, **options)
         max_inputs = MAX_INPUTS if task == "next_item" else 2 * MAX_INPUTS
         prompts = Prompts(names, wording, max_inputs=max_inputs, text_history=text_history)

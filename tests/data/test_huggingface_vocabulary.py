@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from user_llm.data.huggingface_vocabulary import HuggingFaceVocabulary
-from user_llm.data.prompts import Prompts, next_item, review_generation
+from user_llm.data.prompts import Prompts
 from user_llm.data.sentencepiece_vocabulary import SentencePieceVocabulary
 from user_llm.data.vocabularies import (
     encode_continuations,
@@ -20,6 +20,7 @@ from user_llm.data.vocabularies import (
     pad_rows,
     text_start,
 )
+from user_llm.tasks import TASKS
 
 CORPUS = ["Toy Story (1995)", "The Crimson Harbour of Glass", "Amélie!", "the user's next movie: Heat"] * 3
 TITLES = ["Toy Story (1995)", "!Three Amigos!", "Amélie", "日本のいちばん長い日", "a  b", "<|endoftext|>", "x </s>"]
@@ -225,7 +226,7 @@ def test_prompts_and_titles_read_as_text(vocabulary, table, make_names):
     titles = names.titles
     stripped = [text.removeprefix(" ") for text in vocabulary.decode_batch(titles.tokens, titles.lengths)]
     assert stripped == table.catalogue.titles
-    prompts = Prompts(names, next_item("movie"), max_inputs=400, text_history=2)
+    prompts = Prompts(names, TASKS["next_item"].wording("movie", "genre"), max_inputs=400, text_history=2)
     tokens, lengths, _ = prompts.build(np.array([[0, 3, 4]]))
     assert tokens[0, : len(text_start(vocabulary))].tolist() == text_start(vocabulary)
     (text,) = vocabulary.decode_batch(tokens[:, len(text_start(vocabulary)) :], lengths - len(text_start(vocabulary)))
@@ -237,7 +238,7 @@ def test_a_review_s_prompt_reads_as_text(vocabulary, table, make_names):
     """Values and the words between them stand a space apart, whichever of both the vocabulary puts it in."""
     names = make_names(table, vocabulary, 100)
     item = int(np.flatnonzero(table.catalogue.item_categories[:, 0])[0])
-    prompts = Prompts(names, review_generation("movie"), max_inputs=400)
+    prompts = Prompts(names, TASKS["review_generation"].wording("movie", "genre"), max_inputs=400)
     tokens, lengths, _ = prompts.build(np.zeros((1, 3), int), np.array([item]), np.array([9]))
     start = len(text_start(vocabulary))
     (text,) = vocabulary.decode_batch(tokens[:, start:], lengths - start)

@@ -7,17 +7,15 @@ from user_llm.data.prompts import (
     Prompts,
     catalogue_documents,
     category_noun_of,
-    favorite_category,
-    next_item,
     noun_of,
     pack_left,
-    review_generation,
 )
 from user_llm.data.timelines import Catalogue
 from user_llm.data.vocabularies import decode_batch, load_vocabulary, train_sentencepiece
+from user_llm.tasks import TASKS
 
-WORDING = next_item("movie")
-WORDINGS = (WORDING, favorite_category("movie", "genre"), review_generation("movie"))
+WORDINGS = [task.wording("movie", "genre") for task in TASKS]
+WORDING = WORDINGS[0]
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +89,7 @@ def test_written_history_reads_well(table, vocabulary, names):
 @pytest.mark.parametrize("room", [0, 12])
 def test_a_review_s_prompt_names_what_is_known_of_its_event(table, vocabulary, names, text_history, room):
     """Against Python lists: a piece whose value is unknown is left out, words and all."""
-    wording = review_generation("movie")
+    wording = TASKS["review_generation"].wording("movie", "genre")
     items = np.arange(1, table.catalogue.num_items + 1)
     ratings = items % 4  # 0: not known
     categories = table.catalogue.item_categories[items, 0]
@@ -128,7 +126,7 @@ def test_a_review_s_prompt_names_what_is_known_of_its_event(table, vocabulary, n
 
 
 def test_a_review_s_prompt_reads_well(vocabulary, names, table):
-    prompts = Prompts(names, review_generation("movie"), max_inputs=100)
+    prompts = Prompts(names, TASKS["review_generation"].wording("movie", "genre"), max_inputs=100)
     known = np.flatnonzero(table.catalogue.item_categories[:, 0])[:1]
     tokens, lengths, _ = prompts.build(np.zeros((1, 4), int), known, np.array([10]))
     category = table.catalogue.category_names[table.catalogue.item_categories[known[0], 0]]
@@ -149,7 +147,7 @@ def test_prompts_that_cannot_fit_are_refused(names):
 @pytest.mark.parametrize("name", ["stories260K", "t5_spiece.model"])
 def test_plain_prompt_fits_the_papers_32_tokens_with_public_vocabularies(shared_dir, table, make_names, name):
     vocabulary = load_vocabulary(shared_dir / "llm" / name)
-    for wording in (WORDING, favorite_category("movie", "genre")):
+    for wording in (WORDING, WORDINGS[1]):
         prompts = Prompts(make_names(table, vocabulary, 24), wording, max_inputs=32)
         tokens, _, _ = prompts.build(np.array([[3]]))
         assert (tokens[0, 0] == 1) == (vocabulary.bos_id == 1)  # T5 has no BOS

@@ -13,9 +13,9 @@ from ml_collections.config_flags import config_path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import user_llm
-from user_llm import experiment
 from user_llm.checkpoints import huggingface
-from user_llm.config import validate
+from user_llm.experiment import experiment
+from user_llm.experiment.validation import validate
 from user_llm.host import Host
 from user_llm.models import parameters
 from user_llm.models.language_model import LanguageModel

@@ -13,9 +13,10 @@ import pytest
 from ml_collections.config_flags import config_path
 
 import user_llm
-from user_llm import experiment
 from user_llm.checkpoints import huggingface
-from user_llm.config import ConfigError, validate
+from user_llm.config import ConfigError
+from user_llm.experiment import experiment
+from user_llm.experiment.validation import validate
 from user_llm.host import Host
 from user_llm.models import parameters
 from user_llm.parallel.mesh import one_device

@@ -13,13 +13,16 @@ from rouge_score import rouge_scorer
 import user_llm
 from tfds_builders.custom import Builder as Custom
 from tfds_builders.custom import CustomConfig
-from user_llm import audit as auditor
-from user_llm import experiment as experiment_lib
-from user_llm.config import ConfigError, validate
+from user_llm.config import ConfigError
 from user_llm.data.timelines import load_timelines
+from user_llm.errors import UserError
 from user_llm.evaluation.leaks import leak
-from user_llm.experiment import Experiment
+from user_llm.experiment import experiment as experiment_lib
+from user_llm.experiment.experiment import Experiment
+from user_llm.experiment.prepare import prepare
+from user_llm.experiment.validation import validate
 from user_llm.host import Host
+from user_llm.inspect import audit as auditor
 from user_llm.parallel.mesh import one_device
 from user_llm.run import run
 
@@ -105,8 +108,9 @@ def test_reviews_are_written_and_compared_with_the_true_ones(data_dir, tmp_path,
     for sample in results["samples"]:
         best = written[sample["prompt"]]["TextPrompt" if kind == "none" else "User-LLM"]
         assert sample["personalised"] == best["text"]
-    with pytest.raises(ValueError, match="needs a run of task 'next_item'"):
-        user_llm.load(tmp_path / "run")
+    model = user_llm.load(tmp_path / "run")
+    with pytest.raises(UserError, match="answers review_generation: train a run of 'next_item'"):
+        model.recommend([{"item": table.catalogue.titles[1], "rating": 5.0}])
 
 
 def ranks(scores, label):
@@ -217,8 +221,9 @@ def test_the_dual_encoder_learns_favorites_and_not_the_next_event(data_dir, tmp_
         training__encoder__keep_best="loss",
     )
     experiment = Experiment(config, tmp_path)
+    prepare(experiment)
     batch = experiment.encoder_source("train").gather(np.arange(20))
-    answers = experiment.source("train").gather(np.arange(20))["label/answer"]
+    answers = experiment.source("favorite_category", "train").gather(np.arange(20))["label/answer"]
     np.testing.assert_array_equal(batch["label/category"], answers)
     config.encoder.dual_encoder.label = "item"
     assert "label/category" not in Experiment(config, tmp_path).encoder_source("train").gather(np.arange(2))

@@ -12,8 +12,9 @@ from launch.resolve import config_hash, parse_setting, resolve
 from launch.runs import EFFICIENCY, MAIN, with_needs
 from launch.scales import DATASETS, SCALES
 from launch.sweeps import TABLES, cells
-from user_llm.config import ConfigError, validate
-from user_llm.task_evaluation import common, favorite_category, next_item, review_generation
+from user_llm.config import ConfigError
+from user_llm.experiment.validation import validate
+from user_llm.tasks import favorite_category, next_item, review_generation, rows
 
 CELLS = {
     (scale, table): cells(table, scale, [0, 1], settings=[("evaluation.max_users", 0)])
@@ -126,7 +127,7 @@ def test_columns_of_a_length_read_so_many_events(scale):
 
 
 SOURCES = {
-    "next_item": {next_item.POPULARITY, next_item.CATEGORY, next_item.ENCODER},
+    "next_item": {next_item.POPULARITY, next_item.CATEGORY, rows.ENCODER},
     "favorite_category": {favorite_category.MAJORITY, favorite_category.LATEST, favorite_category.DUAL_ENCODER},
     "review_generation": {review_generation.FREQUENT, review_generation.LATEST},
 }
@@ -134,15 +135,15 @@ SOURCES = {
 
 @every_scale
 def test_sources_are_rows_of_the_evaluation_and_one_a_model_gives(scale):
-    contextualised = {common.USER_LLM, common.LLM, common.SHUFFLED}
+    contextualised = {rows.USER_LLM, rows.LLM, rows.SHUFFLED}
     for table in TABLES:
         for cell in CELLS[scale, table]:
             if not cell.task:
                 continue
             alone, text = (all(word in run.label for run in cell.runs) for word in ("alone", "text_prompt"))
-            made = {next_item.ENCODER, favorite_category.DUAL_ENCODER} if alone else contextualised
-            assert cell.source in ({common.TEXT_PROMPT} if text else made) | SOURCES[cell.task]
-            assert cell.source in {common.TEXT_PROMPT} | contextualised | SOURCES[cell.task]
+            made = {rows.ENCODER, favorite_category.DUAL_ENCODER} if alone else contextualised
+            assert cell.source in ({rows.TEXT_PROMPT} if text else made) | SOURCES[cell.task]
+            assert cell.source in {rows.TEXT_PROMPT} | contextualised | SOURCES[cell.task]
 
 
 def test_a_checkpoint_of_the_user_s_takes_the_place_of_our_language_model():

@@ -14,6 +14,7 @@ from user_llm.models import parameters
 from user_llm.models.autoregressive_encoder import AutoregressiveEncoder, EncoderConfig
 from user_llm.models.cross_attention import CrossAttention, CrossAttentionConfig
 from user_llm.models.language_model import LanguageModel, LanguageModelConfig
+from user_llm.models.model import Model
 from user_llm.models.user_llm import UserLLM
 from user_llm.parallel import mesh as meshes
 from user_llm.parallel.rules import parameter_shardings, partition_spec
@@ -81,7 +82,8 @@ def one_step(build, objective, sizes):
     graphdef, values, buffers = initialise(build, 0, mesh)
     config = training(batch_size=B, clip_norm=0.0)
     axes = parameters.logical_axes(parameters.abstract(build))
-    stage = loop.Stage("user_llm", config, graphdef, values, buffers, axes, EVERYTHING, objective, batches=None)
+    model = Model(graphdef, values, buffers, mesh)
+    stage = loop.TrainingRun("user_llm", config, model, axes, EVERYTHING, objective, batches=None)
     # Open gates, so that the context reaches the loss.
     values = {path: value + 0.5 if path.endswith("_gate_D") else value for path, value in values.items()}
     optimizer = optax.sgd(0.1)

@@ -19,6 +19,7 @@ from user_llm.data.pipeline import TrainBatches
 from user_llm.host import Host
 from user_llm.models import parameters
 from user_llm.models.autoregressive_encoder import AutoregressiveEncoder, EncoderConfig
+from user_llm.models.model import Model
 from user_llm.parallel.mesh import one_device
 from user_llm.training import loop
 from user_llm.training.objectives import autoregressive_objective
@@ -58,15 +59,13 @@ def build(rngs, dropout=0.1):
     )
 
 
-def make_stage(config: ConfigDict, *, rules=EVERYTHING, source=None, evaluate=None, dropout=0.1) -> loop.Stage:
+def make_stage(config: ConfigDict, *, rules=EVERYTHING, source=None, evaluate=None, dropout=0.1) -> loop.TrainingRun:
     mesh = one_device()
     graphdef, values, buffers = initialise(functools.partial(build, dropout=dropout), 0, mesh)
-    return loop.Stage(
+    return loop.TrainingRun(
         name="encoder",
         config=config,
-        graphdef=graphdef,
-        parameters=values,
-        buffers=buffers,
+        model=Model(graphdef, values, buffers, mesh),
         axes=parameters.logical_axes(parameters.abstract(build)),
         rules=rules,
         objective=autoregressive_objective(chunk_rows=32),
@@ -76,8 +75,7 @@ def make_stage(config: ConfigDict, *, rules=EVERYTHING, source=None, evaluate=No
 
 
 def run(stage, folder):
-    mesh = one_device()
-    return loop.train(stage, folder, mesh, seed=3, host=Host(tensorboard=False))
+    return loop.train(stage, folder, seed=3, host=Host(tensorboard=False)).parameters
 
 
 def digest(values):
@@ -146,10 +144,10 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch():
         config = training(batch_size=16, accumulate=accumulate)
         stage = make_stage(config, dropout=0.0)
         optimizer = optax.sgd(1.0)  # of rate 1: the change of the parameters is the gradient
-        before = jax.tree.map(np.asarray, stage.parameters)
-        state = {"parameters": stage.parameters, **loop.fresh_state(optimizer, stage.parameters)}
+        before = jax.tree.map(np.asarray, stage.model.parameters)
+        state = {"parameters": stage.model.parameters, **loop.fresh_state(optimizer, stage.model.parameters)}
         after, metrics = loop.make_train_step(stage, optimizer, seed=0)(
-            state, {}, stage.buffers, stage.batches.batch(0)
+            state, {}, stage.model.buffers, stage.batches.batch(0)
         )
         change = {path: before[path] - np.asarray(value) for path, value in after["parameters"].items()}
         return change, float(metrics["loss"][0] / metrics["loss"][1])
@@ -163,7 +161,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch():
 def test_frozen_parameters_keep_their_bits_and_trained_ones_move(tmp_path):
     rules = ((r"layers/.*", True), (r".*", False))
     stage = make_stage(training(steps=3, batch_size=8), rules=rules)
-    before = digest(stage.parameters)
+    before = digest(stage.model.parameters)
     after = digest(run(stage, tmp_path))
     for path in before:
         assert (before[path] != after[path]) == path.startswith("layers/"), path

@@ -13,6 +13,7 @@ from user_llm.data.pipeline import TrainBatches
 from user_llm.host import Host
 from user_llm.models import parameters
 from user_llm.models.language_model import LanguageModel
+from user_llm.models.model import Model
 from user_llm.parallel.mesh import one_device
 from user_llm.training import loop
 from user_llm.training.objectives import contextualised_objective
@@ -60,18 +61,16 @@ def initial(request, pretrained, build_user_llm):
 def test_two_steps_move_what_trains_and_nothing_else(strategy, initial, build_user_llm, examples, tmp_path):
     mesh, before = one_device(), digest(initial)
     graphdef, values, buffers = initialise(build_user_llm, 0, mesh, initial)
-    stage = loop.Stage(
+    stage = loop.TrainingRun(
         name="user_llm",
         config=CONFIG,
-        graphdef=graphdef,
-        parameters=values,
-        buffers=buffers,
+        model=Model(graphdef, values, buffers, mesh),
         axes=parameters.logical_axes(parameters.abstract(build_user_llm)),
         rules=STRATEGIES[strategy],
         objective=contextualised_objective(chunk_rows=32),
         batches=TrainBatches(examples, CONFIG.batch_size, seed=1),
     )
-    after = digest(loop.train(stage, tmp_path, mesh, seed=3, host=Host(tensorboard=False)))
+    after = digest(loop.train(stage, tmp_path, seed=3, host=Host(tensorboard=False)).parameters)
 
     moved = {path for path in before if after[path] != before[path]}
     assert moved == {path for path in before if path.split("/")[0] not in FROZEN[strategy]}

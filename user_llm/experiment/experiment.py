@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from user_llm.config import task_names
+from user_llm.config import ConfigError, task_names
 from user_llm.data.answers import Answers
 from user_llm.data.pipeline import Source
 from user_llm.data.prompts import Names, Prompts, catalogue_documents, category_noun_of, noun_of
@@ -20,7 +20,6 @@ from user_llm.data.vocabularies import NameTokens, Vocabulary, load_vocabulary, 
 from user_llm.data.windows import Windows
 from user_llm.decoding.catalogue_trie import CatalogueTrie
 from user_llm.encoders import ENCODERS
-from user_llm.errors import UserError
 from user_llm.evaluation.baselines import item_counts
 from user_llm.experiment.assembly import Assembly
 from user_llm.experiment.workdir import CATALOGUE, VOCABULARY
@@ -200,4 +199,4 @@ def _check_batch_sizes(config: ConfigDict, shards: int) -> None:
     }
     for key, size in {**sizes, "evaluation.batch_size": config.evaluation.batch_size}.items():
         if size % shards:
-            raise UserError(f"config.{key} = {size}: expected a multiple of the {shards} devices a batch is cut over")
+            raise ConfigError(f"config.{key} = {size}: expected a multiple of the {shards} devices a batch is cut over")

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from user_llm.checkpoints import huggingface
+from user_llm.config import ConfigError
 from user_llm.data.prompts import category_noun_of, noun_of
 from user_llm.data.vocabularies import (
     TOKENIZER_FILE,
@@ -21,7 +22,6 @@ from user_llm.data.vocabularies import (
     rows_needed,
     train_sentencepiece,
 )
-from user_llm.errors import UserError
 from user_llm.experiment.experiment import Experiment
 from user_llm.experiment.stages.encoder import lender_of
 from user_llm.experiment.workdir import CATALOGUE, VOCABULARY
@@ -41,7 +41,7 @@ def prepare(experiment: Experiment) -> None:
     """Checks an experiment, and writes the catalogue and the vocabulary into its workdir, where they are not yet.
 
     Raises:
-      UserError: what does not fit, and the key to change. Nothing is trained by then, not even a vocabulary where
+      ConfigError: what does not fit, and the key to change. Nothing is trained by then, not even a vocabulary where
         the data or the config alone can tell.
     """
     vocabulary = _named_vocabulary(experiment)
@@ -70,7 +70,7 @@ def _named_vocabulary(experiment: Experiment) -> Vocabulary | None:
     """The vocabulary that the config names, or whose checkpoint it names; None where one is to be trained.
 
     Raises:
-      UserError: the model has not a row for each of its tokens.
+      ConfigError: the model has not a row for each of its tokens.
     """
     llm = experiment.config.llm
     source = llm.vocabulary or llm.checkpoint
@@ -80,7 +80,7 @@ def _named_vocabulary(experiment: Experiment) -> Vocabulary | None:
     if named := llm.checkpoint or llm.architecture:
         needed, rows = rows_needed(vocabulary), huggingface.load_config(named).vocab_size
         if needed > rows:
-            raise UserError(
+            raise ConfigError(
                 f"the vocabulary of {source} has {needed} pieces, but the model of {named} has rows for {rows}: "
                 "use its own tokenizer"
             )
@@ -88,7 +88,7 @@ def _named_vocabulary(experiment: Experiment) -> Vocabulary | None:
 
 
 def _check_fields(experiment: Experiment) -> None:
-    """Raises UserError where a task or the encoder reads what the dataset has not."""
+    """Raises ConfigError where a task or the encoder reads what the dataset has not."""
     config, table, dataset = experiment.config, experiment.table, experiment.config.data.dataset
     has = {
         "category": len(table.catalogue.category_names) > 1,
@@ -98,20 +98,20 @@ def _check_fields(experiment: Experiment) -> None:
     missing = [name for name in config.encoder.features if not has.get(name, True)]
     if missing and ("encoder" in config.stages or config.integration.kind != "none"):
         left = tuple(name for name in config.encoder.features if name not in missing)
-        raise UserError(
+        raise ConfigError(
             f"{dataset} has no {' and no '.join(missing)} for the encoder to read: "
             f'set "--config.encoder.features={left}"'
         )
     for task in experiment.tasks:
         for need in task.needs:
             if not has[need]:
-                raise UserError(f"{dataset} has no {_NEEDED[need]}, so config.task={task.name!r} has no answer")
+                raise ConfigError(f"{dataset} has no {_NEEDED[need]}, so config.task={task.name!r} has no answer")
 
 
 def _check_windows(experiment: Experiment) -> None:
     if len(experiment.windows("train")) == 0 or len(experiment.windows("test")) == 0:
         data = experiment.config.data
-        raise UserError(
+        raise ConfigError(
             f"no timeline of {data.dataset} is long enough for config.data.history_length={data.history_length} "
             f"with min_history={data.min_history}: lower them"
         )
@@ -127,9 +127,9 @@ def _write_catalogue(experiment: Experiment, path: Path) -> None:
 
 
 def _check_data(experiment: Experiment) -> None:
-    """Raises UserError where this host reads other data than those the workdir's catalogue is of."""
+    """Raises ConfigError where this host reads other data than those the workdir's catalogue is of."""
     if experiment.table.fingerprint != experiment.fingerprint:
-        raise UserError(
+        raise ConfigError(
             f"this host reads other raw files of {experiment.config.data.dataset} than those {experiment.workdir} was "
             "made of (their content's hash differs): name the same with config.data.raw_path"
         )
@@ -166,7 +166,7 @@ def _check_models(experiment: Experiment) -> None:
     soft = assembly.soft_prompt_length
     if soft + length > most:
         also = f" after a soft prompt of {soft}" if soft else ""
-        raise UserError(
+        raise ConfigError(
             f"a prompt and its answer take {length} tokens{also}, but the LLM reads {most}: lower "
             "config.prompt.max_inputs or max_targets"
             + (", data.history_length, or enable integration.perceiver" if soft else "")

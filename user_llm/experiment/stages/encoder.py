@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 from ml_collections.config_flags import config_path
 
-from user_llm.config import reads_pretrained_encoder
+from user_llm.config import ConfigError, reads_pretrained_encoder
 from user_llm.encoders import ENCODERS
-from user_llm.errors import UserError
 from user_llm.evaluation.evaluator import encoder_scores, mean_metrics, rank_by_scores
 from user_llm.evaluation.metrics import METRICS
 from user_llm.experiment import workdir as workdirs
@@ -76,7 +75,7 @@ class EncoderStage(Stage):
         """The encoder of the finished run that `encoder.checkpoint` names, if it does.
 
         Raises:
-          UserError: that run's encoder has another shape, other data, or has learnt from what we validate on.
+          ConfigError: that run's encoder has another shape, other data, or has learnt from what we validate on.
         """
         lender = lender_of(experiment)
         return None if lender is None else self.restore(lender, {})
@@ -86,7 +85,7 @@ def lender_of(experiment: Experiment) -> Experiment | None:
     """The finished run whose encoder the config takes, if it does.
 
     Raises:
-      UserError: that run's encoder has another shape, other data, or has learnt from what we validate on.
+      ConfigError: that run's encoder has another shape, other data, or has learnt from what we validate on.
     """
     config, workdir = experiment.config, Path(experiment.config.encoder.checkpoint)
     if not config.encoder.checkpoint or not reads_pretrained_encoder(config):
@@ -100,11 +99,11 @@ def lender_of(experiment: Experiment) -> Experiment | None:
     for key in _MUST_AGREE:
         ours, other = plain(config_path.get_value(key, config)), plain(config_path.get_value(key, theirs))
         if ours != other:
-            raise UserError(f"{says} was made with config.{key}={other!r}, this run has {ours!r}: they must agree")
+            raise ConfigError(f"{says} was made with config.{key}={other!r}, this run has {ours!r}: they must agree")
     if EncoderStage.name not in theirs.stages or theirs.encoder.checkpoint:
-        raise UserError(f"{says} trained {', '.join(theirs.stages)}: name a run that has trained an encoder")
+        raise ConfigError(f"{says} trained {', '.join(theirs.stages)}: name a run that has trained an encoder")
     if config.data.validation and not theirs.data.validation:
-        raise UserError(f"{says} has learnt from the events this run validates on: set config.data.validation=false")
+        raise ConfigError(f"{says} has learnt from the events this run validates on: set config.data.validation=false")
     if workdirs.fingerprint(workdir) != experiment.fingerprint:
-        raise UserError(f"{says} was trained on other raw files (their content's hash differs)")
+        raise ConfigError(f"{says} was trained on other raw files (their content's hash differs)")
     return Experiment(theirs, workdir, experiment.mesh)

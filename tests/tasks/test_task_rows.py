@@ -8,8 +8,8 @@ import pytest
 from user_llm.config import ConfigError
 from user_llm.evaluation.evaluator import ShuffledContexts
 from user_llm.evaluation.metrics import compare, summarise
-from user_llm.task_evaluation import favorite_category, review_generation
-from user_llm.task_evaluation.common import LLM, SHUFFLED, TEXT_PROMPT, USER_LLM, llm_rows, protocols
+from user_llm.tasks import favorite_category, review_generation
+from user_llm.tasks.rows import LLM, SHUFFLED, TEXT_PROMPT, USER_LLM, llm_rows, protocols
 
 
 def experiment(kind="cross_attention", min_history=2):
@@ -64,7 +64,8 @@ def rows_of(users):
 def test_short_histories_are_in_the_first_table_and_out_of_the_paper_s():
     history = np.array([[0, 0, 5], [1, 2, 3], [0, 4, 4], [7, 8, 9], [1, 1, 1]])
     rows, full = rows_of(5), [1, 3, 4]
-    tables = protocols(experiment(), history, rows, [("ours", "base"), ("ours", "untrained"), ("untrained", "base")])
+    compared = [("ours", "base"), ("ours", "untrained"), ("untrained", "base")]
+    tables = protocols(experiment(), "next_item", history, rows, compared)
     assert list(tables) == ["all users with a history of 2 or more", "histories of 3 events (paper)"]
     for table, users in zip(tables.values(), (range(5), full), strict=True):
         chosen = {row: {name: column[list(users)] for name, column in row_.items()} for row, row_ in rows.items()}
@@ -82,12 +83,12 @@ def test_short_histories_are_in_the_first_table_and_out_of_the_paper_s():
     ],
 )
 def test_no_table_is_printed_twice_or_over_nobody(history, expected):
-    assert list(protocols(experiment(), np.array(history), rows_of(2), [])) == expected
+    assert list(protocols(experiment(), "next_item", np.array(history), rows_of(2), [])) == expected
 
 
 def test_nobody_to_test_is_said():
     with pytest.raises(ConfigError, match=r"no test user of custom/quiet has an answer for config\.task='review_gen"):
-        protocols(experiment(), np.zeros((0, 5), int), {}, ())
+        protocols(experiment(), "review_generation", np.zeros((0, 5), int), {}, ())
 
 
 @pytest.mark.parametrize("users", [1, 8, 30])
@@ -119,9 +120,9 @@ def test_every_training_window_s_favorite_counts_once(windows):
             return {"label/answer": favorites[ids]}
 
     of = SimpleNamespace(
-        source={"train": Source()}.__getitem__,
+        source=lambda task, split: {"train": Source()}[split],
         catalogue=SimpleNamespace(category_names=["", "Drama", "Horror", "never"]),
         config=SimpleNamespace(evaluation=SimpleNamespace(batch_size=4)),
     )
-    counts = favorite_category._favorite_counts(of)
+    counts = favorite_category.FavoriteCategory()._favorite_counts(of)
     assert counts.tolist() == [favorites.tolist().count(category) for category in range(4)]

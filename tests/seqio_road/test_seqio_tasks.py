@@ -7,16 +7,16 @@ from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
-from user_llm.data.answers import FavoriteCategoryAnswers, ReviewAnswers, TitleAnswers
-from user_llm.data.feature_converters import (
-    EncoderFeatureConverter,
-    UserLLMFeatureConverter,
-    UserLLMSource,
-)
-from user_llm.data.prompts import Prompts, favorite_category, next_item, review_generation
-from user_llm.data.tasks import register_task, task_feature_lengths, task_name
+from user_llm.data.prompts import Prompts
+from user_llm.data.sources import UserLLMSource
 from user_llm.data.vocabularies import load_vocabulary
 from user_llm.data.windows import Windows
+from user_llm.seqio_road.feature_converters import EncoderFeatureConverter, UserLLMFeatureConverter
+from user_llm.seqio_road.tasks import register_task, task_feature_lengths, task_name
+from user_llm.tasks import TASKS
+from user_llm.tasks.favorite_category import FavoriteCategoryAnswers
+from user_llm.tasks.next_item import TitleAnswers
+from user_llm.tasks.review_generation import ReviewAnswers
 
 HISTORY = 5
 
@@ -45,12 +45,13 @@ def make_task(table, names, task="next_item", text_history=0):
     """Prompts and answers of a task."""
     catalogue = table.catalogue
     if task == "next_item":
-        wording, answers = next_item("movie"), TitleAnswers(catalogue.titles, names.titles)
+        wording, answers = TASKS["next_item"].wording("movie", "genre"), TitleAnswers(catalogue.titles, names.titles)
     elif task == "favorite_category":
-        wording = favorite_category("movie", "genre")
+        wording = TASKS["favorite_category"].wording("movie", "genre")
         answers = FavoriteCategoryAnswers(catalogue.category_names, names.categories, catalogue.item_categories)
     else:
-        wording, answers = review_generation("movie"), ReviewAnswers(table, names.titles.vocabulary, 12)
+        wording = TASKS["review_generation"].wording("movie", "genre")
+        answers = ReviewAnswers(table, names.titles.vocabulary, 12)
     max_inputs = 60 if task == "next_item" else 120
     return Prompts(names, wording, max_inputs=max_inputs, text_history=text_history), answers
 
