@@ -83,7 +83,8 @@ def test_a_task_that_a_dataset_has_not_is_refused_with_those_it_has():
     with pytest.raises(config_lib.ConfigError, match=r"expected one of next_item, favorite_category"):
         command_line.load(f"{path}:review_generation")
     assert "MovieLens has no reviews" in message(changed(task="review_generation"))
-    assert "baseline" in message(changed(encoder__dual_encoder__label="favorite_category"))
+    dual = dict(encoder__kind="dual_encoder", encoder__dual_encoder__label="favorite_category")
+    assert "is the baseline of --config.task=favorite_category" in message(changed(**dual))
 
 
 def test_the_family_of_a_dataset_is_checked_and_its_config_left_to_the_builder():
