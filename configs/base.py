@@ -34,7 +34,8 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.name = "base"
     config.seed = 0
-    config.task = "next_item"  # next_item | favorite_category | review_generation (paper 4.1)
+    config.task = "next_item"  # next_item | favorite_category | review_generation (paper 4.1), or several: "a,b"
+    config.task_rates = ()  # of several tasks, how much of the training each has; () = all the same
     config.stages = ("llm", "encoder", "user_llm")  # those that apply run, in this order
 
     config.data = ConfigDict(

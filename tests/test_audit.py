@@ -335,7 +335,8 @@ def test_what_a_run_on_another_dataset_has_trained_is_not_known(make, tmp_path):
     other = make("review_generation")
     write_config(tmp_path, other.config)
     (tmp_path / "environment.json").write_text(json.dumps({"dataset": other.table.fingerprint}))
-    experiment = make(**{"encoder.checkpoint": str(tmp_path)})
+    experiment = make()
+    experiment.config.encoder.checkpoint = str(tmp_path)
     found = {finding.check: finding for finding in audit(experiment)}
     finding = found["held-out events in the training of the borrowed encoder"]
     assert finding.verdict == leaks.EXCEPTION

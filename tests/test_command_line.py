@@ -85,11 +85,19 @@ def test_the_nearest_keys_share_a_name_and_where_given_a_group():
 
 
 PROGRAM = """
+import functools
 from absl import app
 from ml_collections import config_flags
 from user_llm import command_line
+from user_llm.config import ConfigError
+
+def validate(config):  # as `experiment.validation` does, which takes seconds to import
+    if config.encoder.width == 100:
+        raise ConfigError("config.encoder.width=100: too odd")
+
 config = config_flags.DEFINE_config_file("config")
-app.run(lambda argv: print("width", config.value.encoder.width), flags_parser=command_line.flags_parser)
+parser = functools.partial(command_line.flags_parser, validate=validate)
+app.run(lambda argv: print("width", config.value.encoder.width), flags_parser=parser)
 """
 
 
@@ -98,7 +106,7 @@ app.run(lambda argv: print("width", config.value.encoder.width), flags_parser=co
     [
         ("--config.encoder.width=64", 0, "width 64\n"),
         ("--config.encoder.widht=64", 2, "did you mean --config.encoder.width?"),
-        ("--config.encoder.width=100", 2, "expected a multiple of config.encoder.num_heads=8"),
+        ("--config.encoder.width=100", 2, "error: config.encoder.width=100: too odd"),
         ("--wrokdir=x", 2, "Unknown command line flag"),
         ("extra", 2, "unexpected argument 'extra'"),
     ],

@@ -19,6 +19,7 @@ from user_llm.errors import UserError
 FEATURES = ("item", "category", "rating")
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")  # of an LLM's layer, that LoRA may adapt
 BYTE_PIECES = 256 + 4  # of a SentencePiece model with byte fallback: every byte, and pad, bos, eos, unk
+LEAST_RATE = 0.005  # of a task in a mixture, which is mixed by the thousand
 RECALL_DEPTH = 10  # the deepest cut of the reported metrics
 
 FAMILIES = ("movielens", "amazon_reviews", "google_local", "custom")  # of datasets
@@ -114,13 +115,18 @@ def wrong_values(config: ConfigDict) -> Iterator[str]:
 
 def wrong_together(config: ConfigDict) -> Iterator[str]:
     """A line for each value that does not go with another; every one by itself is right."""
-    for rule in (_data, _encoder, _integration, _language_model, _compute, _training):
+    for rule in (_tasks, _data, _encoder, _integration, _language_model, _compute, _training):
         yield from rule(config)
 
 
 def task_names(config: ConfigDict) -> tuple[str, ...]:
     """The tasks of `config.task`, in its order: "next_item,favorite_category" are two."""
     return tuple(name.strip() for name in config.task.split(","))
+
+
+def task_rates(config: ConfigDict) -> tuple[float, ...]:
+    """How much of the training each task has, in proportion to their sum; `config.task_rates`, or all the same."""
+    return tuple(config.task_rates) or (1.0,) * len(task_names(config))
 
 
 def as_flag(key: str, value: object) -> str:
@@ -151,6 +157,17 @@ def _ranges(config: ConfigDict) -> Iterator[str]:
             if not low <= config_path.get_value(key, config) <= high:  # also what is no number (nan)
                 bounds = f"at least {low}" if high == math.inf else f"between {low} and {high}"
                 yield f"{says(config, key)}: expected {bounds}"
+
+
+def _tasks(config: ConfigDict) -> Iterator[str]:
+    rates, tasks = task_rates(config), task_names(config)
+    numbers = all(isinstance(rate, (int, float)) and 0 < rate < math.inf for rate in rates)
+    if len(rates) != len(tasks) or not numbers or min(rates) < LEAST_RATE * sum(rates):
+        yield (
+            f"{says(config, 'task_rates')}: expected a number above 0 for each of {', '.join(tasks)}, none of which "
+            f"leaves a task less than {LEAST_RATE:.1%} of the training, as in "
+            f"\"--config.task_rates={tuple(range(len(tasks), 0, -1))}\""
+        )
 
 
 def _data(config: ConfigDict) -> Iterator[str]:

@@ -18,39 +18,90 @@ class Source(Protocol):
     def gather(self, ids: np.ndarray) -> dict[str, np.ndarray]: ...
 
 
-class TrainBatches:
-    """An endless stream of shuffled batches.
+class Order(Protocol):
+    """An endless stream of example numbers."""
 
-    Epochs follow one another without a seam: example k of the stream is example k mod n of epoch k div n, and
-    every epoch is a fresh permutation of all n examples. A batch may therefore straddle two epochs, and no
-    example is ever left out. Each of several hosts reads its own rows of every batch.
+    def ids(self, positions: np.ndarray) -> np.ndarray:
+        """The example numbers int64 [B] at positions int64 [B] of the stream."""
+        ...
+
+
+class Shuffled:
+    """Epochs that follow one another without a seam, each a fresh permutation of all examples.
+
+    Position k of the stream is place k mod n of epoch k div n; no example is ever left out.
 
     Args:
-        source: what to read.
-        batch_size: rows of the global batch.
-        seed: a non-negative integer; with the step, it determines the batch.
-        rows: int `[rows]`, those of the global batch to read here (`parallel.mesh.local_rows`); None: all.
+        size: n, examples.
+        seed: a non-negative integer.
 
     Raises:
-        ValueError: an empty source, an empty batch, a negative seed, or rows that are not in the batch.
+        ValueError: no example, or a negative seed.
     """
 
-    def __init__(self, source: Source, batch_size: int, seed: int, *, rows: np.ndarray | None = None):
-        if len(source) == 0:
+    def __init__(self, size: int, seed: int):
+        if size == 0:
             raise ValueError(
                 "there is no training example, as no timeline is long enough: lower history_length or min_history."
             )
         if seed < 0:
             raise ValueError(f"the data seed must not be negative, got {seed}.")
+        self._size = size
+        self._seed = seed
+        self._permutations: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def ids(self, positions: np.ndarray) -> np.ndarray:
+        """See `Order`."""
+        epoch, index = np.divmod(positions, self._size)
+        ids = np.empty_like(index)
+        for number in np.unique(epoch):
+            here = epoch == number
+            ids[here] = self._permutation(int(number))[index[here]]
+        return ids
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        with self._lock:
+            if epoch not in self._permutations:
+                generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, epoch])))
+                self._permutations[epoch] = generator.permutation(self._size)
+                # Two epochs meet in one batch, and threads read ahead; older ones are not asked for again.
+                while len(self._permutations) > 2:
+                    self._permutations.popitem(last=False)
+            self._permutations.move_to_end(epoch)
+            return self._permutations[epoch]
+
+
+class TrainBatches:
+    """An endless stream of batches, which may straddle two epochs. Each of several hosts reads its own rows of each.
+
+    Args:
+        source: what to read.
+        batch_size: rows of the global batch.
+        seed: with the step, it determines the batch.
+        rows: int `[rows]`, those of the global batch to read here (`parallel.mesh.local_rows`); None: all.
+        order: which examples, one after the other; None: `Shuffled` by the seed.
+
+    Raises:
+        ValueError: an empty batch, what `Shuffled` refuses, or rows that are not in the batch.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        batch_size: int,
+        seed: int,
+        *,
+        rows: np.ndarray | None = None,
+        order: Order | None = None,
+    ):
         self._all_rows = _rows(batch_size)
         self._rows = self._all_rows if rows is None else np.asarray(rows, np.int64)
         if not np.isin(self._rows, self._all_rows).all():
             raise ValueError(f"rows must lie between 0 and {batch_size - 1}, got {self._rows}.")
         self._source = source
         self._batch_size = batch_size
-        self._seed = seed
-        self._permutations: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
-        self._lock = threading.Lock()
+        self._order = Shuffled(len(source), seed) if order is None else order
 
     def ids(self, step: int) -> np.ndarray:
         """The example numbers of this host's rows at a step: int64 [rows]."""
@@ -59,12 +110,7 @@ class TrainBatches:
     def _ids(self, step: int, rows: np.ndarray) -> np.ndarray:
         if step < 0:
             raise ValueError(f"steps count from 0, got {step}.")
-        epoch, index = np.divmod(step * self._batch_size + rows, len(self._source))
-        ids = np.empty_like(index)
-        for number in np.unique(epoch):
-            here = epoch == number
-            ids[here] = self._permutation(int(number))[index[here]]
-        return ids
+        return self._order.ids(step * self._batch_size + rows)
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """This host's rows of the global batch at a step."""
@@ -83,17 +129,6 @@ class TrainBatches:
         iterator = iter(grain.MapDataset.range(sys.maxsize).map(self.batch).to_iter_dataset(options))
         iterator.set_state({"next_index": start_step})
         return iterator
-
-    def _permutation(self, epoch: int) -> np.ndarray:
-        with self._lock:
-            if epoch not in self._permutations:
-                generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, epoch])))
-                self._permutations[epoch] = generator.permutation(len(self._source))
-                # Two epochs meet in one batch, and threads read ahead; older ones are not asked for again.
-                while len(self._permutations) > 2:
-                    self._permutations.popitem(last=False)
-            self._permutations.move_to_end(epoch)
-            return self._permutations[epoch]
 
 
 def evaluation_batches(source: Source, batch_size: int) -> Iterator[dict[str, np.ndarray]]:

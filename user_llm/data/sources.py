@@ -5,13 +5,13 @@ The decoder's features are SeqIO's standard ones for a full sequence `[BOS] prom
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from user_llm.data.answers import Answers
 from user_llm.data.prompts import Prompts, pack_left
-from user_llm.data.vocabularies import encode_batch, pad_rows, text_start
+from user_llm.data.vocabularies import Vocabulary, encode_batch, pad_rows, text_start
 from user_llm.data.windows import Windows
 
 
@@ -54,6 +54,17 @@ class AnsweredPrompts(NamedTuple):
     label: np.ndarray
 
 
+def answered_batch(sequences: AnsweredPrompts) -> dict[str, np.ndarray]:
+    """What a model reads of answered prompts: all of `UserLLMSource.gather` that is not the window's own."""
+    return {
+        **decoder_features(sequences.tokens, sequences.lengths, sequences.prompt_lengths),
+        "prompt_tokens": sequences.prompt_tokens,
+        "prompt_lengths": sequences.prompt_lengths,
+        "dropped_events": sequences.dropped_events,
+        "label/answer": sequences.label,
+    }
+
+
 class UserLLMSource:
     """Windows with their prompts and answers in tokens, for the contextualised LLM.
 
@@ -64,7 +75,11 @@ class UserLLMSource:
 
     Attributes:
         windows, prompts, answers: as given.
-        length: T+1, the width of the full sequences: P and the longest answer with its EOS.
+        split: of the windows.
+        vocabulary: of the tokens.
+        prompt_length: P, the width of the prompts.
+        answer_width: W, that of the answers with their EOS.
+        length: T+1 = P + W, the width of the full sequences.
 
     Raises:
         ValueError: the prompts write out more events than a history holds.
@@ -79,6 +94,10 @@ class UserLLMSource:
         self.windows = windows
         self.prompts = prompts
         self.answers = answers
+        self.split = windows.split
+        self.vocabulary = prompts.names.titles.vocabulary
+        self.prompt_length = prompts.length
+        self.answer_width = answers.width
         self.length = prompts.length + answers.width
 
     def __len__(self) -> int:
@@ -96,15 +115,11 @@ class UserLLMSource:
             `Prompts.build`); label/answer int32 [B], the right name's number (see `AnswerTokens`).
         """
         batch = self.windows.gather(ids)
-        sequences = self.sequences(batch, self.windows.label_positions(ids))
-        return {
-            **batch,
-            **decoder_features(sequences.tokens, sequences.lengths, sequences.prompt_lengths),
-            "prompt_tokens": sequences.prompt_tokens,
-            "prompt_lengths": sequences.prompt_lengths,
-            "dropped_events": sequences.dropped_events,
-            "label/answer": sequences.label,
-        }
+        return {**batch, **answered_batch(self.sequences(batch, self.windows.label_positions(ids)))}
+
+    def read(self, ids: np.ndarray) -> AnsweredPrompts:
+        """Prompts and answers of the windows `ids` [B]."""
+        return self.sequences(self.windows.gather(ids), self.windows.label_positions(ids))
 
     def references(self, ids: np.ndarray) -> list[str]:
         """The right answers of the windows `ids` [B] in words, whole however long; "" where there is none."""
@@ -126,6 +141,20 @@ class UserLLMSource:
         return AnsweredPrompts(tokens, lengths, prompts, prompt_lengths, dropped, label)
 
 
+class AnsweredSource(Protocol):
+    """Windows with prompts and answers: a `UserLLMSource`, or a `Mixture` of several."""
+
+    split: str
+    vocabulary: Vocabulary
+    length: int
+
+    def __len__(self) -> int: ...
+
+    def gather(self, ids: np.ndarray) -> dict[str, np.ndarray]: ...
+
+    def read(self, ids: np.ndarray) -> AnsweredPrompts: ...
+
+
 class TextSource:
     """Text alone, for a language model trained from scratch: documents and answered prompts, half and half.
 
@@ -134,7 +163,7 @@ class TextSource:
 
     Args:
         documents: texts, as `prompts.catalogue_documents` gives them.
-        answers: training windows with prompts and answers.
+        answers: training windows with prompts and answers, of one task or a mixture.
         max_length: longest sequence in tokens, BOS and EOS included.
 
     Attributes:
@@ -146,9 +175,9 @@ class TextSource:
             does not fit.
     """
 
-    def __init__(self, documents: Sequence[str], answers: UserLLMSource, *, max_length: int):
-        if answers.windows.split != "train":
-            raise ValueError(f"a language model learns from split 'train', got {answers.windows.split!r}.")
+    def __init__(self, documents: Sequence[str], answers: AnsweredSource, *, max_length: int):
+        if answers.split != "train":
+            raise ValueError(f"a language model learns from split 'train', got {answers.split!r}.")
         if not documents or not len(answers):
             raise ValueError(f"{len(documents)} documents and {len(answers)} training windows: both are needed.")
         if answers.length > max_length:
@@ -156,7 +185,7 @@ class TextSource:
                 f"a prompt and the longest answer take {answers.length} tokens, more than max_length={max_length}: "
                 "raise it, or lower max_inputs or max_targets."
             )
-        vocabulary = answers.prompts.names.titles.vocabulary
+        vocabulary = answers.vocabulary
         rows = [[*text_start(vocabulary), *row, vocabulary.eos_id] for row in encode_batch(vocabulary, documents)]
         self.cut = sum(len(row) > max_length for row in rows)
         documents, self._document_lengths = pad_rows([row[:max_length] for row in rows])
@@ -173,8 +202,7 @@ class TextSource:
         document = number % len(self._documents)
         tokens, lengths = self._documents[document], self._document_lengths[document]
         answered = np.flatnonzero(kind)
-        ids, windows = number[answered] % len(self._answers), self._answers.windows
-        sequences = self._answers.sequences(windows.gather(ids), windows.label_positions(ids))
+        sequences = self._answers.read(number[answered] % len(self._answers))
         tokens[answered] = 0
         tokens[answered, : self._answers.length] = sequences.tokens
         lengths[answered] = sequences.lengths

@@ -10,8 +10,9 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from user_llm.config import ConfigError, task_names
+from user_llm.config import ConfigError, task_names, task_rates
 from user_llm.data.answers import Answers
+from user_llm.data.mixture import Mixture
 from user_llm.data.pipeline import Source
 from user_llm.data.prompts import Names, Prompts, catalogue_documents, category_noun_of, noun_of
 from user_llm.data.sources import TextSource, UserLLMSource
@@ -157,10 +158,10 @@ class Experiment:
         """The windows of a split with a task's prompts and answers."""
         return UserLLMSource(self.windows(split), self.prompts(task), self.answers(task))
 
-    def answered_prompts(self, split: str) -> UserLLMSource:
-        """What the contextualised LLM reads of a split."""
-        (task,) = self.tasks
-        return self.source(task.name, split)
+    def answered_prompts(self, split: str) -> UserLLMSource | Mixture:
+        """What the contextualised LLM reads of a split: of its task, or of all its tasks in their proportions."""
+        sources = [self.source(task.name, split) for task in self.tasks]
+        return sources[0] if len(sources) == 1 else Mixture(sources, task_rates(self.config))
 
     def encoder_source(self, split: str) -> Source:
         """What the encoder learns from."""

@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from user_llm.config import RECALL_DEPTH
-from user_llm.data.pipeline import TrainBatches
+from user_llm.data.mixture import Mixture
+from user_llm.data.pipeline import Source, TrainBatches
 from user_llm.data.windows import Windows
 from user_llm.evaluation import leaks
 from user_llm.evaluation.baselines import Scores, category_popularity_scores, popularity_scores
@@ -95,15 +96,18 @@ class _Rows(NamedTuple):
 def _batches(experiment: Experiment, splits: tuple[str, ...]) -> Iterator[_Rows]:
     """Of the first batches that the stages train on, and of what is evaluated on."""
     config = experiment.config
-    train = [("encoder", experiment.encoder_source("train"), None)] if "encoder" in config.stages else []
+    if "encoder" in config.stages:
+        for ids, batch in _train_batches(experiment.encoder_source("train"), "encoder", config):
+            yield _Rows("train", ids, batch, None)
     # The stage `llm` reads the windows with prompts too, mixed with documents.
     asking = experiment.tasks if {"llm", "user_llm"} & set(config.stages) else ()
-    train += [("user_llm", experiment.source(task.name, "train"), task) for task in asking]
-    for stage, source, task in train:
-        batch_size = config.training[stage].batch_size
-        stream = TrainBatches(source, batch_size, config.seed)
-        for step in range(min(_TRAIN_BATCHES, max(1, _MAX_PROMPTS // batch_size))):
-            yield _Rows("train", stream.ids(step), stream.batch(step), task)
+    if asking:
+        source = experiment.answered_prompts("train")
+        for ids, batch in _train_batches(source, "user_llm", config):
+            owners, own = source.owners(ids) if isinstance(source, Mixture) else (np.zeros(len(ids), int), ids)
+            for index, task in enumerate(asking):
+                here = owners == index
+                yield _Rows("train", own[here], {name: rows[here] for name, rows in batch.items()}, task)
     for split in splits[1:]:
         subsets = [(Subset.evenly(experiment.windows(split), 0), None)]
         subsets += [(Subset.evenly(experiment.source(task.name, split), _MAX_PROMPTS), task) for task in asking]
@@ -111,6 +115,15 @@ def _batches(experiment: Experiment, splits: tuple[str, ...]) -> Iterator[_Rows]
             for start in range(0, len(subset), _ROWS):
                 ids = subset.ids[start : start + _ROWS]
                 yield _Rows(split, ids, subset.source.gather(ids), task)
+
+
+def _train_batches(source: Source, stage: str, config: ConfigDict) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Example numbers and rows of the first batches of a stage."""
+    batch_size = config.training[stage].batch_size
+    order = source.order(config.seed) if isinstance(source, Mixture) else None
+    stream = TrainBatches(source, batch_size, config.seed, order=order)
+    for step in range(min(_TRAIN_BATCHES, max(1, _MAX_PROMPTS // batch_size))):
+        yield stream.ids(step), stream.batch(step)
 
 
 def _contents(experiment: Experiment, labels: Mapping[str, np.ndarray]) -> Iterator[Finding]:
@@ -130,6 +143,8 @@ def _contents(experiment: Experiment, labels: Mapping[str, np.ndarray]) -> Itera
             again.append((before["item"] == table.item[events, None]).any(axis=1))
         if task is not None:
             prompts = _prompts_of_others(experiment, task, before["item"], events)
+            wider = batch["prompt_tokens"].shape[1] - prompts.shape[1]  # than the task's own, in a mixture
+            prompts = np.pad(prompts, ((0, 0), (0, max(wider, 0))))
             for found, rows in zip((changed, holding), leaks.answers_in_prompts(batch, prompts), strict=True):
                 found.append(rows)
     yield leak(

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from user_llm.checkpoints.manager import StageCheckpoints
 from user_llm.checkpoints.transfer import initialise
+from user_llm.data.mixture import Mixture
 from user_llm.data.pipeline import Source, TrainBatches
 from user_llm.evaluation.evaluator import Subset, mean_metrics
 from user_llm.experiment.assembly import Assembly
@@ -117,8 +118,9 @@ class Stage(abc.ABC):
     def batches(self, experiment: Experiment) -> Batches:
         """What it trains on, in order."""
         config, size = experiment.config, experiment.config.training[self.name].batch_size
-        rows = local_rows(experiment.mesh, size)
-        return TrainBatches(self.source(experiment, "train"), size, config.seed, rows=rows)
+        source, rows = self.source(experiment, "train"), local_rows(experiment.mesh, size)
+        order = source.order(config.seed) if isinstance(source, Mixture) else None
+        return TrainBatches(source, size, config.seed, rows=rows, order=order)
 
     def validation_source(self, experiment: Experiment) -> Source:
         """Of the validation windows, as many as the config looks at."""

@@ -1,9 +1,12 @@
 """Stage `user_llm`: the language model learns to read the user (paper 3.2)."""
 
+import numpy as np
+
 from user_llm.checkpoints import huggingface
 from user_llm.checkpoints.adapters import load_adapters, save_adapters
 from user_llm.checkpoints.transfer import with_prefix, without_prefix
-from user_llm.config import reads_pretrained_encoder
+from user_llm.config import reads_pretrained_encoder, task_rates
+from user_llm.evaluation.evaluator import Subset, mean_metrics
 from user_llm.experiment.stages.base import Stage, on_hosts
 from user_llm.files import replacing
 from user_llm.models import parameters
@@ -52,6 +55,25 @@ class UserLLMStage(Stage):
     def objective(self, experiment):
         """See `Stage`."""
         return contextualised_objective(experiment.config.encoder.chunk_rows)
+
+    def validation(self, experiment, objective):
+        """See `Stage`. Of several tasks each has a loss of its own; the whole weighs them as the training does."""
+        if len(experiment.tasks) == 1:
+            return super().validation(experiment, objective)
+        config, rates = experiment.config.evaluation, task_rates(experiment.config)
+        each = {}
+        for task in experiment.tasks:
+            source = Subset.evenly(experiment.source(task.name, "validation"), config.max_validation)
+            each[task.name] = mean_metrics(objective, source, config.batch_size)
+
+        def evaluate(model):
+            losses = {name: measure(model)["loss"] for name, measure in each.items()}
+            return {
+                "loss": float(np.average(list(losses.values()), weights=rates)),
+                **{f"loss/{name}": loss for name, loss in losses.items()},
+            }
+
+        return evaluate
 
     def positions(self, experiment, sizes):
         """See `Stage`."""

@@ -1,0 +1,118 @@
+"""Several tasks as one source: examples of all of them in one batch, in fixed proportions."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from user_llm.data.pipeline import Shuffled
+from user_llm.data.sources import AnsweredPrompts, UserLLMSource, answered_batch
+from user_llm.errors import UserError
+
+Batch = dict[str, np.ndarray]
+
+_BLOCK = 1000  # positions of the stream in which each task has exactly its share
+
+
+class Mixture:
+    """The windows of a split once for each task, numbered task after task.
+
+    Args:
+        sources: one a task, over the same windows or others.
+        rates: how much of the training each has, in proportion to their sum.
+
+    Attributes:
+        split: of the sources.
+        prompt_length: P, that of the widest task.
+        answer_width: W, that of the widest task.
+        length: T+1 = P + W.
+
+    Raises:
+        UserError: not one rate a source, or a rate that leaves a task out.
+    """
+
+    def __init__(self, sources: Sequence[UserLLMSource], rates: Sequence[float]):
+        if len(rates) != len(sources) or min(rates) <= 0:
+            raise UserError(f"expected {len(sources)} rates above 0, one a task, got {tuple(rates)}.")
+        self.sources = tuple(sources)
+        self.rates = np.asarray(rates, float) / np.sum(rates)
+        self.split = sources[0].split
+        self.prompt_length = max(source.prompt_length for source in sources)
+        self.answer_width = max(source.answer_width for source in sources)
+        self.length = self.prompt_length + self.answer_width
+        self.vocabulary = sources[0].vocabulary
+        self._starts = np.cumsum([0, *map(len, sources)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def gather(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """A batch of the examples `ids` [B], with what `UserLLMSource.gather` gives."""
+        windows = self._of_each(ids, lambda source, own: source.windows.gather(own))
+        return {**windows, **answered_batch(self.read(ids))}
+
+    def read(self, ids: np.ndarray) -> AnsweredPrompts:
+        """Prompts and answers of the examples `ids` [B], padded to the widest task."""
+
+        def read(source: UserLLMSource, own: np.ndarray) -> dict[str, np.ndarray]:
+            found = source.read(own)
+            tokens = np.pad(found.tokens, ((0, 0), (0, self.length - found.tokens.shape[1])))
+            prompts = np.pad(found.prompt_tokens, ((0, 0), (0, self.prompt_length - found.prompt_tokens.shape[1])))
+            return found._replace(tokens=tokens, prompt_tokens=prompts)._asdict()
+
+        return AnsweredPrompts(**self._of_each(ids, read))
+
+    def order(self, seed: int) -> "MixedOrder":
+        """The order in which it is trained on."""
+        return MixedOrder([len(source) for source in self.sources], self.rates, seed)
+
+    def owners(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which source each example `ids` [B] is of, int [B], and its number there, int [B]."""
+        task = np.searchsorted(self._starts, ids, side="right") - 1
+        return task, ids - self._starts[task]
+
+    def _of_each(self, ids: np.ndarray, read: Callable[[UserLLMSource, np.ndarray], Batch]) -> Batch:
+        """What `read(source, its ids)` gives, put together in the order of `ids` [B]."""
+        task, own = self.owners(np.asarray(ids))
+        rows = [np.flatnonzero(task == index) for index in range(len(self.sources))]
+        parts = [read(source, own[here]) for source, here in zip(self.sources, rows, strict=True) if len(here)]
+        place = np.argsort(np.concatenate(rows))
+        return {name: np.concatenate([part[name] for part in parts])[place] for name in parts[0]}
+
+
+class MixedOrder:
+    """An endless stream of example numbers, in which every task has its share and its own shuffled epochs.
+
+    Of every thousand positions each task has its rate, to the nearest that sums up; which positions, is drawn anew
+    for each thousand. So the stream is a pure function of seed and position.
+
+    Args:
+        sizes: examples of each task; they are numbered task after task.
+        rates: shares that sum to 1.
+        seed: of everything drawn.
+    """
+
+    def __init__(self, sizes: Sequence[int], rates: np.ndarray, seed: int):
+        self._starts = np.cumsum([0, *sizes])
+        self._seed = seed
+        self._shares = np.diff(np.rint(np.cumsum([0, *rates]) * _BLOCK)).astype(np.int64)
+        # Each with its own seed: in one order for all, a batch would ask the same users everything.
+        seeds = np.random.SeedSequence([seed, len(sizes)]).generate_state(len(sizes)).tolist()
+        self._tasks = [Shuffled(size, own) for size, own in zip(sizes, seeds, strict=True)]
+
+    def ids(self, positions: np.ndarray) -> np.ndarray:
+        """The example numbers int64 [B] at positions int64 [B] of the stream."""
+        block, place = np.divmod(positions, _BLOCK)
+        ids = np.empty(len(positions), np.int64)
+        for number in np.unique(block):
+            here = np.flatnonzero(block == number)
+            tasks = self._block(int(number))
+            for index, order in enumerate(self._tasks):
+                before = np.cumsum(tasks == index) - 1  # of the task's examples in this block
+                own = here[tasks[place[here]] == index]
+                ids[own] = self._starts[index] + order.ids(number * self._shares[index] + before[place[own]])
+        return ids
+
+    def _block(self, number: int) -> np.ndarray:
+        """int [1000]: which task stands at each position of a block."""
+        tasks = np.repeat(np.arange(len(self._shares)), self._shares)
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, 1, number]))).permutation(tasks)
