@@ -10,6 +10,7 @@ from flax import nnx
 from user_llm.models.attention import Attention, Cache
 from user_llm.models.language_model import LanguageModel, LanguageModelConfig
 from user_llm.models.layers import MLP, RMSNorm, parameter
+from user_llm.models.sharding import shard
 from user_llm.models.stack import StackConfig, repeat
 
 
@@ -77,8 +78,8 @@ class CrossBlock(nnx.Module):
 
     def __call__(self, x: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
         """[B, T, D] → [B, T, D]; the context as in `attend`."""
-        x = x + self.attend(x, key, value, mask)
-        return x + self.mlp(self.mlp_norm(x))
+        x = shard(x + self.attend(x, key, value, mask), "batch", ...)
+        return shard(x + self.mlp(self.mlp_norm(x)), "batch", ...)
 
 
 class GatedCrossBlock(CrossBlock):
@@ -97,8 +98,10 @@ class GatedCrossBlock(CrossBlock):
 
     def __call__(self, x: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
         """[B, T, D] → [B, T, D], the same bits while the gates are zero."""
-        x = x + jnp.tanh(self.attention_gate_D[...]).astype(x.dtype) * self.attend(x, key, value, mask)
-        return x + jnp.tanh(self.mlp_gate_D[...]).astype(x.dtype) * self.mlp(self.mlp_norm(x))
+        attended = jnp.tanh(self.attention_gate_D[...]).astype(x.dtype) * self.attend(x, key, value, mask)
+        x = shard(x + attended, "batch", ...)
+        transformed = jnp.tanh(self.mlp_gate_D[...]).astype(x.dtype) * self.mlp(self.mlp_norm(x))
+        return shard(x + transformed, "batch", ...)
 
 
 class CrossAttention(nnx.Module):

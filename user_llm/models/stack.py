@@ -12,6 +12,7 @@ from flax import nnx
 from user_llm.models.attention import Attention, Cache, write_cache
 from user_llm.models.layers import MLP, RopeScaling, dropout, make_norm, rotary_angles, round_product, round_to_dtype
 from user_llm.models.lora import LoraConfig, add_lora
+from user_llm.models.sharding import shard
 
 
 @dataclass(frozen=True)
@@ -142,11 +143,11 @@ class Layer(nnx.Module):
         attended = self.attention(normed, keys, values, mask, angles)
         if self.attention_post_norm is not None:
             attended = round_product(self.attention_post_norm(attended))
-        x = x + dropout(attended, rate, attention_key)
+        x = shard(x + dropout(attended, rate, attention_key), "batch", ...)
         transformed = self.mlp(self.mlp_norm(x))
         if self.mlp_post_norm is not None:
             transformed = round_product(self.mlp_post_norm(transformed))
-        x = x + dropout(transformed, rate, mlp_key)
+        x = shard(x + dropout(transformed, rate, mlp_key), "batch", ...)
         return round_to_dtype(x), cache
 
 
@@ -236,7 +237,7 @@ def apply_layers(
         layer_step, block_step = jax.checkpoint(layer_step), jax.checkpoint(block_step)
 
     # Rounded here and after each layer, a block whose gates are zero passes on the very bits it gets.
-    carry = (round_to_dtype(x), cache)
+    carry = (round_to_dtype(shard(x, "batch", ...)), cache)
     every, num_blocks = (1, 0) if context is None else (cross.every, cross.num_blocks)
     if not config.scan_layers:
         for index, layer in enumerate(layers):
