@@ -1,5 +1,7 @@
 """The one attention of the package: self or cross, grouped key/value heads, cached or not."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -10,6 +12,14 @@ from user_llm.models.sharding import shard
 MASKED = -1e30  # finite, so that a query without any slot gives no NaN
 # {"key", "value"}: [layers, B, S, K, H]; and {"position"}: int32 [B, S] where layers look through a sliding window.
 Cache = dict[str, jax.Array]
+
+
+class Context(NamedTuple):
+    """What a language model attends to besides its text, projected once a user: decoding never projects it again."""
+
+    key: jax.Array  # [G, B, L, K, H]
+    value: jax.Array  # [G, B, L, K, H]
+    mask: jax.Array  # bool [B, L]
 
 
 def softcap(x: jax.Array, cap: float) -> jax.Array:

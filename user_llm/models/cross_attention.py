@@ -1,25 +1,16 @@
 """Gated cross-attention from language model to user embeddings (paper 3.2; Flamingo, Alayrac et al. 2022)."""
 
 import dataclasses
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from user_llm.models.attention import Attention, Cache
+from user_llm.models.attention import Attention, Cache, Context
 from user_llm.models.language_model import LanguageModel, LanguageModelConfig
 from user_llm.models.layers import MLP, RMSNorm, parameter
 from user_llm.models.sharding import shard
 from user_llm.models.stack import StackConfig, repeat
-
-
-class Context(NamedTuple):
-    """What the language model attends to, projected once a user, so that decoding never projects it again."""
-
-    key: jax.Array  # [G, B, L, K, H]
-    value: jax.Array  # [G, B, L, K, H]
-    mask: jax.Array  # bool [B, L]
 
 
 @dataclasses.dataclass(frozen=True)
