@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from user_llm.training.cross_entropy import chunked_cross_entropy, soft_cross_entropy
+from user_llm.training.cross_entropy import chunked_cross_entropy, logits_bytes, soft_cross_entropy
 
 
 def make_inputs(rows_shape, classes, width, *, dtype=jnp.float32, first_class=1, seed=0):
@@ -172,8 +172,8 @@ import jax, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from test_cross_entropy import chunked_cross_entropy, make_inputs, sizes_in_compiled
 
-arguments = make_inputs((16, 50), 300, 8)
-loss = lambda h, t, y, w: chunked_cross_entropy(h, t, y, w, chunk_rows=200, first_class=1)[0]
+arguments = make_inputs((16, 60), 300, 8)
+loss = lambda h, t, y, w: chunked_cross_entropy(h, t, y, w, chunk_rows=140, first_class=1)[0]
 step = jax.value_and_grad(loss, argnums=(0, 1))
 results = {}
 for name, shape in {"one": (1, 1), "data": (8, 1), "both": (2, 4)}.items():
@@ -192,6 +192,7 @@ json.dump(results, sys.stdout)
 
 
 def test_sharded_batch_and_table_give_the_same_and_keep_chunks_sharded():
+    """960 rows are 7 chunks of 138 with padding, which 8 devices would have to move; 8 of 120 are taken."""
     environment = dict(
         os.environ,
         JAX_PLATFORMS="cpu",
@@ -203,29 +204,49 @@ def test_sharded_batch_and_table_give_the_same_and_keep_chunks_sharded():
     assert process.returncode == 0, process.stderr
     results = json.loads(process.stdout)
     one = results["one"]
-    assert one["largest"] == 200 * 300
+    assert one["largest"] == 120 * 300
+    assert logits_bytes(960, 300, chunk_rows=140) == 8 * 120 * 300  # logits and exponentials, of 4 bytes each
     for name, devices in (("data", 8), ("both", 8)):
         np.testing.assert_allclose(results[name]["loss"], one["loss"], rtol=1e-6)
         for got, want in zip(results[name]["gradients"], one["gradients"], strict=True):
             np.testing.assert_allclose(got, want, atol=1e-5)
-        assert results[name]["largest"] == 200 * 300 // devices
+        assert results[name]["largest"] == 120 * 300 // devices
 
 
-def test_soft_cross_entropy_is_the_mean_over_the_set():
-    hidden, table, _, _ = make_inputs((2, 3), 9, 4)
-    targets = jnp.asarray([[[1, 0, 0], [2, 8, 0], [3, 4, 5]], [[0, 0, 0], [7, 0, 0], [6, 1, 0]]], jnp.int32)
-    weights = jnp.asarray([[1.0, 0.5, 1.0], [1.0, 0.0, 2.0]])
-    loss_sum, weight_sum = soft_cross_entropy(hidden, table, targets, weights)
-    expected = 0.0
-    for row in np.ndindex(2, 3):
-        classes = [c for c in np.asarray(targets[row]) if c]
-        log_probabilities = [dense_reference(hidden[row][None], table, [c], [1.0], 1)[0] for c in classes]
-        expected += float(weights[row]) * np.mean(log_probabilities) if classes else 0.0
-    np.testing.assert_allclose(loss_sum, expected, rtol=1e-6)
-    assert float(weight_sum) == 4.5  # the row without a class does not count
-    gradient = jax.grad(lambda h: soft_cross_entropy(h, table, targets, weights)[0])(hidden)
-    assert np.all(np.isfinite(gradient))
-    assert not np.any(gradient[1, 0])
+def test_soft_cross_entropy_equals_dense_loss_and_gradients_in_bounded_memory():
+    """Sets of none to four of 5,000 classes, as the categories of Google Local; the logits alone would be 13 MB."""
+    rows_shape, classes, width, chunk_rows = (32, 20), 5_001, 8, 64
+    hidden, table, _, weights = make_inputs(rows_shape, classes, width)
+    rng = np.random.default_rng(1)
+    sets = rng.integers(1, classes, (*rows_shape, 4)) * (np.arange(4) < rng.integers(0, 5, rows_shape)[..., None])
+    sets = jnp.asarray(sets, jnp.int32)
+
+    def loss(hidden, table, weights):
+        return soft_cross_entropy(hidden, table, sets, weights, chunk_rows=chunk_rows)
+
+    run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)).lower(hidden, table, weights).compile()
+    (loss_sum, weight_sum), gradients = run(hidden, table, weights)
+    rows, tables = 4 * weights.size * width, 4 * table.size
+    bound = logits_bytes(weights.size, classes, chunk_rows) + 4 * tables + 8 * rows
+    assert bound < 4 * weights.size * classes / 3  # a third of the logits of all rows
+    assert run.memory_analysis().temp_size_in_bytes <= bound
+
+    # A row with a set of n is n rows of one target and the n-th part of the weight.
+    expected, expected_gradients = 0.0, [np.zeros(hidden.shape), np.zeros(table.shape)]
+    size = np.maximum((sets > 0).sum(-1), 1)
+    for column in range(4):
+        parts = np.where(sets[..., column] > 0, weights / size, 0)
+        value, *more = dense_reference(hidden, table, np.maximum(sets[..., column], 1), parts, 1)
+        expected += value
+        expected_gradients = [total + part for total, part in zip(expected_gradients, more, strict=True)]
+    np.testing.assert_allclose(loss_sum, expected, rtol=1e-5)
+    known = np.asarray(sets > 0).any(-1)
+    np.testing.assert_allclose(weight_sum, weights[known].sum(), rtol=1e-6)
+    assert weight_sum < weights.sum()  # a row without a class does not count
+    for got, want in zip(gradients, expected_gradients, strict=False):
+        np.testing.assert_allclose(got, want, atol=2e-5 * np.abs(want).max())
+    assert not np.any(gradients[2][~known])
+    np.testing.assert_allclose(jnp.sum(gradients[2] * weights), loss_sum, rtol=1e-5)  # it is linear in them
 
 
 @pytest.mark.parametrize(

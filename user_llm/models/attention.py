@@ -1,14 +1,25 @@
 """The one attention of the package: self or cross, grouped key/value heads, cached or not."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from user_llm.models.layers import Projections, fan_in, make_norm, parameter, rotate
+from user_llm.models.sharding import shard
 
 MASKED = -1e30  # finite, so that a query without any slot gives no NaN
 # {"key", "value"}: [layers, B, S, K, H]; and {"position"}: int32 [B, S] where layers look through a sliding window.
 Cache = dict[str, jax.Array]
+
+
+class Context(NamedTuple):
+    """What a language model attends to besides its text, projected once a user: decoding never projects it again."""
+
+    key: jax.Array  # [G, B, L, K, H]
+    value: jax.Array  # [G, B, L, K, H]
+    mask: jax.Array  # bool [B, L]
 
 
 def softcap(x: jax.Array, cap: float) -> jax.Array:
@@ -119,7 +130,8 @@ class Attention(Projections):
         self, x: jax.Array, angles: tuple[jax.Array, jax.Array] | None = None
     ) -> tuple[jax.Array, jax.Array]:
         """Keys and values [B, S, K, H] of vectors [B, S, key_width]; `angles` rotates the keys."""
-        return self._place(self.project("k", x), self.k_norm, angles), self.project("v", x)
+        keys, values = (shard(self.project(name, x), "batch", None, "kv_heads", None) for name in ("k", "v"))
+        return self._place(keys, self.k_norm, angles), values
 
     def __call__(
         self,
@@ -130,9 +142,10 @@ class Attention(Projections):
         angles: tuple[jax.Array, jax.Array] | None = None,
     ) -> jax.Array:
         """[B, T, D] attends to given keys and values [B, S, K, H] under bool `mask` [B, T or 1, S]."""
-        query = self._place(self.project("q", x), self.q_norm, angles)
+        query = shard(self.project("q", x), "batch", None, "heads", None)
+        query = self._place(query, self.q_norm, angles)
         mixed = attend(query, k_BSKH, v_BSKH, mask, scale=self.query_scale, cap=self.score_cap)
-        return self.project("o", mixed)
+        return self.project("o", shard(mixed, "batch", None, "heads", None))
 
     def _place(
         self, heads: jax.Array, norm: nnx.Module | None, angles: tuple[jax.Array, jax.Array] | None

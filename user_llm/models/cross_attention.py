@@ -1,24 +1,16 @@
 """Gated cross-attention from language model to user embeddings (paper 3.2; Flamingo, Alayrac et al. 2022)."""
 
 import dataclasses
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from user_llm.models.attention import Attention, Cache
+from user_llm.models.attention import Attention, Cache, Context
 from user_llm.models.language_model import LanguageModel, LanguageModelConfig
 from user_llm.models.layers import MLP, RMSNorm, parameter
+from user_llm.models.sharding import shard
 from user_llm.models.stack import StackConfig, repeat
-
-
-class Context(NamedTuple):
-    """What the language model attends to, projected once a user, so that decoding never projects it again."""
-
-    key: jax.Array  # [G, B, L, K, H]
-    value: jax.Array  # [G, B, L, K, H]
-    mask: jax.Array  # bool [B, L]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +69,8 @@ class CrossBlock(nnx.Module):
 
     def __call__(self, x: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
         """[B, T, D] → [B, T, D]; the context as in `attend`."""
-        x = x + self.attend(x, key, value, mask)
-        return x + self.mlp(self.mlp_norm(x))
+        x = shard(x + self.attend(x, key, value, mask), "batch", ...)
+        return shard(x + self.mlp(self.mlp_norm(x)), "batch", ...)
 
 
 class GatedCrossBlock(CrossBlock):
@@ -97,8 +89,10 @@ class GatedCrossBlock(CrossBlock):
 
     def __call__(self, x: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
         """[B, T, D] → [B, T, D], the same bits while the gates are zero."""
-        x = x + jnp.tanh(self.attention_gate_D[...]).astype(x.dtype) * self.attend(x, key, value, mask)
-        return x + jnp.tanh(self.mlp_gate_D[...]).astype(x.dtype) * self.mlp(self.mlp_norm(x))
+        attended = jnp.tanh(self.attention_gate_D[...]).astype(x.dtype) * self.attend(x, key, value, mask)
+        x = shard(x + attended, "batch", ...)
+        transformed = jnp.tanh(self.mlp_gate_D[...]).astype(x.dtype) * self.mlp(self.mlp_norm(x))
+        return shard(x + transformed, "batch", ...)
 
 
 class CrossAttention(nnx.Module):

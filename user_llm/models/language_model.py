@@ -2,16 +2,15 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from user_llm.models.attention import Cache, softcap
+from user_llm.models.attention import Cache, Context, softcap
 from user_llm.models.layers import RopeScaling, lookup, make_norm, normal, parameter, round_product
 from user_llm.models.lora import LoraConfig
-from user_llm.models.stack import StackConfig, apply_layers, init_layers
+from user_llm.models.stack import CrossBlocks, StackConfig, apply_layers, init_layers
 
 
 @dataclass(frozen=True)
@@ -131,8 +130,8 @@ class LanguageModel(nnx.Module):
         *,
         cache: Cache | None = None,
         offset: int | jax.Array = 0,
-        cross: nnx.Module | None = None,
-        context: Any = None,
+        cross: CrossBlocks | None = None,
+        context: Context | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """`read` of the embeddings of `tokens` int [B, T]."""
         return self.read(self.embed(tokens), positions, mask, cache=cache, offset=offset, cross=cross, context=context)
@@ -150,8 +149,8 @@ class LanguageModel(nnx.Module):
         *,
         cache: Cache | None = None,
         offset: int | jax.Array = 0,
-        cross: nnx.Module | None = None,
-        context: Any = None,
+        cross: CrossBlocks | None = None,
+        context: Context | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """Hidden states [B, T, D] (after the final norm) and the updated cache.
 
@@ -191,7 +190,7 @@ class LanguageModel(nnx.Module):
         logits = jnp.einsum("...D,VD->...V", hidden, table, preferred_element_type=jnp.float32)
         return logits if self.config.final_softcap is None else softcap(logits, self.config.final_softcap)
 
-    def init_cache(self, batch: int, length: int, context: Any = None) -> Cache:
+    def init_cache(self, batch: int, length: int, context: Context | None = None) -> Cache:
         """Empty keys and values of `length` slots for `batch` rows; a `context` of cross-attention takes none."""
         del context
         config = self.config

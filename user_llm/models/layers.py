@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from user_llm.models.sharding import ANY, shard
+
 Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
 
 ACTIVATIONS = {
@@ -59,7 +61,9 @@ def cast(weight: nnx.Variable, dtype: str) -> jax.Array:
 
 def lookup(table: nnx.Param, ids: jax.Array, dtype: str) -> jax.Array:
     """Rows of `table` [V, D] for `ids` int [...]; an id outside the table gives NaN, never another's row."""
-    return jnp.take(table[...], ids, axis=0, mode="fill").astype(dtype)
+    # Rows are gathered whole: cut by their width as the table is, all rows of the batch would be moved afterwards.
+    rows = jnp.take(shard(table[...], ANY, None), ids, axis=0, mode="fill").astype(dtype)
+    return shard(rows, "batch", ...)
 
 
 def round_to_dtype(x: jax.Array) -> jax.Array:
@@ -179,7 +183,8 @@ class MLP(Projections):
         up = self.project("up", x)
         activate = ACTIVATIONS[self.activation]
         hidden = activate(self.project("gate", x)) * up if self.gated else activate(up)
-        return self.project("down", hidden)
+        # A stack of layers has one axis more in front.
+        return self.project("down", shard(hidden, "batch", ..., self.up_DF.logical_axes[-1]))
 
 
 @dataclass(frozen=True)

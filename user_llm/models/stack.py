@@ -3,15 +3,16 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from user_llm.models.attention import Attention, Cache, write_cache
+from user_llm.models.attention import Attention, Cache, Context, write_cache
 from user_llm.models.layers import MLP, RopeScaling, dropout, make_norm, rotary_angles, round_product, round_to_dtype
 from user_llm.models.lora import LoraConfig, add_lora
+from user_llm.models.sharding import shard
 
 
 @dataclass(frozen=True)
@@ -142,11 +143,11 @@ class Layer(nnx.Module):
         attended = self.attention(normed, keys, values, mask, angles)
         if self.attention_post_norm is not None:
             attended = round_product(self.attention_post_norm(attended))
-        x = x + dropout(attended, rate, attention_key)
+        x = shard(x + dropout(attended, rate, attention_key), "batch", ...)
         transformed = self.mlp(self.mlp_norm(x))
         if self.mlp_post_norm is not None:
             transformed = round_product(self.mlp_post_norm(transformed))
-        x = x + dropout(transformed, rate, mlp_key)
+        x = shard(x + dropout(transformed, rate, mlp_key), "batch", ...)
         return round_to_dtype(x), cache
 
 
@@ -188,6 +189,14 @@ def _views(
     return View(mask, angles), View(mask & near, local_angles)
 
 
+class CrossBlocks(Protocol):
+    """Blocks between the layers, block g before layer g · every; `blocks` has the layout of the layers."""
+
+    every: int
+    num_blocks: int
+    blocks: nnx.Module
+
+
 def apply_layers(
     layers: nnx.Module,
     config: StackConfig,
@@ -197,8 +206,8 @@ def apply_layers(
     *,
     cache: Cache | None = None,
     offset: int | jax.Array = 0,
-    cross: nnx.Module | None = None,
-    context=None,
+    cross: CrossBlocks | None = None,
+    context: Context | None = None,
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, Cache | None]:
     """Runs the layers of `init_layers`, block g of `cross` before layer g · every when there is a `context`.
@@ -234,19 +243,31 @@ def apply_layers(
 
     if config.remat:
         layer_step, block_step = jax.checkpoint(layer_step), jax.checkpoint(block_step)
-
     # Rounded here and after each layer, a block whose gates are zero passes on the very bits it gets.
-    carry = (round_to_dtype(x), cache)
-    every, num_blocks = (1, 0) if context is None else (cross.every, cross.num_blocks)
-    if not config.scan_layers:
-        for index, layer in enumerate(layers):
-            block, rest = divmod(index, every)
-            if rest == 0 and block < num_blocks:
-                step = (cross.blocks[block], context.key[block], context.value[block])
-                carry = (block_step(carry[0], step), carry[1])
-            local = config.local_layers[index] if config.local_layers else None
-            carry, _ = layer_step(carry, (layer, index, local, None if keys is None else keys[index]))
-        return carry
+    carry = (round_to_dtype(shard(x, "batch", ...)), cache)
+    run = _scan if config.scan_layers else _unroll
+    return run(config, layer_step, block_step, carry, layers, keys, cross, context)
+
+
+def _unroll(config, layer_step, block_step, carry, layers, keys, cross, context):
+    """Runs a list of layers, and of blocks, one after the other; the arguments are those of `_scan`."""
+    for index, layer in enumerate(layers):
+        if context is not None and index % cross.every == 0 and index // cross.every < cross.num_blocks:
+            block = index // cross.every
+            x, cache = carry
+            carry = (block_step(x, (cross.blocks[block], context.key[block], context.value[block])), cache)
+        local = config.local_layers[index] if config.local_layers else None
+        carry, _ = layer_step(carry, (layer, index, local, None if keys is None else keys[index]))
+    return carry
+
+
+def _scan(config, layer_step, block_step, carry, layers, keys, cross, context):
+    """Runs stacked layers: groups of one block and the `every` layers behind it, then the layers left over.
+
+    Args:
+      layer_step: (carry, (layer, index, is it local?, dropout key)) → (carry, None), carry being (x, cache).
+      block_step: (x, (block, its context's keys, values)) → x.
+    """
 
     def group_step(carry, step):
         block, layers = step
@@ -255,9 +276,11 @@ def apply_layers(
 
     local = jnp.array(config.local_layers) if config.local_layers else None
     steps = (layers, jnp.arange(config.num_layers), local, keys)
-    grouped = num_blocks * every
-    if num_blocks:
-        groups = jax.tree.map(lambda leaf: leaf[:grouped].reshape(num_blocks, every, *leaf.shape[1:]), steps)
+    grouped = 0
+    if context is not None:
+        shape = (cross.num_blocks, cross.every)
+        grouped = cross.num_blocks * cross.every
+        groups = jax.tree.map(lambda leaf: leaf[:grouped].reshape(*shape, *leaf.shape[1:]), steps)
         carry, _ = jax.lax.scan(group_step, carry, ((cross.blocks, context.key, context.value), groups))
     if grouped < config.num_layers:
         carry, _ = jax.lax.scan(layer_step, carry, jax.tree.map(lambda leaf: leaf[grouped:], steps))

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import jax
 from flax import nnx
 
-from user_llm.models.attention import Cache
-from user_llm.models.cross_attention import Context, CrossAttention
+from user_llm.models.attention import Cache, Context
+from user_llm.models.cross_attention import CrossAttention
 from user_llm.models.language_model import LanguageModel
 from user_llm.models.perceiver import Perceiver
 from user_llm.models.soft_prompt import Prefix, SoftPrompt

@@ -7,8 +7,10 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from user_llm.models import sharding
+
 AXES = ("data", "fsdp", "tensor")
-BATCH = PartitionSpec(("data", "fsdp"))  # the leading axis of every batch array
+BATCH = PartitionSpec(sharding.BATCH)  # the leading axis of every batch array
 
 
 def make_mesh(sizes: Mapping[str, int]) -> Mesh:

@@ -1,7 +1,8 @@
 """Logical axis → mesh axis: how each parameter is cut over the mesh.
 
-Parameters name their dimensions (`layers.py`); this table alone decides what that means on devices, so a
-new sharding is a changed row here and no change in a model (the idea of T5X's logical axis rules).
+Parameters name their dimensions (`layers.py`); this table, with the rows that activations share
+(`models/sharding.py`), alone decides what that means on devices, so a new sharding is a changed row and no change in a
+model (the idea of T5X's logical axis rules).
 """
 
 import logging
@@ -10,17 +11,16 @@ from collections.abc import Mapping, Sequence
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from user_llm.models import sharding
+
 _logger = logging.getLogger(__name__)
 
 RULES: dict[str, str | None] = {
+    **sharding.RULES,  # of heads and of hidden channels, which activations have too
     "vocab": "tensor",
     "items": "tensor",
     "embed": "fsdp",
     "user": "fsdp",
-    "mlp": "tensor",
-    "user_mlp": "tensor",
-    "heads": "tensor",
-    "kv_heads": "tensor",
     "head_dim": None,
     "feature": None,
     "norm": None,

@@ -11,8 +11,9 @@ The loss is a sum, so both gradients are complete but for one scalar, the cotang
 therefore made in the forward pass while P is at hand; the backward pass only multiplies. Three matmuls a
 chunk is the arithmetic of the dense loss, where `jax.checkpoint` over chunks pays a fourth. `s` is applied to
 the narrow side (`[rows, U]`), never to the wide one (`[rows, V]`). The part of the target's own logit, the
-one-hot term, is a gather and a scatter over all rows at once, outside the loop. Where logits are soft-capped,
-both terms are further multiplied by the slope of the cap, 1 - (logit / cap)².
+one-hot term, is a gather and a scatter over all rows at once, outside the loop; where a row has a set of targets
+(an item's categories), one target of every row at a time. Where logits are soft-capped, both terms are further
+multiplied by the slope of the cap, 1 - (logit / cap)².
 """
 
 from functools import partial
@@ -21,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from user_llm.models import attention
+from user_llm.models.sharding import ANY, shard
 
 
 def chunked_cross_entropy(
@@ -60,58 +62,72 @@ def chunked_cross_entropy(
     Raises:
       ValueError: the shapes do not fit together, or an option is out of range.
     """
-    _check_shapes(hidden, table, targets, weights)
+    _check(hidden, table, targets, weights, chunk_rows)
     if targets.shape != hidden.shape[:-1]:
         raise ValueError(f"targets must be one a row of hidden: {hidden.shape[:-1]}, got {targets.shape}.")
-    if chunk_rows < 1:
-        raise ValueError(f"chunk_rows must be at least 1, got {chunk_rows}.")
     if not 0 <= first_class < table.shape[0]:
         raise ValueError(f"first_class must be a class, 0 to {table.shape[0] - 1}, got {first_class}.")
     if class_bias is not None and class_bias.shape != table.shape[:1]:
         raise ValueError(f"class_bias must be one a class: {table.shape[:1]}, got {class_bias.shape}.")
     if softcap is not None and softcap <= 0:
         raise ValueError(f"softcap must be positive, got {softcap}; None leaves the logits as they are.")
-    rows = targets.size
-    weights = weights.astype(jnp.float32).reshape(rows)
-    hidden = hidden.reshape(rows, hidden.shape[-1])
+    shares = jnp.ones((*targets.shape, 1), jnp.float32)
     options = chunk_rows, first_class, softcap
-    loss_sum = _cross_entropy(*options, hidden, table, targets.reshape(rows), weights, class_bias)
-    return loss_sum, jnp.sum(weights)
+    return _loss_and_weight(options, hidden, table, targets[..., None], shares, weights, class_bias)
 
 
 def soft_cross_entropy(
-    hidden: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array
+    hidden: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array, *, chunk_rows: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Cross-entropy against a set of classes: the target is uniform over the set (an item's categories).
+    """`chunked_cross_entropy` against a set of classes: the target is uniform over the set (an item's categories).
 
-    Dense, for vocabularies of tens of classes. Class 0 is padding: neither in the softmax nor in a set.
+    Class 0 is padding: neither in the softmax nor in a set. Beyond the chunk of logits it takes memory for a few
+    vectors `[..., U]`, however large the sets.
 
     Args:
       hidden: float `[..., U]`.
       table: float `[V, U]`, one row a class, row 0 the padding.
       targets: int `[..., C]`, distinct class ids padded with 0. A row without a class is left out.
       weights: float `[...]`; 0 leaves a position out.
+      chunk_rows: most rows whose logits exist at once.
 
     Returns:
       `(loss_sum, weight_sum)`, float32 scalars over the rows that have a class.
 
     Raises:
-      ValueError: the shapes do not fit together.
+      ValueError: the shapes do not fit together, or `chunk_rows` is below 1.
     """
-    _check_shapes(hidden, table, targets, weights)
+    _check(hidden, table, targets, weights, chunk_rows)
     if targets.shape[:-1] != hidden.shape[:-1]:
         raise ValueError(f"targets must be {hidden.shape[:-1]} + (C,) to match hidden, got {targets.shape}.")
     present = targets > 0
     size = present.sum(-1)
-    weights = jnp.where(size > 0, weights.astype(jnp.float32), 0.0)
-    logits = _matmul("...u,vu->...v", hidden, table.astype(hidden.dtype))
-    log_partition = jax.nn.logsumexp(logits[..., 1:], axis=-1)
-    chosen = jnp.where(present, jnp.take_along_axis(logits, targets, axis=-1), 0.0)
-    loss = log_partition - chosen.sum(-1) / jnp.maximum(size, 1)
-    return jnp.sum(weights * loss), jnp.sum(weights)
+    shares = present / jnp.maximum(size, 1)[..., None].astype(jnp.float32)
+    weights = jnp.where(size > 0, weights, 0.0)
+    return _loss_and_weight((chunk_rows, 1, None), hidden, table, targets, shares, weights, None)
 
 
-def _check_shapes(hidden: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array) -> None:
+def logits_bytes(rows: int, classes: int, chunk_rows: int) -> int:
+    """About how many bytes the largest arrays of either loss take, over all devices, whatever the number of rows.
+
+    These are float32 logits `[R, classes]` and as many exponentials, for the R rows of a chunk.
+    """
+    return 8 * -(-rows // _num_chunks(rows, chunk_rows)) * classes
+
+
+def _loss_and_weight(options, hidden, table, targets, shares, weights, bias):
+    """hidden [..., U], targets and their shares [..., C], weights [...] -> the sums of losses and of weights."""
+    rows = weights.size
+    weights = weights.astype(jnp.float32).reshape(rows)
+    # Rows of the table are whole, and so are those of `hidden`: cut by their width, whole batches would be moved.
+    hidden = shard(hidden.reshape(rows, hidden.shape[-1]), "batch", None)
+    columns = (x.reshape(rows, -1).T for x in (targets, shares))
+    return _cross_entropy(*options, hidden, shard(table, ANY, None), *columns, weights, bias), jnp.sum(weights)
+
+
+def _check(hidden: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array, chunk_rows: int) -> None:
+    if chunk_rows < 1:
+        raise ValueError(f"chunk_rows must be at least 1, got {chunk_rows}.")
     if table.ndim != 2 or table.shape[1] != hidden.shape[-1]:
         raise ValueError(f"table must be [V, {hidden.shape[-1]}] to match hidden, got {table.shape}.")
     if weights.shape != hidden.shape[:-1]:
@@ -121,20 +137,28 @@ def _check_shapes(hidden: jax.Array, table: jax.Array, targets: jax.Array, weigh
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _cross_entropy(chunk_rows, first_class, cap, hidden, table, targets, weights, bias):
-    """hidden [M, U], table [V, U], targets [M], weights float32 [M], bias [V] or None -> float32 scalar."""
+def _cross_entropy(chunk_rows, first_class, cap, hidden, table, targets, shares, weights, bias):
+    """hidden [M, U], table [V, U], targets and shares [C, M], weights float32 [M], bias [V] or None -> float32 scalar.
+
+    A row's target is spread over C classes by its shares, which sum to 1 where its weight is not 0.
+    """
     table = table.astype(hidden.dtype)
 
     def log_partition(_, chunk):
         logits = _capped(_matmul("ru,vu->rv", chunk, table), cap)
         return None, _softmax_parts(logits, first_class, bias)[0]
 
+    def target_logits(total, column):
+        targets, shares = column
+        logits = _capped(_row_products(hidden, table[targets]), cap)
+        return total + shares * _biased(logits, targets, weights, bias), None
+
     _, log_partitions = jax.lax.scan(log_partition, None, _split(hidden, chunk_rows))
-    target_logits = _capped(_row_products(hidden, table[targets]), cap)
-    return jnp.sum(weights * _losses(_join(log_partitions, len(targets)), target_logits, targets, weights, bias))
+    chosen, _ = jax.lax.scan(target_logits, jnp.zeros_like(weights), (targets, shares))
+    return jnp.sum(weights * (_join(log_partitions, len(weights)) - chosen))
 
 
-def _forward(chunk_rows, first_class, cap, hidden, table, targets, weights, bias):
+def _forward(chunk_rows, first_class, cap, hidden, table, targets, shares, weights, bias):
     cast_table = table.astype(hidden.dtype)
 
     def softmax_gradients(d_table, chunk):
@@ -147,21 +171,27 @@ def _forward(chunk_rows, first_class, cap, hidden, table, targets, weights, bias
         d_table += _matmul("rv,ru->vu", exponentials, (scale * hidden).astype(hidden.dtype))
         return d_table, (log_partition, d_hidden)
 
+    def target_gradients(carry, column):
+        chosen, d_hidden, d_table = carry
+        targets, shares = column
+        target_rows = cast_table[targets]
+        logits = _capped(_row_products(hidden, target_rows), cap)
+        share = (weights * shares * _slope(logits, cap))[:, None]
+        chosen = chosen + shares * _biased(logits, targets, weights, bias)
+        return (chosen, d_hidden - share * target_rows, d_table.at[targets].add(-share * hidden)), None
+
     chunks = _split(hidden, chunk_rows), _split(weights, chunk_rows)
     d_table, parts = jax.lax.scan(softmax_gradients, jnp.zeros(table.shape, jnp.float32), chunks)
-    log_partitions, d_hidden = (_join(part, len(targets)) for part in parts)
-    target_rows = cast_table[targets]
-    target_logits = _capped(_row_products(hidden, target_rows), cap)
-    losses = _losses(log_partitions, target_logits, targets, weights, bias)
-    share = (weights * _slope(target_logits, cap))[:, None]
-    d_hidden = d_hidden - share * target_rows
-    d_table = d_table.at[targets].add(-share * hidden)
+    log_partitions, d_hidden = (_join(part, len(weights)) for part in parts)
+    carry = jnp.zeros_like(weights), d_hidden, d_table
+    (chosen, d_hidden, d_table), _ = jax.lax.scan(target_gradients, carry, (targets, shares))
+    losses = log_partitions - chosen
     return jnp.sum(weights * losses), (d_hidden.astype(hidden.dtype), d_table.astype(table.dtype), losses)
 
 
 def _backward(chunk_rows, first_class, cap, gradients, cotangent):
     d_hidden, d_table, d_weights = ((cotangent * gradient).astype(gradient.dtype) for gradient in gradients)
-    return d_hidden, d_table, None, d_weights, None
+    return d_hidden, d_table, None, None, d_weights, None
 
 
 _cross_entropy.defvjp(_forward, _backward)
@@ -179,10 +209,12 @@ def _softmax_parts(logits, first_class, bias):
     return largest[:, 0] + jnp.log(partition), exponentials, partition
 
 
-def _losses(log_partitions, target_logits, targets, weights, bias):
-    if bias is not None:  # a row that is left out may name a class that is dropped: -inf times 0 is no number
-        target_logits = target_logits + jnp.where(weights == 0, 0.0, bias[targets])
-    return log_partitions - target_logits
+def _biased(logits, targets, weights, bias):
+    """[M], with the bias of the targets [M]."""
+    if bias is None:
+        return logits
+    # A row that is left out may name a class that is dropped: -inf times 0 is no number.
+    return logits + jnp.where(weights == 0, 0.0, bias[targets])
 
 
 def _capped(logits, cap):
@@ -202,13 +234,16 @@ def _matmul(subscripts, a, b):
     return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
 
 
-def _split(rows, chunk_rows):
-    """[M, ...] -> [chunks, R, ...], R <= chunk_rows: chunk j has rows j, j + chunks, …; zeros at the end."""
-    total = len(rows)
+def _num_chunks(total, chunk_rows):
     fewest = -(-total // chunk_rows)
     # Prefer a few more chunks that divide the rows evenly to padding, which would reshard a sharded row axis.
-    chunks = next((n for n in range(fewest, 2 * fewest) if total % n == 0), fewest)
-    padding = -total % chunks
+    return next((n for n in range(fewest, 2 * fewest) if total % n == 0), fewest)
+
+
+def _split(rows, chunk_rows):
+    """[M, ...] -> [chunks, R, ...], R <= chunk_rows: chunk j has rows j, j + chunks, …; zeros at the end."""
+    chunks = _num_chunks(len(rows), chunk_rows)
+    padding = -len(rows) % chunks
     if padding:
         rows = jnp.pad(rows, ((0, padding),) + ((0, 0),) * (rows.ndim - 1))
     return rows.reshape(-1, chunks, *rows.shape[1:]).swapaxes(0, 1)

@@ -194,9 +194,12 @@ def make_train_step(run: TrainingRun, optimizer: optax.GradientTransformation, s
         else:
             # Microbatch i takes rows i, i + accumulate, …: every device keeps its share of each.
             rows = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
-            zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(microbatch, jax.tree.map(lambda x: x[0], rows), 0))
+            # Added in float32, whatever they are: a bfloat16 sum soon is too large for the next part to change it.
+            shapes = jax.eval_shape(microbatch, jax.tree.map(lambda x: x[0], rows), 0)
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), shapes)
             add = lambda total, item: (jax.tree.map(jnp.add, total, microbatch(*item)), None)  # noqa: E731
-            (grads, weight, metrics), _ = jax.lax.scan(add, zeros, (rows, jnp.arange(accumulate)))
+            sums, _ = jax.lax.scan(add, zeros, (rows, jnp.arange(accumulate)))
+            grads, weight, metrics = jax.tree.map(lambda total, x: total.astype(x.dtype), sums, shapes)
 
         grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1e-9).astype(g.dtype), grads)
         norm = optax.tree.norm(grads)

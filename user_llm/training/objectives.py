@@ -90,7 +90,7 @@ def _event_loss(model, embeddings, targets, weights, chunk_rows: int):
         hidden, table = model.feature_hidden(embeddings, feature), model.feature_table(feature)
         if feature == "category":
             sets = jnp.take(model.embedding.item_categories[...], targets["item"], axis=0)
-            metrics["loss/category"] = soft_cross_entropy(hidden, table, sets, weights)
+            metrics["loss/category"] = soft_cross_entropy(hidden, table, sets, weights, chunk_rows=chunk_rows)
         else:
             metrics[f"loss/{feature}"] = chunked_cross_entropy(
                 hidden, table, targets[feature], weights, chunk_rows=chunk_rows, first_class=1
@@ -106,9 +106,9 @@ def dual_encoder_objective(chunk_rows: int, label_frequencies: np.ndarray | None
     batches; without a correction they are pushed down for it. With `label_frequencies` a class's logit is corrected by
     the log of the chance that a batch has it, 1 - (1 - p)^B (Yi et al. 2019, where duplicates stay and it is p).
 
-    With `label="category"` the softmax is over all categories, there being few: nothing is sampled, nothing to
-    correct. The target is uniform over the label's categories, or the batch's own `label/category` where it brings
-    one (the favourite category, paper 4.3.2); a label that has none is left out.
+    With `label="category"` the softmax is over all categories: nothing is sampled, nothing to correct. The target is
+    uniform over the label's categories, or the batch's own `label/category` where it brings one (the favourite
+    category, paper 4.3.2); a label that has none is left out.
 
     Args:
       label_frequencies: `[I + 1]`, how often each item is a label in training; None corrects nothing.
@@ -124,7 +124,7 @@ def dual_encoder_objective(chunk_rows: int, label_frequencies: np.ndarray | None
             else:
                 sets = jnp.take(tower.item_categories[...], items, axis=0)
             categories = model.label_vectors(jnp.arange(tower.table("category").shape[0]))
-            loss, weight = soft_cross_entropy(users, categories, sets, weights)
+            loss, weight = soft_cross_entropy(users, categories, sets, weights, chunk_rows=chunk_rows)
             return loss, weight, {"loss": (loss, weight)}
         rows = len(items)
         # Rows that only fill a batch bring no class; nor does what fills up the distinct ones.

@@ -1,0 +1,41 @@
+"""How activations lie on a mesh. XLA guesses where nobody says, and on a mesh of several axes it guesses badly:
+it cut vectors by the axis that cuts weights, and gathered whole batches to get from one cut to the other.
+
+The mesh is the one the arguments of a program lie on, which JAX hands on with every traced value. Nothing has to be
+in scope, and programs on one device hold no constraint.
+"""
+
+import math
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+BATCH = ("data", "fsdp")  # the mesh axes that cut the leading axis of batches and activations
+# Logical axis → mesh axis, for what parameters and activations have in common (`parallel/rules.py` has the others).
+RULES = {"heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "user_mlp": "tensor"}
+ANY = PartitionSpec.UNCONSTRAINED  # a dimension that stays as it lies
+
+
+def shard(x: jax.Array, *axes: str | None) -> jax.Array:
+    """`x` [...] whose dimensions lie as `axes` say: "batch", a name in `RULES`, None (whole) or `ANY`.
+
+    One `...` stands for as many None as `x` has dimensions more. A dimension that the mesh does not divide stays whole.
+    Outside of a trace, or where the mesh is one device, `x` itself.
+    """
+    mesh = jax.typeof(x).sharding.mesh
+    if not isinstance(x, jax.core.Tracer) or mesh.size <= 1:
+        return x
+    if ... in axes:
+        at = axes.index(...)
+        axes = (*axes[:at], *[None] * (x.ndim - len(axes) + 1), *axes[at + 1 :])
+
+    def cut(size: int, axis: str | None):
+        if axis is None or axis is ANY:
+            return axis
+        names = BATCH if axis == "batch" else (RULES[axis],)
+        names = tuple(name for name in names if name in mesh.shape)
+        shards = math.prod(mesh.shape[name] for name in names)
+        return names if shards > 1 and size % shards == 0 else None
+
+    spec = PartitionSpec(*(cut(size, axis) for size, axis in zip(x.shape, axes, strict=True)))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
