@@ -6,13 +6,14 @@ only the slot in which its own ancestor was written: selecting beams never moves
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from user_llm.decoding.catalogue_trie import CatalogueTrie
-from user_llm.decoding.prefill import DecodingModel, Prompt, extend, prefill
+from user_llm.decoding.prefill import Context, DecodingModel, Prompt, extend, prefill
+from user_llm.models.attention import Cache
 
 # The root and the titles' first words ("The") branch far wider than the rest: these levels of the trie have a
 # bound of their own on the number of children, the levels below share one.
@@ -40,7 +41,7 @@ class _Beams(NamedTuple):
     slots: jax.Array  # [B, J, steps]: the slot that holds the key of this beam's token of that step
     nodes: jax.Array  # [B, J]: where in the trie
     finished: jax.Array  # [B, J]
-    cache: Any
+    cache: Cache
 
 
 @functools.partial(jax.jit, static_argnames=("num_beams", "max_steps"))
@@ -48,7 +49,7 @@ def beam_search(
     model: DecodingModel,
     prompt_tokens: jax.Array,
     prompt_lengths: jax.Array,
-    context: Any = None,
+    context: Context | None = None,
     *,
     num_beams: int,
     max_steps: int,

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from user_llm.data.pipeline import evaluation_batches
+from user_llm.data.pipeline import Source, evaluation_batches
 from user_llm.data.vocabularies import decode_batch
 from user_llm.decoding.beam import BeamResult, beam_search
 from user_llm.decoding.catalogue_trie import CatalogueTrie
@@ -35,7 +35,7 @@ TOP = 10  # items kept of a ranking by scores
 
 def rank_by_scores(
     scores: Scores,
-    source: Any,
+    source: Source,
     *,
     batch_size: int,
     exclude_history: bool,
@@ -61,7 +61,7 @@ def rank_by_scores(
 
 def rank_by_beams(
     beams: Beams,
-    source: Any,
+    source: Source,
     *,
     trie: CatalogueTrie,
     batch_size: int,
@@ -81,13 +81,13 @@ def rank_by_beams(
     ranks, items = [], []
     for batch, real in _batches(source, batch_size, description):
         result, excluded = beams(batch)
-        excluded = _seen(excluded, batch["label/item"])
+        labels = batch["label/item"]
+        excluded = _seen(excluded, labels)
         found = fetch(result.items)
         if read is not None:
             found = _once(np.asarray(trie.open_items(read(fetch(result.tokens)), excluded)))
-        counts, labels = _open_counts(trie, found, excluded), batch["label/item"]
-        found_ranks = ranks_from_titles(canonical[found], fetch(result.scores), counts, canonical[labels])
-        ranks.append(found_ranks[real])
+        counts = _open_counts(trie, found, excluded)
+        ranks.append(ranks_from_titles(canonical[found], fetch(result.scores), counts, canonical[labels])[real])
         items.append(np.take_along_axis(found, np.argsort(found == 0, axis=1, kind="stable"), axis=1)[real])
     return np.concatenate(ranks), np.concatenate(items)
 
