@@ -50,7 +50,7 @@ class EncoderStage(Stage):
     def objective(self, experiment):
         """See `Stage`."""
         config = experiment.config.encoder
-        return ENCODERS[config.kind].objective(config, lambda: experiment.item_counts)
+        return ENCODERS[config.kind].objective(config, lambda: experiment.label_counts)
 
     def positions(self, experiment, sizes):
         """See `Stage`."""
