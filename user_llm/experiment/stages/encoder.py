@@ -56,6 +56,10 @@ class EncoderStage(Stage):
         """See `Stage`."""
         return sum(sizes.values()) * experiment.config.data.history_length
 
+    def softmax(self, assembly):
+        """See `Stage`."""
+        return assembly.config.data.history_length, max(len(assembly.item_categories), assembly.num_categories + 1)
+
     def validation(self, experiment, objective):
         """The loss, and for an encoder of items how it ranks them."""
         config, source = experiment.config, self.validation_source(experiment)
