@@ -23,7 +23,7 @@ demo: export MALLOC_TOP_PAD_ = 67108864
 # Most of a test's time is XLA compiling on one core. A file's tests share compiled programs: they stay together.
 test: $(VENV)/.installed-test $(XM_VENV)/.installed  ## run the whole test suite, two files at a time (JOBS=2)
 	$(XM_VENV)/bin/python -m pytest --noconftest -p no:cacheprovider tests/launch/test_xm_launch.py
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-test  ## check the code with ruff
 	$(BIN)/ruff check .
