@@ -24,7 +24,7 @@ LONGEST_FIRST = (
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".cache" / "jax"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # even the smallest is read in a third of it
 # LLVM's optimisations take more than half of a compilation, and no test asks how fast a program is. XLA's own passes
 # over the graph stay. `JAX_DISABLE_MOST_OPTIMIZATIONS=0 make test` tests what users run, in about twice the time.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
