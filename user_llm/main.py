@@ -27,7 +27,7 @@ from user_llm.host import Host
 from user_llm.inspect.audit import audit_config
 from user_llm.inspect.dry_run import print_dry_run
 from user_llm.parallel import processes
-from user_llm.training.loop import Preempted, TrainingDiverged
+from user_llm.training.loop import TrainingDiverged
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment, a file of configs/. Override a key with --config.<key>=<value>.", lock_config=True
@@ -62,7 +62,7 @@ def main(_) -> None:
             _logger.setLevel(logging.WARNING)
         gin.parse_config_files_and_bindings(_GIN_FILE.value, _GIN.value)
         _run(Host())
-    except Preempted as message:
+    except processes.Preempted as message:
         _logger.info("%s", message)
     except KeyboardInterrupt:
         sys.exit("Stopped. The same command goes on from the last checkpoint.")

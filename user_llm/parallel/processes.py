@@ -7,6 +7,7 @@ Processes wait for one another through JAX's coordination service, not on their 
 import itertools
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -36,7 +37,14 @@ _BROKEN = ("Gloo", "NCCL", "CoordinationService", "coordination service", "Barri
 
 _logger = logging.getLogger(__name__)
 _waits = itertools.count()
+_polls = itertools.count(1)  # of all stages and evaluations: JAX agrees on one number of them, and passes it once
+_stopping = False  # SIGTERM has come, and nobody has ended because of it yet
+_savers = 0  # of `Interrupt`, in use
 _witness: subprocess.Popen | None = None
+
+
+class Preempted(Exception):
+    """SIGTERM arrived; everything is saved, and the same command goes on from here."""
 
 
 def start(
@@ -121,10 +129,58 @@ def wait_for_all(name: str) -> None:
 
     Raises:
       RuntimeError: a process has died; see `end_if_lost`.
+      Preempted: see `end_if_preempted`.
     """
     if several():
         key = f"user_llm {next(_waits)}: {name}"
         multihost.get_barrier_sync_fn()(key=key, timeout_ms=_WAIT_MILLISECONDS)
+    end_if_preempted()
+
+
+class Interrupt:
+    """Holds SIGTERM back while in use, for what must save first: it asks `received`, and raises `Preempted` itself."""
+
+    def __enter__(self):
+        global _savers
+        _savers += 1
+        if not several():
+            self._previous = signal.signal(signal.SIGTERM, _note)
+        return self
+
+    def received(self) -> bool:
+        """Whether to save and end here. All processes must ask at the same points."""
+        return _must_stop()
+
+    def __exit__(self, kind, *_):
+        global _savers, _stopping
+        _savers -= 1
+        if not several():
+            signal.signal(signal.SIGTERM, self._previous)
+        if kind is Preempted:
+            _stopping = False
+
+
+def end_if_preempted() -> None:
+    """Raises `Preempted` where SIGTERM has come and no `Interrupt` is in use. All processes must call it at the same
+    points: between the batches of an evaluation, say."""
+    global _stopping
+    if _must_stop() and not _savers:
+        _stopping = False
+        raise Preempted("Stopped. The same command goes on from the last checkpoint.")
+
+
+def _note(*_) -> None:
+    global _stopping
+    _stopping = True
+
+
+def _must_stop() -> bool:
+    """Of several processes any may get the signal, and all must stop at the same point: JAX, which has its own handler
+    then, agrees on one of the next. One process outside of `Interrupt` ends in `main`'s handler."""
+    global _stopping
+    if several() and multihost_utils.reached_preemption_sync_point(next(_polls)):
+        _stopping = True
+    return _stopping
 
 
 def check_same(value: str, what: str) -> None:
