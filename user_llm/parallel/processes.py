@@ -22,6 +22,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
+from user_llm.errors import UserError
+
 _HEARTBEAT_SECONDS = 30  # without a sign of life, after which a process counts as dead
 _SHUTDOWN_SECONDS = 20  # that a process which ends waits for the others
 _WAIT_MILLISECONDS = 24 * 3600 * 1000  # for the lead, which may have a vocabulary to train; the dead are found anyway
@@ -60,19 +62,19 @@ def start(
         the environment says that there are several.
 
     Raises:
-      ValueError: flags that do not go together, a port that is taken, or no cluster where one was to be found. Where
+      UserError: flags that do not go together, a port that is taken, or no cluster where one was to be found. Where
         another process does not come within five minutes, JAX aborts this one; the witness says what to do.
     """
     explicit = coordinator, num_processes, process_id
     options: dict[str, Any] = {}
     if any(value is not None for value in explicit):
         if None in explicit or distributed is not None:
-            raise ValueError(
+            raise UserError(
                 "--coordinator, --num_processes and --process_id belong together, without --distributed: give all "
                 "three on every host, as in --coordinator=10.0.0.1:8476 --num_processes=2 --process_id=0"
             )
         if not coordinator.rpartition(":")[2].isdecimal() or not 0 <= process_id < num_processes:
-            raise ValueError(
+            raise UserError(
                 f"--coordinator={coordinator} --num_processes={num_processes} --process_id={process_id}: expected "
                 "HOST:PORT, and a process_id from 0 to num_processes - 1"
             )
@@ -89,7 +91,7 @@ def start(
             **options, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS, shutdown_timeout_seconds=_SHUTDOWN_SECONDS
         )
     except (ValueError, RuntimeError) as error:
-        raise ValueError(f"the processes of this run did not find one another: {_first_line(error)}") from error
+        raise UserError(f"the processes of this run did not find one another: {_first_line(error)}") from error
     if several():
         wait_for_all("start")
         multihost_utils.sync_global_devices("start")  # CPU: processes connect now, while none is behind the others
@@ -99,7 +101,7 @@ def _check_port(coordinator: str) -> None:
     try:
         socket.create_server(("", int(coordinator.rpartition(":")[2]))).close()
     except OSError as error:  # JAX would end in a segmentation fault
-        raise ValueError(f"--coordinator={coordinator}: process 0 cannot listen there ({error})") from error
+        raise UserError(f"--coordinator={coordinator}: process 0 cannot listen there ({error})") from error
 
 
 def several_are_announced(environment: Any) -> bool:
@@ -184,18 +186,18 @@ def _must_stop() -> bool:
 
 
 def check_same(value: str, what: str) -> None:
-    """Raises ValueError on all processes where `value`, which is `what`, is not the same for all."""
+    """Raises UserError on all processes where `value`, which is `what`, is not the same for all."""
     if several():
         sums = multihost_utils.process_allgather(np.uint32(zlib.crc32(value.encode())))
         if len({*sums.tolist()}) > 1:
-            raise ValueError(f"the processes of this run have not got the same {what}: start the same command on all")
+            raise UserError(f"the processes of this run have not got the same {what}: start the same command on all")
 
 
 def lead_makes(path: Path, make: Callable[[], object]) -> None:
     """Lets the lead call `make`, which writes `path`, where that is not there yet; the others wait for it.
 
     Raises:
-      ValueError: another process does not see what the lead has made.
+      UserError: another process does not see what the lead has made.
     """
     if is_lead() and not path.exists():
         make()
@@ -203,7 +205,7 @@ def lead_makes(path: Path, make: Callable[[], object]) -> None:
     until = time.monotonic() + _SEEN_SECONDS
     while not is_lead() and not path.exists():
         if time.monotonic() > until:
-            raise ValueError(
+            raise UserError(
                 f"process {jax.process_index()} does not see {path}, which process 0 has written: "
                 "--workdir must be a folder that all hosts share"
             )

@@ -21,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from user_llm.checkpoints.manager import StageCheckpoints
+from user_llm.errors import UserError
 from user_llm.host import Host
 from user_llm.models import parameters
 from user_llm.models.model import Model
@@ -38,7 +39,7 @@ _logger = logging.getLogger(__name__)
 _DISPATCH_AHEAD = 8  # steps; bounds memory
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(UserError, RuntimeError):
     """The loss or the gradient stopped being a number."""
 
 
