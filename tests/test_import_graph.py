@@ -20,7 +20,7 @@ _WHAT_TO_RUN = ("launch.scales", "launch.models", "launch.resolve", "launch.runs
 MAY_IMPORT = {
     "tfds_builders": (),
     "user_llm.errors": ("tfds_builders",),  # the base class of our errors, which builders raise too
-    "user_llm.registry": (),
+    "user_llm.registry": ("user_llm.errors",),
     "user_llm.files": (),
     "user_llm.host": (),
     "user_llm.quiet_tensorflow": (),

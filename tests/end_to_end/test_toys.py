@@ -10,10 +10,12 @@ import pytest
 from ml_collections.config_flags import config_path
 
 import user_llm
+from user_llm import command_line
 from user_llm.config import ConfigError
 from user_llm.data.answers import NameAnswers
 from user_llm.data.prompts import Piece, Wording
 from user_llm.encoders import ENCODERS, EncoderKind
+from user_llm.errors import UserError
 from user_llm.evaluation.evaluator import Subset, rank_by_scores, user_llm_scores
 from user_llm.evaluation.metrics import ranking_metrics
 from user_llm.evaluation.report import ranking_predictions
@@ -210,3 +212,32 @@ def test_rates_that_cannot_be_are_named(tmp_path, rates):
 def test_tasks_that_cannot_be_are_named(tmp_path, task, says):
     with pytest.raises(ConfigError, match=says):
         configured(tmp_path, task=task)
+
+
+def test_a_config_s_file_may_register_what_it_needs_and_is_read_more_than_once(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from configs import base\n"
+        "from user_llm.tasks import TASKS\n"
+        "from user_llm.tasks.next_item import NextItem\n"
+        "class Mine(NextItem):\n"
+        "    name = 'mine'\n"
+        "TASKS.register(Mine())\n"
+        "def get_config():\n"
+        "    config = base.get_config()\n"
+        "    config.task = 'mine'\n"
+        "    return config\n"
+    )
+    try:
+        for _ in range(2):
+            validate(command_line.load(str(path)))
+    finally:
+        TASKS.unregister("mine")
+
+
+def test_a_name_that_is_taken_is_refused():
+    class Other(NextCategory):
+        name = "next_item"
+
+    with pytest.raises(UserError, match=r"'next_item' is taken by user_llm\.tasks\.next_item\.NextItem: give .*Other"):
+        TASKS.register(Other())

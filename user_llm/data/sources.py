@@ -11,7 +11,7 @@ import numpy as np
 
 from user_llm.data.answers import Answers
 from user_llm.data.prompts import Prompts, pack_left
-from user_llm.data.vocabularies import Vocabulary, encode_batch, pad_rows, text_start
+from user_llm.data.vocabularies import Vocabulary, pad_rows, text_start
 from user_llm.data.windows import Windows
 from user_llm.errors import UserError
 
@@ -187,7 +187,7 @@ class TextSource:
                 "raise it, or lower max_inputs or max_targets."
             )
         vocabulary = answers.vocabulary
-        rows = [[*text_start(vocabulary), *row, vocabulary.eos_id] for row in encode_batch(vocabulary, documents)]
+        rows = [[*text_start(vocabulary), *row, vocabulary.eos_id] for row in vocabulary.encode_batch(documents)]
         self.cut = sum(len(row) > max_length for row in rows)
         documents, self._document_lengths = pad_rows([row[:max_length] for row in rows])
         self.length = max(answers.length, documents.shape[1])

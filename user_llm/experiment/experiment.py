@@ -17,7 +17,7 @@ from user_llm.data.pipeline import Source
 from user_llm.data.prompts import Names, Prompts, catalogue_documents, category_noun_of, noun_of
 from user_llm.data.sources import TextSource, UserLLMSource
 from user_llm.data.timelines import Catalogue, TimelineTable, load_timelines
-from user_llm.data.vocabularies import NameTokens, Vocabulary, load_vocabulary, rows_needed
+from user_llm.data.vocabularies import NameTokens, Vocabulary, load_vocabulary
 from user_llm.data.windows import Windows
 from user_llm.decoding.catalogue_trie import CatalogueTrie
 from user_llm.encoders import ENCODERS
@@ -111,6 +111,13 @@ class Experiment:
         return item_counts(table.item, table.catalogue.num_items, held_out)
 
     @functools.cached_property
+    def label_counts(self) -> np.ndarray:
+        """int64 `[I+1]`: how often each item is the label of a training window."""
+        windows = self.windows("train")
+        labels = self.table.item[windows.label_positions(np.arange(len(windows)))]
+        return np.bincount(labels, minlength=self.table.catalogue.num_items + 1)
+
+    @functools.cached_property
     def vocabulary(self) -> Vocabulary:
         """The LLM's vocabulary."""
         return load_vocabulary(self.workdir / VOCABULARY)
@@ -189,7 +196,7 @@ class Experiment:
             item_categories=catalogue.item_categories,
             num_categories=len(catalogue.category_names) - 1,
             num_ratings=len(self.rating_names) - 1,
-            vocabulary_size=rows_needed(self.vocabulary),
+            vocabulary_size=self.vocabulary.rows,
         )
 
 
