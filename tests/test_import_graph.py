@@ -99,7 +99,6 @@ MAY_IMPORT = {
         "user_llm.experiment",
     ),
     "user_llm.run": (
-        "user_llm.errors",
         "user_llm.host",
         "user_llm.config",
         "user_llm.models",
@@ -127,7 +126,7 @@ MAY_IMPORT = {
     "launch.starts": ("user_llm.files",),
     "launch.runner": ("user_llm.files", "launch.malloc", "launch.board", "launch.progress"),
     "launch.report": (
-        "user_llm.config",
+        "user_llm.errors",
         "user_llm.files",
         "user_llm.evaluation",
         *_WHAT_TO_RUN,
@@ -136,9 +135,9 @@ MAY_IMPORT = {
         "launch.starts",
         "launch.runner",
     ),
-    "launch.xm_launch": ("user_llm.config", "launch.runs", "launch.arguments", "launch.malloc"),
+    "launch.xm_launch": ("user_llm.errors", "user_llm.config", "launch.runs", "launch.arguments", "launch.malloc"),
     "launch.local": (
-        "user_llm.config",
+        "user_llm.errors",
         "user_llm.files",
         "launch.runs",
         "launch.arguments",

@@ -27,6 +27,7 @@ from user_llm.evaluation.evaluator import (
     write_texts,
 )
 from user_llm.models.model import Model
+from user_llm.parallel import processes
 from user_llm.parallel.mesh import make_mesh
 from user_llm.training.objectives import autoregressive_objective
 
@@ -54,6 +55,25 @@ def test_ranks_by_scores_are_those_of_a_loop_over_users(windows, everyone, exclu
         ranking = [item for _, item in sorted((-scores[item], item) for item in rankable)]  # of a tie, the lower item
         assert found.tolist() == (ranking + [0] * TOP)[:TOP]
     np.testing.assert_array_equal(table, before)
+
+
+def test_several_processes_end_an_evaluation_between_the_same_two_batches(windows, monkeypatch):
+    numbers, seen = [], []
+    monkeypatch.setattr(processes, "several", lambda: True)
+    monkeypatch.setattr(
+        processes.multihost_utils,
+        "reached_preemption_sync_point",
+        lambda number: numbers.append(number) or len(numbers) == 2,
+    )
+    with pytest.raises(processes.Preempted):
+        rank_by_scores(
+            lambda batch: seen.append(batch) or np.zeros((BATCH, ITEMS + 1), np.float32),
+            windows,
+            batch_size=BATCH,
+            exclude_history=False,
+        )
+    assert len(seen) == 1
+    assert numbers[1] == numbers[0] + 1
 
 
 GROUPS = {2: [2, 5, 9], 5: [2, 5, 9], 9: [2, 5, 9], 3: [3, 8], 8: [3, 8]}  # titles of equal tokens

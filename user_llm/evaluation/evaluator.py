@@ -5,6 +5,7 @@ a batch of the evaluation takes far longer to compute than to read, and metrics 
 """
 
 import functools
+import logging
 from collections.abc import Callable, Iterable, Mapping
 
 import jax
@@ -22,12 +23,14 @@ from user_llm.evaluation.baselines import Scores
 from user_llm.evaluation.metrics import ranks_from_scores, ranks_from_titles
 from user_llm.models.model import Model
 from user_llm.parallel.mesh import put_whole_batch
-from user_llm.parallel.processes import fetch, is_lead
+from user_llm.parallel.processes import end_if_preempted, fetch, is_lead
 from user_llm.training.objectives import Objective
 
 Beams = Callable[[Mapping[str, np.ndarray]], tuple[BeamResult, np.ndarray]]
 
 TOP = 10  # items kept of a ranking by scores
+
+_logger = logging.getLogger(__name__)
 
 
 def rank_by_scores(
@@ -302,9 +305,11 @@ def mean_metrics(objective: Objective, source: Source, batch_size: int) -> Calla
 
 def _batches(source: Source, batch_size: int, description: str) -> Iterable[tuple[dict[str, np.ndarray], np.ndarray]]:
     """Evaluation batches with the mask of their real rows, under a progress bar."""
+    _logger.debug("%s: %d examples", description, len(source))
     disable = None if is_lead() else True  # None: where there is no terminal
     with tqdm(total=len(source), desc=description, unit="user", dynamic_ncols=True, disable=disable) as bar:
         for batch in evaluation_batches(source, batch_size):
+            end_if_preempted()
             real = batch["weight"] > 0
             yield batch, real
             bar.update(int(real.sum()))

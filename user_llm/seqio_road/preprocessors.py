@@ -11,6 +11,7 @@ import tensorflow as tf
 from user_llm.data.answers import Answers
 from user_llm.data.prompts import Prompts
 from user_llm.data.timelines import TimelineTable
+from user_llm.errors import UserError
 from user_llm.tasks.favorite_category import FavoriteCategoryAnswers
 from user_llm.tasks.next_item import TitleAnswers
 from user_llm.tasks.review_generation import ReviewAnswers
@@ -21,7 +22,7 @@ Example = dict[str, tf.Tensor]
 def _refuse_to_cut(name: str, needed: int, sequence_length: Mapping[str, int] | None) -> None:
     length = (sequence_length or {}).get(name)
     if length is not None and length < needed:
-        raise ValueError(
+        raise UserError(
             f"sequence_length[{name!r}]={length} would cut {name} of up to {needed} tokens: "
             "raise it, or register the task with shorter prompts or answers."
         )
@@ -41,7 +42,7 @@ class WritePrompts:
         """The dataset with the features added.
 
         Raises:
-            ValueError: SeqIO would cut prompts to `sequence_length`.
+            UserError: SeqIO would cut prompts to `sequence_length`.
         """
         _refuse_to_cut("inputs", self._prompts.length, sequence_length)
         return dataset.map(self._write, num_parallel_calls=tf.data.AUTOTUNE)
@@ -88,7 +89,7 @@ class WriteTitles:
         self._width = answers.width
 
     def __call__(self, dataset: tf.data.Dataset, sequence_length: dict[str, int] | None) -> tf.data.Dataset:
-        """The dataset with the features added; ValueError where SeqIO would cut a title."""
+        """The dataset with the features added; UserError where SeqIO would cut a title."""
         _refuse_to_cut("targets", self._width, sequence_length)
         return dataset.map(self._write, num_parallel_calls=tf.data.AUTOTUNE)
 
@@ -113,7 +114,7 @@ class WriteFavorites:
         self._width = answers.width
 
     def __call__(self, dataset: tf.data.Dataset, sequence_length: dict[str, int] | None) -> tf.data.Dataset:
-        """The dataset with the features added; ValueError where SeqIO would cut a name."""
+        """The dataset with the features added; UserError where SeqIO would cut a name."""
         _refuse_to_cut("targets", self._width, sequence_length)
         return dataset.map(self._write, num_parallel_calls=tf.data.AUTOTUNE)
 
@@ -142,7 +143,7 @@ class WriteReviews:
         self._table = table
 
     def __call__(self, dataset: tf.data.Dataset, sequence_length: dict[str, int] | None) -> tf.data.Dataset:
-        """The dataset with the features added; ValueError where SeqIO would cut a review."""
+        """The dataset with the features added; UserError where SeqIO would cut a review."""
         _refuse_to_cut("targets", self._answers.width, sequence_length)
         return dataset.map(self._write, num_parallel_calls=tf.data.AUTOTUNE)
 

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from user_llm.config import ConfigError
 from user_llm.data.pipeline import Source
 from user_llm.encoders import ENCODERS
+from user_llm.errors import UserError
 from user_llm.evaluation.baselines import Scores
 from user_llm.evaluation.evaluator import ShuffledContexts, encoder_scores
 from user_llm.evaluation.metrics import compare, summarise
@@ -68,11 +68,11 @@ def protocols(
       compared: (row, what it should beat): tested on the same users where both are there.
 
     Raises:
-      ConfigError: nobody is left to test.
+      UserError: nobody is left to test.
     """
     if not len(history):
         data = study.config.data
-        raise ConfigError(f"no test user of {data.dataset} has an answer for config.task={task!r}")
+        raise UserError(f"no test user of {data.dataset} has an answer for config.task={task!r}")
     full = (history > 0).all(axis=1)
     groups = {f"histories of {history.shape[1]} events (paper)": full}
     if not full.all():

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from user_llm.errors import UserError
 from user_llm.models.language_model import causal_mask
 from user_llm.training.cross_entropy import chunked_cross_entropy, soft_cross_entropy
 
@@ -50,10 +51,10 @@ def masked_objective(chunk_rows: int, mask_rate: float) -> Objective:
     that a step always masks the same. Without a key the label is, which is what the model is for.
 
     Raises:
-      ValueError: a rate outside (0, 1].
+      UserError: a rate outside (0, 1].
     """
     if not 0 < mask_rate <= 1:
-        raise ValueError(f"mask_rate is the share of events to mask, above 0 and at most 1, got {mask_rate}.")
+        raise UserError(f"mask_rate is the share of events to mask, above 0 and at most 1, got {mask_rate}.")
 
     def objective(model, batch: Batch, key: jax.Array | None):
         events = {feature: next_event(batch, feature) for feature in history(batch)[0]}
