@@ -12,11 +12,7 @@ import numpy as np
 from user_llm.checkpoints import huggingface
 from user_llm.data.vocabularies import (
     Vocabulary,
-    copy_vocabulary,
-    decode_batch,
-    encode_batch,
     load_vocabulary,
-    rows_needed,
     text_start,
 )
 from user_llm.decoding.generate import generate
@@ -44,9 +40,9 @@ class TextModel:
     """
 
     def __init__(self, model: LanguageModel, tokenizer: Vocabulary):
-        if rows_needed(tokenizer) > model.config.vocab_size:
+        if tokenizer.rows > model.config.vocab_size:
             raise ValueError(
-                f"the tokenizer has {rows_needed(tokenizer)} tokens, but the model has rows for "
+                f"the tokenizer has {tokenizer.rows} tokens, but the model has rows for "
                 f"{model.config.vocab_size}: it belongs to another model."
             )
         self.model = model
@@ -71,7 +67,7 @@ class TextModel:
 
         BOS is put in front of the prompt where the checkpoint's texts begin with it.
         """
-        start, (words,) = text_start(self.tokenizer), encode_batch(self.tokenizer, [prompt])
+        start, (words,) = text_start(self.tokenizer), self.tokenizer.encode_batch([prompt])
         length = len(start) + len(words)
         if not length:
             raise ValueError("there is nothing to continue: this tokenizer puts no BOS in front of an empty prompt.")
@@ -91,7 +87,7 @@ class TextModel:
         )
         # Decoded together: a continuation alone would lose the space in front of it.
         whole = np.array([words + np.asarray(new)[0].tolist()], np.int32)
-        return decode_batch(self.tokenizer, whole)[0][len(decode_batch(self.tokenizer, whole[:, : len(words)])[0]) :]
+        return self.tokenizer.decode_batch(whole)[0][len(self.tokenizer.decode_batch(whole[:, : len(words)])[0]) :]
 
     def save(self, folder: str | Path) -> None:
         """Writes a Hugging Face folder, which `load_language_model` and `transformers` load.
@@ -101,7 +97,7 @@ class TextModel:
         """
         ids = dict(bos_id=self.tokenizer.bos_id, eos_id=self.tokenizer.eos_id)
         huggingface.save_language_model(self.model, folder, **ids)
-        copy_vocabulary(self.tokenizer, folder)
+        self.tokenizer.save(folder)
 
 
 @jax.jit

@@ -3,7 +3,6 @@ import dataclasses
 import numpy as np
 import pytest
 
-from user_llm.data.vocabularies import decode_batch
 from user_llm.tasks.review_generation import ReviewAnswers
 
 TEXTS = ("Great!", "", "日本 and 日本, quiet as glass.", "Two lines.\nThe second one.", "Amélie")
@@ -22,7 +21,7 @@ def test_reviews_are_cut_at_whole_characters_and_end_in_eos(reviewed, vocabulary
     assert label.tolist() == [0] * len(TEXTS)
     assert tokens.shape == (len(TEXTS), answers.width) == (len(TEXTS), max_targets)
     assert {label.dtype, tokens.dtype, lengths.dtype} == {np.dtype(np.int32)}
-    for text, row, length, kept in zip(TEXTS, tokens, lengths, decode_batch(vocabulary, tokens), strict=True):
+    for text, row, length, kept in zip(TEXTS, tokens, lengths, vocabulary.decode_batch(tokens), strict=True):
         full = vocabulary.encode(text)
         assert not row[length:].any()
         if not full:

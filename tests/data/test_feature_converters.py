@@ -5,7 +5,6 @@ from user_llm.data.favorites import favorite_categories
 from user_llm.data.pipeline import TrainBatches
 from user_llm.data.prompts import Prompts, catalogue_documents
 from user_llm.data.sources import TextSource, UserLLMSource, decoder_features
-from user_llm.data.vocabularies import decode_batch
 from user_llm.data.windows import Windows
 from user_llm.tasks import TASKS as REGISTERED
 from user_llm.tasks.favorite_category import FavoriteCategoryAnswers
@@ -104,16 +103,16 @@ def test_favorites_and_reviews_are_answered_behind_their_prompts(table, vocabula
             answer = batch["decoder_target_tokens"][row][batch["decoder_loss_weights"][row] > 0].tolist()
             full = [*vocabulary.encode(text), 2] if text else []
             if len(full) > source.answers.width:  # cut at a whole character
-                (kept,) = decode_batch(vocabulary, np.array([answer]))
+                (kept,) = vocabulary.decode_batch(np.array([answer]))
                 assert text.startswith(kept)
                 assert answer[-1] == 2
                 assert source.answers.width - 3 <= len(answer) <= source.answers.width
             else:
                 assert answer == full
     assert favorites.length == favorites.prompts.length + names.categories.targets.shape[1]
-    written = decode_batch(vocabulary, reviews.gather(ids)["prompt_tokens"], reviews.gather(ids)["prompt_lengths"])
+    written = vocabulary.decode_batch(reviews.gather(ids)["prompt_tokens"], reviews.gather(ids)["prompt_lengths"])
     for item, prompt in zip(windows["label/item"], written, strict=True):
-        (title,) = decode_batch(vocabulary, names.titles.tokens[[item]], names.titles.lengths[[item]])
+        (title,) = vocabulary.decode_batch(names.titles.tokens[[item]], names.titles.lengths[[item]])
         assert title in prompt
 
 
@@ -122,11 +121,11 @@ def test_text_history_shows_nothing_but_the_events_before_the_label(table, vocab
         source = make_source(text_history=3, split=split, min_history=1)
         ids = np.arange(len(source))
         batch, labels = source.gather(ids), source.windows.label_positions(ids)
-        for row, text in enumerate(decode_batch(vocabulary, batch["prompt_tokens"])):
+        for row, text in enumerate(vocabulary.decode_batch(batch["prompt_tokens"])):
             start = max(table.offsets[batch["user"][row]], labels[row] - 3)
             past = range(start + batch["dropped_events"][row], labels[row])
             titles = source.prompts.names.titles.tokens[[table.item[place] for place in past]]
-            written = "".join(f" {title} |" for title in decode_batch(vocabulary, titles))
+            written = "".join(f" {title} |" for title in vocabulary.decode_batch(titles))
             assert text == f"The user's latest movies:{written} The next movie:"
 
 
@@ -153,7 +152,7 @@ def test_text_source_is_documents_and_answered_training_prompts(table, vocabular
     assert set(batch) == {f"decoder_{name}" for name in ("input_tokens", "target_tokens", "loss_weights", "positions")}
     inputs, targets = batch["decoder_input_tokens"], batch["decoder_target_tokens"]
     assert inputs.shape == (len(source), source.length - 1)
-    assert decode_batch(vocabulary, targets[::2]) == documents * (len(source) // 2 // len(documents))
+    assert vocabulary.decode_batch(targets[::2]) == documents * (len(source) // 2 // len(documents))
     np.testing.assert_array_equal(inputs[:, 0], 1)
     np.testing.assert_array_equal(inputs[:, 1:], targets[:, :-1])
     np.testing.assert_array_equal(batch["decoder_loss_weights"], targets > 0)

@@ -11,7 +11,7 @@ from user_llm.data.prompts import (
     pack_left,
 )
 from user_llm.data.timelines import Catalogue
-from user_llm.data.vocabularies import decode_batch, load_vocabulary, train_sentencepiece
+from user_llm.data.vocabularies import load_vocabulary, train_sentencepiece
 from user_llm.tasks import TASKS
 
 WORDINGS = [task.wording("movie", "genre") for task in TASKS]
@@ -82,7 +82,7 @@ def test_written_history_reads_well(table, vocabulary, names):
     tokens, _, _ = prompts.build(np.array([[5, 2, 9]]))
     names = table.catalogue.titles
     expected = f"The user's latest movies: {names[2]} | {names[9]} | The next movie:"
-    assert decode_batch(vocabulary, tokens) == [expected]
+    assert vocabulary.decode_batch(tokens) == [expected]
 
 
 @pytest.mark.parametrize("text_history", [0, 3])
@@ -130,7 +130,7 @@ def test_a_review_s_prompt_reads_well(vocabulary, names, table):
     known = np.flatnonzero(table.catalogue.item_categories[:, 0])[:1]
     tokens, lengths, _ = prompts.build(np.zeros((1, 4), int), known, np.array([10]))
     category = table.catalogue.category_names[table.catalogue.item_categories[known[0], 0]]
-    (text,) = decode_batch(vocabulary, tokens, lengths)
+    (text,) = vocabulary.decode_batch(tokens, lengths)
     title = table.catalogue.titles[known[0]]
     assert text == f"Write a review for {title} in the category {category} with a rating of 5.0 The review:"
 

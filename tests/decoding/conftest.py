@@ -15,7 +15,7 @@ from user_llm.models.cross_attention import CrossAttention, CrossAttentionConfig
 from user_llm.models.language_model import LanguageModel, LanguageModelConfig, causal_mask
 from user_llm.models.user_llm import UserLLM
 
-VOCABULARY, EOS, MAX_PROMPT, MAX_PREFIX = 7, 2, 5, 3
+VOCABULARY, EOS, MAX_PROMPT, MAX_PREFIX = 7, 2, 5, 4
 Prefix = tuple[int, ...]
 
 
@@ -111,8 +111,10 @@ class Catalogue:
 
 @pytest.fixture(scope="session")
 def catalogue() -> Catalogue:
-    """40 titles of 1 to 3 tokens, 0 among them: some equal, some the beginning of others."""
+    """44 titles of 1 to 4 tokens, 0 among them: some equal, some the beginning of others. Four differ in their fourth
+    token alone, so that the tree is wider there than one level above."""
     rng = np.random.default_rng(1)
-    titles = [tuple(rng.choice([0, 1, 3, 4, 5, 6], size=rng.integers(1, MAX_PREFIX + 1)).tolist()) for _ in range(40)]
+    titles = [tuple(rng.choice([0, 1, 3, 4, 5, 6], size=rng.integers(1, 4)).tolist()) for _ in range(40)]
     assert len(set(titles)) < len(titles)
+    titles += [(1, 3, 4, last) for last in (6, 0, 5, 3)]
     return Catalogue(dict(enumerate(titles, start=1)))

@@ -69,53 +69,64 @@ def test_free_beams_are_those_of_a_plain_beam_search(truth):
 
 
 def test_wide_constrained_beams_rank_the_whole_catalogue(truth, catalogue, trie):
-    result = search(truth, num_beams=50, max_steps=9, trie=trie)
-    assert result.tokens.shape == (3, 50, 4)  # never more steps than the longest title and its EOS
-    lowest = {title: item for item, title in reversed(catalogue.titles.items())}
+    result = search(truth, num_beams=50, max_steps=9, trie=trie, excluded_items=np.zeros((3, 5), np.int32))
+    assert result.tokens.shape == (3, 50, 5)  # never more steps than the longest title and its EOS
     for row in truth.rows:
-        closed = [(*title, truth.eos_id) for title in lowest]
-        ranking = sorted(((truth.log_prob(row, title), title) for title in closed), reverse=True)
-        assert_same(result, row, ranking)
-        assert result.items[row, : len(ranking)].tolist() == [lowest[title[:-1]] for _, title in ranking]
+        assert_ranked(truth, result, row, catalogue.titles)
+
+
+def assert_ranked(truth, result, row, titles):
+    """The beams of a row are all `titles` (item → tokens), best first, each by the lowest of its items."""
+    lowest = {title: item for item, title in sorted(titles.items(), reverse=True)}
+    closed = [(*title, truth.eos_id) for title in lowest]
+    ranking = sorted(((truth.log_prob(row, title), title) for title in closed), reverse=True)
+    assert_same(result, row, ranking)
+    assert result.items[row, : len(ranking)].tolist() == [lowest[title[:-1]] for _, title in ranking]
 
 
 def test_narrow_constrained_beams_are_those_of_a_plain_beam_search(truth, catalogue, trie):
-    result = search(truth, num_beams=4, max_steps=4, trie=trie)
+    result = search(truth, num_beams=4, max_steps=5, trie=trie)
     allowed = prefixes(catalogue.titles.values(), truth.eos_id)
     for row in truth.rows:
-        assert_same(result, row, plain_beam_search(truth, row, 4, 4, allowed))
+        assert_same(result, row, plain_beam_search(truth, row, 4, 5, allowed))
         spelled = [catalogue.titles[item] + (truth.eos_id,) for item in result.items[row]]
         assert [tuple(tokens[: len(s)]) for tokens, s in zip(result.tokens[row], spelled, strict=True)] == spelled
 
 
+def open_titles(catalogue, excluded):
+    """Item → title of what is not excluded."""
+    return {item: title for item, title in catalogue.titles.items() if item not in excluded}
+
+
 def test_excluded_items_never_come_out_and_cost_no_beams(truth, catalogue, trie):
-    unconstrained = search(truth, num_beams=4, max_steps=4, trie=trie)
+    unconstrained = search(truth, num_beams=4, max_steps=5, trie=trie)
     excluded = np.zeros((3, 40), np.int32)
     excluded[0, :4] = unconstrained.items[0]  # each row its own
     excluded[1, [1, 2, 6, 7, 8]] = unconstrained.items[1, [0, 1, 2, 3, 0]]  # one named twice
     best = unconstrained.tokens[2, 0, 0]  # a dead end: every title that starts like the best one
     below = [item for item, title in catalogue.titles.items() if title[0] == best]
     excluded[2, : len(below)] = below
-    result = search(truth, num_beams=4, max_steps=4, trie=trie, excluded_items=excluded)
+    result = search(truth, num_beams=4, max_steps=5, trie=trie, excluded_items=excluded)
     for row in truth.rows:
-        banned = {catalogue.titles[item] for item in excluded[row] if item}
-        left = [title for title in catalogue.titles.values() if title not in banned]
-        allowed = prefixes(left, truth.eos_id)
-        assert_same(result, row, plain_beam_search(truth, row, 4, 4, allowed))
+        left = open_titles(catalogue, excluded[row])
+        assert_same(result, row, plain_beam_search(truth, row, 4, 5, prefixes(left.values(), truth.eos_id)))
         assert len(set(result.items[row])) == 4
         assert not set(result.items[row]) & set(excluded[row])
         assert (result.items[row] > 0).all()
 
 
-def test_excluding_an_item_excludes_those_of_equal_title(truth, catalogue, trie):
-    titles = list(catalogue.titles.values())
-    twin = next(item for item, title in catalogue.titles.items() if title in titles[: item - 1])
-    canonical = int(trie.canonical_item[twin])
-    assert canonical < twin
-    excluded = np.full((3, 1), twin, np.int32)
+def test_a_title_stands_for_its_open_items_and_closes_with_the_last(truth, catalogue, trie):
+    items = {
+        title: [i for i, other in catalogue.titles.items() if other == title] for title in catalogue.titles.values()
+    }
+    twins = max(items.values(), key=len)
+    assert len(twins) == 4
+    # The first two; another one, often; all, in any order and not one by one.
+    excluded = np.array([[0, twins[1], 0, twins[0], 0], [twins[2]] * 5, [twins[i] for i in (3, 0, 2, 0, 1)]], np.int32)
     result = search(truth, num_beams=50, max_steps=9, trie=trie, excluded_items=excluded)
-    assert not np.isin(result.items, [canonical, twin]).any()
-    assert ((result.items > 0).sum(axis=1) == trie.num_titles - 1).all()
+    for row, named in zip(truth.rows, (twins[2], twins[0], None), strict=True):
+        assert_ranked(truth, result, row, open_titles(catalogue, excluded[row]))
+        assert set(result.items[row]) & set(twins) == {named} - {None}
 
 
 def test_too_few_steps_leave_beams_unfinished_and_without_item(truth, trie):
@@ -129,9 +140,9 @@ def test_too_few_steps_leave_beams_unfinished_and_without_item(truth, trie):
 def test_rows_of_padding_stay_finite_and_leave_the_others_alone(truth, trie):
     prompts = np.concatenate([truth.prompts[:2], np.zeros((1, 5), np.int32)])
     lengths = np.array([*truth.lengths[:2], 0])
-    options = dict(num_beams=4, max_steps=4, eos_id=truth.eos_id, trie=trie)
+    options = dict(num_beams=4, max_steps=5, eos_id=truth.eos_id, trie=trie)
     result = beam_search(truth.model, prompts, lengths, truth.context, **options)
-    expected = search(truth, num_beams=4, max_steps=4, trie=trie)
+    expected = search(truth, num_beams=4, max_steps=5, trie=trie)
     np.testing.assert_array_equal(result.items[:2], expected.items[:2])
     assert np.isfinite(result.scores).all()
 

@@ -77,6 +77,19 @@ def test_equal_titles_share_a_leaf_and_are_counted(trie, titles):
     assert (trie.canonical_item[0], trie.group_size[0], trie.title_of_item[0]) == (0, 0, -1)
 
 
+def test_the_open_item_of_a_title_is_the_lowest_that_is_not_excluded(trie, titles):
+    random = np.random.default_rng(3)
+    items = random.integers(0, len(titles) + 1, (4, 60)).astype(np.int32)
+    excluded = random.integers(0, len(titles) + 1, (4, 250)).astype(np.int32)
+    found = np.asarray(trie.open_items(items, excluded))
+    for row, of_row, banned in zip(found, items, excluded, strict=True):
+        for item, named in zip(of_row, row, strict=True):
+            twins = [twin for twin, title in enumerate(titles, start=1) if item and title == titles[item - 1]]
+            assert named == min(set(twins) - set(banned), default=0)
+    assert ((found != items) & (found > 0)).any()
+    assert ((found == 0) & (items > 0)).any()
+
+
 def test_fan_out_is_the_most_children_at_each_depth(trie, titles):
     children = {}
     for title in titles:

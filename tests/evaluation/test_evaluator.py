@@ -1,5 +1,7 @@
 """Ranks of whole sources against a loop over users, and what each row of the table may and may not see."""
 
+from collections import Counter
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import jax
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 
 from user_llm.decoding.beam import BeamResult, beam_search
+from user_llm.decoding.catalogue_trie import CatalogueTrie
 from user_llm.decoding.generate import generate
 from user_llm.evaluation.evaluator import (
     TOP,
@@ -45,11 +48,8 @@ def test_ranks_by_scores_are_those_of_a_loop_over_users(windows, everyone, exclu
         seen = set(history) - {label} if exclude_history else set()
         rankable = [item for item in range(1, ITEMS + 1) if item not in seen]
         assert rank == sum(scores[item] >= scores[label] for item in rankable)
-        answers = [item for item in found if item]
-        assert len(answers) == min(TOP, len(rankable))
-        assert found.tolist() == answers + [0] * (TOP - len(answers))
-        assert set(answers) <= set(rankable)
-        assert scores[answers].tolist() == sorted(scores[rankable], reverse=True)[: len(answers)]
+        ranking = [item for _, item in sorted((-scores[item], item) for item in rankable)]  # of a tie, the lower item
+        assert found.tolist() == (ranking + [0] * TOP)[:TOP]
     np.testing.assert_array_equal(table, before)
 
 
@@ -57,43 +57,120 @@ GROUPS = {2: [2, 5, 9], 5: [2, 5, 9], 9: [2, 5, 9], 3: [3, 8], 8: [3, 8]}  # tit
 DISTINCT = [item for item in range(1, ITEMS + 1) if item == GROUPS.get(item, [item])[0]]
 
 
-@pytest.fixture(scope="module")
-def found(windows):
-    """Six hypotheses a user, and one user with two."""
-    generator = np.random.default_rng(2)
-    found = np.array([generator.permutation(DISTINCT)[:6] for _ in range(len(windows))])
-    found[3, 2:] = 0
-    return found
+class Fixed:
+    """A source of the rows of one batch."""
+
+    def __init__(self, **batch):
+        self.batch = {"user": np.arange(len(batch["label/item"])), **batch}
+
+    def __len__(self):
+        return len(self.batch["user"])
+
+    def gather(self, ids):
+        return {name: column[ids] for name, column in self.batch.items()}
 
 
-def test_ranks_by_beams_put_a_label_behind_the_titles_it_shares_tokens_with(windows, everyone, trie, found):
-    def beams(batch):
-        return BeamResult(None, None, found[batch["user"]]), batch["history/item"]
-
-    ranks, items = rank_by_beams(beams, windows, trie=trie, batch_size=BATCH, description="")
-    np.testing.assert_array_equal(items, found)
-    for row, label, rank in zip(found.tolist(), everyone["label/item"], ranks, strict=True):
-        group = GROUPS.get(label, [label])
-        assert rank == (row.index(group[0]) + len(group) if group[0] in row else np.inf)
-    assert set(everyone["label/item"]) & {5, 8, 9}
-    assert set(np.isinf(ranks)) == {True, False}
+def rank_of(scores, label, excluded):
+    """The rule, item by item: all that may be answered and score at least as high stand before the label."""
+    rank = 1
+    for item in range(1, len(scores)):
+        if item not in (label, *excluded) and scores[item] >= scores[label]:
+            rank += 1
+    return rank
 
 
-def test_free_beams_are_read_and_what_was_seen_is_taken_out(windows, everyone, trie, found):
-    def beams(batch):  # beams that know no items
-        tokens = found[batch["user"]][..., None] + 100
-        excluded = np.where(batch["user"][:, None] % 2, found[batch["user"]][:, [0, 3]], 0)
-        return BeamResult(tokens, None, np.zeros(tokens.shape[:2], int)), excluded
+@dataclass(frozen=True)
+class Answers:
+    """Users of a random catalogue whose items share titles, and the scores of all titles: many tie."""
 
-    ranks, items = rank_by_beams(
-        beams, windows, trie=trie, batch_size=BATCH, description="", read=lambda tokens: tokens[..., 0] - 100
-    )
-    for user, (row, label, rank) in enumerate(zip(items.tolist(), everyone["label/item"], ranks, strict=True)):
-        left = found[user].tolist() if user % 2 == 0 else found[user, [1, 2, 4, 5]].tolist()
-        answers = [item for item in left if item]
-        assert row == answers + [0] * (6 - len(answers))
-        group = GROUPS.get(label, [label])
-        assert rank == (answers.index(group[0]) + len(group) if group[0] in answers else np.inf)
+    trie: CatalogueTrie
+    titles: np.ndarray  # [I+1], token of each item's title
+    scores: np.ndarray  # [n, I+1], of each item its title's
+    windows: Fixed
+
+    @classmethod
+    def draw(cls, seed):
+        random = np.random.default_rng(seed)
+        titles = np.concatenate([[0], random.integers(3, random.integers(4, 20), ITEMS)])
+        scores = random.integers(-3, 1, (BATCH, 20)).astype(np.float32)[:, titles]
+        history = random.integers(0, ITEMS + 1, (BATCH, 6)).astype(np.int32)  # 0: padding; some items come twice
+        trie = CatalogueTrie.build(titles[:, None], np.minimum(np.arange(ITEMS + 1), 1), EOS)
+        label = random.integers(1, ITEMS + 1, BATCH)
+        return cls(trie, titles, scores, Fixed(**{"history/item": history, "label/item": label}))
+
+    def rows(self):
+        """Of each user: scores [I+1], label, the items that are no answer."""
+        batch = self.windows.batch
+        for scores, label, history in zip(self.scores, batch["label/item"], batch["history/item"], strict=True):
+            yield scores, label, set(history.tolist()) - {0, label}
+
+    def beams(self, seed, *, free=False, drop=0):
+        """All titles with an answer, best first, ties in any order, but for the last `drop`. Free beams know no items:
+        they hold closed titles, and some of them twice."""
+        random, found = np.random.default_rng(seed), []
+        for scores, _, excluded in self.rows():
+            answers = [item for item in range(1, len(scores)) if free or item not in excluded]
+            lowest = {self.titles[item]: item for item in reversed(answers)}
+            beams = [*lowest.values(), *(random.choice(answers, 3) if free else [])]
+            random.shuffle(beams)
+            found.append(sorted(beams, key=lambda item: -scores[item])[: len(beams) - drop])
+        items = np.array([row + [0] * (ITEMS + 3 - len(row)) for row in found], np.int32)
+        scores = np.where(items > 0, np.take_along_axis(self.scores, items, axis=1), -np.inf)
+
+        def beams(batch):
+            user = batch["user"]
+            tokens = items[user][..., None]
+            result = BeamResult(tokens, scores[user], np.zeros_like(items[user]) if free else items[user])
+            return result, batch["history/item"]
+
+        options = dict(read=lambda tokens: self.lowest[tokens[..., 0]]) if free else {}
+        return rank_by_beams(beams, self.windows, trie=self.trie, batch_size=BATCH, description="", **options)
+
+    @property
+    def lowest(self):
+        """The first item of each item's title [I+1]: what a title's words are read as."""
+        return np.array([0, *(self.titles.tolist().index(title) for title in self.titles[1:])])
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_all_titles_as_beams_rank_as_the_scores_of_all_items_do(free):
+    """Twins, ties, histories that hold a twin of the label or all of them, or the label itself."""
+    met = Counter()
+    for seed in range(200):
+        answers = Answers.draw(seed)
+        exact, _ = rank_by_scores(
+            lambda batch, of=answers: of.scores[batch["user"]], answers.windows, batch_size=BATCH, exclude_history=True
+        )
+        ranks, items = answers.beams(seed, free=free)
+        expected = [rank_of(*row) for row in answers.rows()]
+        assert ranks.tolist() == exact.tolist() == expected, seed
+        for (scores, label, excluded), found in zip(answers.rows(), items.tolist(), strict=True):
+            named = [item for item in found if item]
+            assert found == named + [0] * (len(found) - len(named))
+            # Of each title the first item that is an answer, best first; nothing of a title without one.
+            lowest = {answers.titles[item]: item for item in range(len(scores) - 1, 0, -1) if item not in excluded}
+            assert sorted(named) == sorted(lowest.values())
+            assert scores[named].tolist() == sorted(scores[named], reverse=True)
+            twins = {item for item in range(1, len(scores)) if answers.titles[item] == answers.titles[label]} - {label}
+            met["some twins of the label closed"] += bool(twins & excluded) and not twins <= excluded
+            met["all twins of the label closed"] += bool(twins) and twins <= excluded
+            met["ties"] += any(scores[item] == scores[label] for item in named if item not in (label, *twins))
+    assert min(met[case] for case in met) > 20
+    assert len(met) == 3
+
+
+def test_a_label_that_no_beam_found_has_no_rank_and_the_others_keep_theirs():
+    lost = 0
+    for seed in range(40):
+        answers = Answers.draw(seed)
+        ranks, items = answers.beams(seed, drop=1)
+        for (scores, label, excluded), rank, found in zip(answers.rows(), ranks, items.tolist(), strict=True):
+            titles = {answers.titles[item] for item in found if item}
+            kept = [item for item in range(1, len(scores)) if answers.titles[item] not in titles]
+            expected = rank_of(scores, label, excluded | set(kept)) if label not in kept else np.inf
+            assert rank == expected
+            lost += label in kept
+    assert 10 < lost < 150
 
 
 @pytest.mark.parametrize("count", [2, 3, 7, 8])
@@ -140,11 +217,14 @@ def test_the_encoders_scores_are_its_logits_after_the_newest_event(encoder_parts
     assert (np.asarray(scores[:, 0]) == -np.inf).all()
 
 
+def arguments_of(parts):
+    return parts.graphdef, parts.values, parts.buffers, one_device()
+
+
 def searched(parts, trie, batch, **options):
     """(beams, the items that were no answer)"""
     options = dict(num_beams=5, max_steps=4, exclude_history=False) | options
-    arguments = (parts.graphdef, parts.values, parts.buffers, one_device())
-    result, excluded = user_llm_beams(*arguments, trie=trie, eos_id=EOS, **options)(batch)
+    result, excluded = user_llm_beams(*arguments_of(parts), trie=trie, eos_id=EOS, **options)(batch)
     return jax.tree.map(np.asarray, result), excluded
 
 
@@ -167,15 +247,9 @@ def context_of(parts, item, rating):
 
 
 def unanswerable(batch):
-    """Each user's history, but for items that share the label's title: a user may come back to one."""
-    kept = [GROUPS.get(label, [label]) for label in batch["label/item"]]
-    rows = zip(batch["history/item"], kept, strict=True)
-    return np.array([[0 if item in group else first(item) for item in history] for history, group in rows], np.int32)
-
-
-def first(item):
-    """The item that stands for all whose titles have the same tokens."""
-    return GROUPS.get(item, [item])[0]
+    """Each user's history, but for the label: a user may come back to it."""
+    rows = zip(batch["history/item"], batch["label/item"], strict=True)
+    return np.array([[0 if item == label else item for item in history] for history, label in rows], np.int32)
 
 
 def test_without_context_it_is_the_language_model_alone(user_llm_parts, trie, everyone):
@@ -184,6 +258,10 @@ def test_without_context_it_is_the_language_model_alone(user_llm_parts, trie, ev
     assert_same(result, alone)
     assert not excluded.any()
     assert np.abs(searched(user_llm_parts, trie, everyone)[0].scores - alone.scores).max() > 0.1
+    scores = np.asarray(
+        user_llm_scores(*arguments_of(user_llm_parts), trie=trie, eos_id=EOS, with_context=False)(everyone)
+    )
+    np.testing.assert_allclose(np.take_along_axis(scores, alone.items, axis=1), alone.scores, atol=1e-4)
 
 
 def test_a_model_without_an_encoder_answers_from_the_prompt(text_prompt_parts, trie, everyone):
@@ -206,20 +284,19 @@ def test_beams_read_each_users_history_and_leave_it_out_of_the_answers(user_llm_
     assert_same(seen, expected_beams(user_llm_parts.model, batch, context, trie))
     unseen, excluded = searched(user_llm_parts, trie, batch, exclude_history=True)
     np.testing.assert_array_equal(excluded, unanswerable(batch))
-    assert ((item > 0) & (excluded == 0)).any(axis=1)[:2].all()
+    assert ((item > 0) & (excluded == 0)).any(axis=1)[0]
     assert_same(unseen, expected_beams(user_llm_parts.model, batch, context, trie, excluded))
-    canonical = np.asarray(trie.canonical_item)
 
     def answered_again(result):
         rows = zip(result.items, excluded, strict=True)
-        return [bool(set(found[found > 0]) & set(canonical[banned])) for found, banned in rows]
+        return [bool(set(found[found > 0]) & set(banned)) for found, banned in rows]
 
     assert any(answered_again(seen))
     assert not any(answered_again(unseen))
     # Someone to recommend to has no label: nothing of their history comes out.
     nobody = {key: value for key, value in batch.items() if not key.startswith("label/")}
     excluded = searched(user_llm_parts, trie, nobody, exclude_history=True)[1]
-    np.testing.assert_array_equal(excluded, np.vectorize(first)(item))
+    np.testing.assert_array_equal(excluded, item)
 
 
 def test_a_shuffled_context_is_another_users_and_the_exclusion_the_users_own(user_llm_parts, trie, windows, everyone):
@@ -232,15 +309,31 @@ def test_a_shuffled_context_is_another_users_and_the_exclusion_the_users_own(use
     assert np.abs(result.scores - own.scores).max() > 0.01
 
 
-@pytest.mark.parametrize("with_context", [False, True])
-def test_exact_scores_are_those_of_beams_as_many_as_titles(user_llm_parts, trie, everyone, with_context):
-    parts = (user_llm_parts.graphdef, user_llm_parts.values, user_llm_parts.buffers, one_device())
-    scores = np.asarray(user_llm_scores(*parts, trie=trie, eos_id=EOS, with_context=with_context)(everyone))
-    wide, _ = searched(user_llm_parts, trie, everyone, num_beams=len(DISTINCT), with_context=with_context)
-    assert np.sort(wide.items, axis=1).tolist() == [DISTINCT] * len(everyone["user"])
-    np.testing.assert_allclose(np.take_along_axis(scores, wide.items, axis=1), wide.scores, atol=1e-4)
-    np.testing.assert_allclose(scores[:, [5, 9, 8]], scores[:, [2, 2, 3]], atol=1e-5)
+def test_a_model_ranks_labels_alike_by_beams_and_by_the_scores_of_all_titles(user_llm_parts, trie, everyone):
+    history, label = everyone["history/item"].copy(), everyone["label/item"].copy()
+    label[:3] = history[0, -1], 9, 8  # one comes back; twins of the others: both closed, the one there is closed
+    history[1, -2:], history[2, -1], history[3, -2:] = [2, 5], 3, [9, 2]
+    batch = {**everyone, "history/item": history, "label/item": label}
+    windows, parts = Fixed(**batch), arguments_of(user_llm_parts)
+    scored = user_llm_scores(*parts, trie=trie, eos_id=EOS)
+    options = dict(num_beams=len(DISTINCT), max_steps=4, exclude_history=True)
+    searched = user_llm_beams(*parts, trie=trie, eos_id=EOS, **options)
+    shared = dict(batch_size=len(label), description="")
+    exact, best = rank_by_scores(scored, windows, exclude_history=True, **shared)
+    ranks, items = rank_by_beams(searched, windows, trie=trie, **shared)
+    scores, beams = np.asarray(scored(batch)), jax.tree.map(np.asarray, searched(batch)[0])
+    expected = [rank_of(*row) for row in zip(scores, label, (set(row) - {0} for row in history.tolist()), strict=True)]
+    assert ranks.tolist() == exact.tolist() == expected
     assert (scores[:, 0] == -np.inf).all()
+    np.testing.assert_allclose(scores[:, [5, 9, 8]], scores[:, [2, 2, 3]], atol=1e-5)
+    np.testing.assert_array_equal(items, beams.items)
+    found = np.take_along_axis(scores, items, axis=1)
+    np.testing.assert_allclose(np.where(items > 0, found, -np.inf), beams.scores, atol=1e-4)
+    # A title is answered by all of its open items where these are scored, and by the first of them as a beam.
+    for named, listed in zip(items.tolist(), best.tolist(), strict=True):
+        titles = [GROUPS.get(item, [item])[0] for item in listed if item]
+        first = [item for place, item in enumerate(listed[: len(titles)]) if titles[place] not in titles[:place]]
+        assert first == named[: len(first)]
 
 
 @pytest.mark.parametrize("reads", ["own history", "another user's", "none"])

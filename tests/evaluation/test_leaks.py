@@ -7,12 +7,19 @@ import pytest
 
 from user_llm.evaluation import leaks
 
-OFFSETS = np.array([0, 4, 5, 11, 20])
+# Nobody's events first, in the middle and at the end; one user has a single event.
+OFFSETS = np.array([0, 0, 4, 5, 5, 5, 11, 20, 20])
 
 
 @pytest.fixture
 def random():
     return np.random.default_rng(0)
+
+
+def owner(event):
+    """The user whose event it is, by going through all users."""
+    (user,) = [user for user, (start, end) in enumerate(itertools.pairwise(OFFSETS)) if start <= event < end]
+    return user
 
 
 def test_contains_finds_whole_parts_only(random):
@@ -35,19 +42,67 @@ def test_answers_are_what_a_batch_teaches_without_eos():
     assert answers[0, :2].tolist() == [6, 7]
 
 
+def test_prompts_that_know_the_label_are_told_from_those_whose_history_has_its_words():
+    batch = {
+        "prompt_tokens": np.array([[1, 5, 6, 0], [1, 5, 6, 0], [1, 5, 6, 0], [1, 5, 6, 0]]),
+        "prompt_lengths": np.array([3, 3, 3, 3]),
+        "decoder_target_tokens": np.array([[5, 6, 2], [5, 7, 2], [5, 6, 2], [5, 7, 2]]),
+        "decoder_loss_weights": np.ones((4, 3)),
+    }
+    others = batch["prompt_tokens"].copy()
+    others[2:, 1] = 4
+    depends, holds = leaks.answers_in_prompts(batch, others)
+    assert depends.tolist() == [False, False, True, True]
+    assert holds.tolist() == [True, False, False, False]  # the words of the third may come from the label
+    depends, holds = leaks.answers_in_prompts(batch, others[:, :3])  # prompts of another width are other prompts
+    assert depends.tolist() == [True] * 4
+    assert holds.tolist() == [False] * 4
+
+
 @pytest.mark.parametrize("length", [1, 3, 7])
 def test_expected_histories_are_slices_of_one_user(random, length):
     column = random.integers(1, 50, OFFSETS[-1])
     labels = np.arange(OFFSETS[-1])
     for label, history in zip(labels, leaks.expected_history(column, OFFSETS, labels, length), strict=True):
-        start = max(OFFSETS[label >= OFFSETS])
+        start = OFFSETS[owner(label)]
         past = column[start:label][-length:].tolist()
         assert history.tolist() == [0] * (length - len(past)) + past
 
 
-def test_disorder_counts_within_users():
+def test_disorder_counts_within_users(random):
     timestamps = np.array([5, 6, 6, 7, 1, 3, 2, 4, 4, 1, 9, *range(9)])
     assert leaks.disorder(timestamps, OFFSETS) == 2  # 3 to 2, and 4 to 1; not from one user to the next
+    for _ in range(50):
+        timestamps = random.integers(0, 4, OFFSETS[-1])
+        expected = sum(
+            int(timestamps[start:end][place] < timestamps[start:end][place - 1])
+            for start, end in itertools.pairwise(OFFSETS)
+            for place in range(1, end - start)
+        )
+        assert leaks.disorder(timestamps, OFFSETS) == expected
+
+
+@pytest.mark.parametrize(
+    "offsets", [[0, 0, 3], [0, 3, 3], [0, 1, 1, 3], [0, 1, 2, 3], [0, 0, 0], [0], [0, 0, 1, 3, 3]], ids=str
+)
+def test_users_without_events_hide_nothing(offsets):
+    timestamps = np.arange(offsets[-1])[::-1]  # each earlier than the one before
+    offsets = np.array(offsets)
+    assert leaks.disorder(timestamps, offsets) == sum(
+        max(0, end - start - 1) for start, end in itertools.pairwise(offsets)
+    )
+    order = leaks.reordered(np.zeros(offsets[-1], int), offsets, seed=0)
+    for start, end in itertools.pairwise(offsets):
+        assert sorted(order[start:end]) == list(range(start, end))
+
+
+def test_labels_before_the_training_of_their_user_are_counted_by_a_loop(random):
+    events = np.arange(OFFSETS[-1])
+    for _ in range(50):
+        train = random.choice(events, random.integers(0, 8), replace=False)
+        held_out = random.choice(events, 6, replace=False)
+        expected = sum(any(owner(learnt) == owner(label) and label <= learnt for learnt in train) for label in held_out)
+        assert leaks.learnt_too_late(train, held_out, OFFSETS) == expected
 
 
 def test_labels_that_training_has_passed():
@@ -59,11 +114,11 @@ def test_labels_that_training_has_passed():
 @pytest.mark.parametrize("length", [1, 2, 5])
 def test_equal_windows_have_equal_hashes_and_others_have_others(random, length):
     item = random.integers(1, 3, OFFSETS[-1])  # two items: many windows are the same
-    labels = np.setdiff1d(np.arange(OFFSETS[-1]), OFFSETS)
+    labels = np.arange(OFFSETS[-1])
     hashes = leaks.window_hashes(item, OFFSETS, labels, length)
     contents = []
     for label in labels:
-        start = max(max(OFFSETS[label >= OFFSETS]), label - length)
+        start = max(OFFSETS[owner(label)], label - length)
         contents.append(tuple(item[start : label + 1]))
     for one, hash_of_one in zip(contents, hashes, strict=True):
         assert [hash_of_one == other for other in hashes] == [one == other for other in contents]
@@ -73,6 +128,8 @@ def test_values_among_others(random):
     values, others = random.integers(0, 30, 20), random.integers(5, 25, 12)
     assert leaks.among(values, others).tolist() == [value in others for value in values]
     assert leaks.among(np.array([4, 9]), np.array([4])).tolist() == [True, False]
+    assert leaks.among(np.array([4, 9]), np.array([], int)).tolist() == [False, False]
+    assert leaks.among(np.array([], int), np.array([4])).tolist() == []
 
 
 def test_reordering_moves_equal_times_of_one_user_only(random):

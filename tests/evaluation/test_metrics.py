@@ -60,6 +60,8 @@ def test_a_score_that_is_no_number_is_refused_with_its_row():
     scores[1, 2] = np.nan
     with pytest.raises(ValueError, match="1 of 3 rows of scores hold NaN, the first in row 1"):
         metrics.ranks_from_scores(scores, np.array([1, 1, 1]))
+    with pytest.raises(ValueError, match="1 of 3 rows of scores hold NaN, the first in row 1"):
+        metrics.ranks_from_titles(np.ones((3, 4), int), scores, np.ones((3, 4), int), np.array([1, 1, 1]))
 
 
 @pytest.mark.parametrize("labels", [[0, 1], [1, 4], [1]])
@@ -68,21 +70,30 @@ def test_a_label_outside_of_the_catalogue_is_refused(labels):
         metrics.ranks_from_scores(np.zeros((2, 4)), np.array(labels))
 
 
-def test_ranks_from_items_are_places_in_the_list():
-    items = np.array([[4, 2, 9], [4, 2, 0], [0, 0, 0], [7, 7, 1]])
-    labels = np.array([2, 9, 1, 7])
-    np.testing.assert_array_equal(metrics.ranks_from_items(items, labels), [2, np.inf, np.inf, 1])
-    grouped = metrics.ranks_from_items(items, labels, np.array([3, 1, 1, 2]))
-    np.testing.assert_array_equal(grouped, [4, np.inf, np.inf, 2])
+@settings(max_examples=200, deadline=None)
+@given(
+    scores=st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=5, max_size=5),
+    counts=st.lists(st.integers(0, 3), min_size=5, max_size=5),
+    label=st.integers(1, 5),
+    order=st.permutations(range(5)),
+)
+def test_ranks_from_titles_are_those_of_scores_in_which_each_item_has_its_title_s(scores, counts, label, order):
+    """A title of 3 items is as good as 3 items of one score, in whatever order the titles come."""
+    titles, found = np.arange(1, 6)[order], np.array(scores)[order]
+    ranks = metrics.ranks_from_titles(titles[None], found[None], np.array(counts)[order][None], np.array([label]))
+    if counts[label - 1]:
+        items = np.repeat(scores, counts)
+        item = sum(counts[: label - 1]) + 1
+        assert ranks == metrics.ranks_from_scores(np.concatenate([[0.0], items])[None], np.array([item]))
+    else:
+        assert ranks == np.inf
 
 
-def test_lists_and_scores_agree_where_nothing_ties():
-    generator = np.random.default_rng(0)
-    scores = generator.permuted(np.tile(np.arange(1.0, 21.0), (50, 1)), axis=1)
-    scores = np.concatenate([np.full((50, 1), -np.inf), scores], axis=1)
-    labels = generator.integers(1, 21, size=50)
-    listed = metrics.ranks_from_items(np.argsort(-scores, axis=1)[:, :20], labels)
-    np.testing.assert_array_equal(listed, metrics.ranks_from_scores(scores, labels))
+def test_a_title_that_was_not_found_has_no_rank_and_padding_none():
+    titles, scores = np.array([[4, 2, 0], [0, 0, 0]]), np.array([[-1.0, -2.0, -np.inf], [-np.inf] * 3])
+    for label in (9, 1):
+        ranks = metrics.ranks_from_titles(titles, scores, np.array([[1, 1, 0], [0, 0, 0]]), np.array([label, label]))
+        assert ranks.tolist() == [np.inf, np.inf]
 
 
 @pytest.mark.parametrize("k", [1, 5, 10])

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from user_llm.data.timelines import Catalogue
-from user_llm.data.vocabularies import NameTokens, encode_batch, encode_continuations, text_start
+from user_llm.data.vocabularies import NameTokens, encode_continuations, text_start
 
 NOUNS = {"movielens": "movie", "amazon_reviews": "product", "google_local": "place"}
 """What an item of a dataset family is called."""
@@ -104,7 +104,7 @@ class Prompts:
         if text_history < 0:
             raise ValueError(f"text_history must not be negative, got {text_history}.")
         vocabulary = names.titles.vocabulary
-        before, separator = encode_batch(vocabulary, (wording.before, wording.separator))
+        before, separator = vocabulary.encode_batch((wording.before, wording.separator))
         self.names = names
         self.wording = wording
         self.text_history = text_history
@@ -132,7 +132,7 @@ class Prompts:
         for place, (words, value) in enumerate(self.wording.after if self.text_history else self.wording.plain):
             # What begins a text is encoded as such; vocabularies differ in whether they put a space in front of it.
             first = place == 0 and not self.text_history
-            (tokens,) = encode_batch(vocabulary, [words]) if first else encode_continuations(vocabulary, [words])
+            (tokens,) = vocabulary.encode_batch([words]) if first else encode_continuations(vocabulary, [words])
             if not value:
                 found.append((np.array([tokens], np.int32), np.array([len(tokens)], np.int32), value))
                 continue

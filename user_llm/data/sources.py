@@ -11,7 +11,7 @@ import numpy as np
 
 from user_llm.data.answers import Answers
 from user_llm.data.prompts import Prompts, pack_left
-from user_llm.data.vocabularies import Vocabulary, encode_batch, pad_rows, text_start
+from user_llm.data.vocabularies import Vocabulary, pad_rows, text_start
 from user_llm.data.windows import Windows
 
 
@@ -169,7 +169,7 @@ class Documents:
     """
 
     def __init__(self, texts: Sequence[str], vocabulary: Vocabulary, max_length: int):
-        rows = [[*text_start(vocabulary), *row, vocabulary.eos_id] for row in encode_batch(vocabulary, texts)]
+        rows = [[*text_start(vocabulary), *row, vocabulary.eos_id] for row in vocabulary.encode_batch(texts)]
         self.cut = sum(len(row) > max_length for row in rows)
         self._tokens, self._lengths = pad_rows([row[:max_length] for row in rows])
         self.length = self._tokens.shape[1]

@@ -19,14 +19,10 @@ __all__ = [
     "TOKENIZER_FILE",
     "NameTokens",
     "Vocabulary",
-    "copy_vocabulary",
     "cut_tokens",
-    "decode_batch",
-    "encode_batch",
     "encode_continuations",
     "load_vocabulary",
     "pad_rows",
-    "rows_needed",
     "text_start",
     "train_sentencepiece",
 ]
@@ -59,24 +55,9 @@ def _tokenizer_file(path: Path) -> Path:
     )
 
 
-def copy_vocabulary(vocabulary: Vocabulary, folder: str | os.PathLike) -> None:
-    """`vocabulary.save(folder)`."""
-    vocabulary.save(folder)
-
-
-def rows_needed(vocabulary: Vocabulary) -> int:
-    """`vocabulary.rows`."""
-    return vocabulary.rows
-
-
 def text_start(vocabulary: Vocabulary) -> list[int]:
     """The tokens in front of a text: BOS, or none where there is no BOS or the checkpoint did without."""
     return [vocabulary.bos_id] if vocabulary.adds_bos else []
-
-
-def encode_batch(vocabulary: Vocabulary, texts: Sequence[str]) -> list[list[int]]:
-    """`vocabulary.encode_batch(texts)`."""
-    return vocabulary.encode_batch(texts)
 
 
 def encode_continuations(vocabulary: Vocabulary, texts: Sequence[str]) -> list[list[int]]:
@@ -88,11 +69,6 @@ def encode_continuations(vocabulary: Vocabulary, texts: Sequence[str]) -> list[l
     letter = vocabulary.encode("a")
     space = "" if vocabulary.decode_rows([letter + letter]) == ["a a"] else " "
     return vocabulary.encode_batch([space + text if text else "" for text in texts])
-
-
-def decode_batch(vocabulary: Vocabulary, tokens: np.ndarray, lengths: np.ndarray | None = None) -> list[str]:
-    """`vocabulary.decode_batch(tokens, lengths)`."""
-    return vocabulary.decode_batch(tokens, lengths)
 
 
 def pad_rows(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:

@@ -6,13 +6,14 @@ only the slot in which its own ancestor was written: selecting beams never moves
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from user_llm.decoding.catalogue_trie import CatalogueTrie
-from user_llm.decoding.prefill import DecodingModel, Prompt, extend, prefill
+from user_llm.decoding.prefill import Context, DecodingModel, Prompt, extend, prefill
+from user_llm.models.attention import Cache
 
 # The root and the titles' first words ("The") branch far wider than the rest: these levels of the trie have a
 # bound of their own on the number of children, the levels below share one.
@@ -25,7 +26,7 @@ class BeamResult(NamedTuple):
     Attributes:
         tokens: int32 `[B, J, steps]`, EOS included, `pad_id` behind it; unfinished when there is no EOS.
         scores: float32 `[B, J]`, log-probability of the tokens; -inf where fewer than J hypotheses exist.
-        items: int32 `[B, J]`, the item of a finished title; 0 for none, and in free search.
+        items: int32 `[B, J]`, the lowest item of a finished title that is not excluded; 0 for none, and in free search.
     """
 
     tokens: jax.Array
@@ -40,7 +41,7 @@ class _Beams(NamedTuple):
     slots: jax.Array  # [B, J, steps]: the slot that holds the key of this beam's token of that step
     nodes: jax.Array  # [B, J]: where in the trie
     finished: jax.Array  # [B, J]
-    cache: Any
+    cache: Cache
 
 
 @functools.partial(jax.jit, static_argnames=("num_beams", "max_steps"))
@@ -48,7 +49,7 @@ def beam_search(
     model: DecodingModel,
     prompt_tokens: jax.Array,
     prompt_lengths: jax.Array,
-    context: Any = None,
+    context: Context | None = None,
     *,
     num_beams: int,
     max_steps: int,
@@ -63,15 +64,15 @@ def beam_search(
     (not over the trie) and not divided by length: the ranking is by p(title). Finished hypotheses stay among
     the beams, their score frozen, until all J are finished or `max_steps` are done.
 
-    With a trie, every hypothesis is a title of the catalogue, and exactly min(J, titles not excluded) of them
-    come back if `max_steps` is at least the longest title with its EOS (more steps cost nothing).
+    With a trie, every hypothesis is a title of the catalogue, and exactly min(J, titles left) of them come back
+    if `max_steps` is at least the longest title with its EOS (more steps cost nothing).
 
     Args:
         prompt_tokens: int32 `[B, P]`, starting with BOS; prompt_lengths: int32 `[B]`, tokens in each row.
         context: what the model attends to besides the text (`UserLLM.encode`), or None.
         num_beams: J.
-        excluded_items: int32 `[B, E]`, 0-padded: items that must not come out for this row. An item whose
-            title has the same tokens as an excluded one is excluded with it: they are the same hypothesis.
+        excluded_items: int32 `[B, E]`, 0-padded: items that must not come out for this row. A title that several
+            items bear is left out with the last of them.
 
     Raises:
         ValueError: an argument is out of range, or items are excluded without a trie.
@@ -82,7 +83,7 @@ def beam_search(
     if excluded_items is not None and trie is None:
         raise ValueError("excluded_items needs trie=: free beams know no items")
     steps = max_steps if trie is None else min(max_steps, len(trie.fan_out))
-    excluded_before = None if excluded_items is None else _count_excluded(trie, excluded_items)
+    excluded_before = None if excluded_items is None else _count_closed(trie, excluded_items)
     prompt = prefill(model, prompt_tokens, prompt_lengths, context, free_slots=steps * num_beams)
 
     def choose(beams: _Beams, hidden: jax.Array, fan_out: int | None) -> _Beams:
@@ -123,7 +124,7 @@ def beam_search(
     for fan_out in fan_outs[1:-1][: steps - 1]:
         beams = advance(beams, fan_out)
     beams = jax.lax.while_loop(running, lambda beams: advance(beams, fan_outs[-1]), beams)
-    return _result(beams, trie, pad_id)
+    return _result(beams, trie, excluded_items, pad_id)
 
 
 def _start(prompt: Prompt, steps: int, pad_id: int) -> _Beams:
@@ -144,18 +145,20 @@ def _fan_outs(trie: CatalogueTrie) -> tuple[int, ...]:
     return (*trie.fan_out[:WIDE_LEVELS], max(trie.fan_out[WIDE_LEVELS:], default=1))
 
 
-def _count_excluded(trie: CatalogueTrie, excluded_items: jax.Array) -> jax.Array:
-    """int32 `[B, R+1]`: of the first r titles, how many are excluded for the row."""
+def _count_closed(trie: CatalogueTrie, excluded_items: jax.Array) -> jax.Array:
+    """int32 `[B, R+1]`: of the first r titles, how many have no item left for the row."""
     batch = excluded_items.shape[0]
-    titles = trie.title_of_item[excluded_items]
-    titles = jnp.where(titles < 0, trie.num_titles, titles)  # padding falls off the end
-    marks = jnp.zeros((batch, trie.num_titles), jnp.int32)
-    marks = marks.at[jnp.arange(batch)[:, None], titles].set(1, mode="drop")
-    return jnp.pad(jnp.cumsum(marks, axis=1), ((0, 0), (1, 0)))
+    items = jnp.sort(excluded_items, axis=1)
+    once = jnp.diff(items, axis=1, prepend=0) > 0  # an item named twice is one item; padding is none
+    titles = jnp.where(once, trie.title_of_item[items], trie.num_titles)  # what is not counted falls off the end
+    excluded = jnp.zeros((batch, trie.num_titles), jnp.int32)
+    excluded = excluded.at[jnp.arange(batch)[:, None], titles].add(1, mode="drop")
+    closed = excluded == jnp.bincount(trie.title_of_item[1:], length=trie.num_titles)
+    return jnp.pad(jnp.cumsum(closed, axis=1), ((0, 0), (1, 0)))
 
 
 def _is_open(trie: CatalogueTrie, nodes, children, excluded_before) -> jax.Array:
-    """bool `[B, K, C]`: the candidates that are children, with a title below them that is not excluded.
+    """bool `[B, K, C]`: the candidates that are children, with a title below them that is left for the row.
 
     A node without such a title is closed at once, and not only its leaves: no beam walks into a dead end.
     """
@@ -197,9 +200,11 @@ def _select(beams, scores, children, trie, num_beams, eos_id, pad_id) -> _Beams:
     )
 
 
-def _result(beams: _Beams, trie: CatalogueTrie | None, pad_id: int) -> BeamResult:
+def _result(beams: _Beams, trie: CatalogueTrie | None, excluded_items: jax.Array | None, pad_id: int) -> BeamResult:
     alive = beams.scores > -jnp.inf
     items = jnp.zeros_like(beams.nodes)
     if trie is not None:
         items = jnp.where(alive, trie.leaf_item[beams.nodes], 0)
+    if excluded_items is not None:
+        items = trie.open_items(items, excluded_items)
     return BeamResult(jnp.where(alive[..., None], beams.tokens, pad_id), beams.scores, items)

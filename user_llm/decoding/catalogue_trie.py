@@ -46,6 +46,7 @@ class CatalogueTrie:
         title_of_item: int32 `[I+1]`, the row of an item's title among the sorted titles; -1 for item 0.
         canonical_item: int32 `[I+1]`, the lowest item with the same title tokens; 0 for item 0.
         group_size: int32 `[I+1]`, the number of items with these title tokens; 0 for item 0.
+        next_twin: int32 `[I+1]`, the next higher item with the same title tokens; 0 behind the last, and for item 0.
         tree: the same tree as a language model reads it, for `rank_catalogue`.
         fan_out: most children of a node at depth 0, 1, …; its length is the longest title with its EOS.
     """
@@ -59,12 +60,31 @@ class CatalogueTrie:
     title_of_item: jax.Array
     canonical_item: jax.Array
     group_size: jax.Array
+    next_twin: jax.Array
     tree: TitleTree
     fan_out: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
     @property
     def num_titles(self) -> int:
         return self.tree.last.shape[0]
+
+    @jax.jit
+    def open_items(self, items: jax.Array, excluded_items: jax.Array) -> jax.Array:
+        """The lowest item of each title that is not excluded: int32 `[B, J]`, 0 where none is left.
+
+        Args:
+            items: int32 `[B, J]`, any item of each title, or 0.
+            excluded_items: int32 `[B, E]`, 0-padded.
+        """
+
+        def closed(items: jax.Array) -> jax.Array:
+            return (items[:, :, None] == excluded_items[:, None, :]).any(axis=2) & (items > 0)
+
+        return jax.lax.while_loop(
+            lambda items: closed(items).any(),
+            lambda items: jnp.where(closed(items), self.next_twin[items], items),
+            self.canonical_item[items],
+        )
 
     @classmethod
     def build(cls, title_tokens: np.ndarray, lengths: np.ndarray, eos_id: int) -> "CatalogueTrie":
@@ -97,6 +117,7 @@ class CatalogueTrie:
             title_of_item=jnp.asarray(title_of_item, jnp.int32),
             canonical_item=jnp.asarray(np.concatenate([[0], canonical[title_of_item[1:]]]), jnp.int32),
             group_size=jnp.asarray(group_size, jnp.int32),
+            next_twin=jnp.asarray(_next_twins(title_of_item), jnp.int32),
             tree=_title_tree(table, new & ~leaf, end_title, lengths),
             fan_out=_fan_out(nodes["num_children"], new),
         )
@@ -131,6 +152,14 @@ def _distinct_titles(title_tokens: np.ndarray, lengths: np.ndarray):
     title_of_item[order] = np.cumsum(starts) - 1
     canonical = order[starts]
     return table[canonical], lengths[canonical], title_of_item, canonical
+
+
+def _next_twins(title_of_item: np.ndarray) -> np.ndarray:
+    order = np.argsort(title_of_item, kind="stable")  # twins side by side, the lowest item first
+    twins = title_of_item[order[1:]] == title_of_item[order[:-1]]
+    following = np.zeros(len(order), int)
+    following[order[:-1]] = np.where(twins, order[1:], 0)
+    return following
 
 
 def _next_row_apart(apart: np.ndarray) -> np.ndarray:

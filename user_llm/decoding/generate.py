@@ -1,26 +1,27 @@
 """Greedy and sampled text from a prompt."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from user_llm.decoding.prefill import DecodingModel, Prompt, extend, prefill
+from user_llm.decoding.prefill import Context, DecodingModel, Prompt, extend, prefill
+from user_llm.models.attention import Cache
 
 
 class _State(NamedTuple):
     step: jax.Array  # tokens chosen so far
     tokens: jax.Array  # [B, max_new_tokens]
     finished: jax.Array  # [B]
-    cache: Any
+    cache: Cache
 
 
 def generate(
     model: DecodingModel,
     prompt_tokens: jax.Array,
     prompt_lengths: jax.Array,
-    context: Any = None,
+    context: Context | None = None,
     *,
     max_new_tokens: int,
     eos_id: int,

@@ -1,19 +1,34 @@
 """A prompt's keys and values, computed once per row, and tokens that continue it."""
 
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+
+from user_llm.models import cross_attention, soft_prompt
+from user_llm.models.attention import Cache
+
+# What a model reads besides the text (`UserLLM.encode`): handed on as it is.
+Context = cross_attention.Context | soft_prompt.Prefix
 
 
 class DecodingModel(Protocol):
     """What decoding asks of a model; `LanguageModel` and `UserLLM` both are one (and JAX pytrees)."""
 
-    def __call__(self, tokens, positions, mask, *, context, cache, offset) -> tuple[jax.Array, Any]: ...
+    def __call__(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        mask: jax.Array,
+        *,
+        context: Context | None,
+        cache: Cache,
+        offset: int | jax.Array,
+    ) -> tuple[jax.Array, Cache]: ...
 
     def logits(self, hidden: jax.Array) -> jax.Array: ...
 
-    def init_cache(self, batch: int, length: int, context: Any) -> Any: ...
+    def init_cache(self, batch: int, length: int, context: Context | None) -> Cache: ...
 
 
 class Prompt(NamedTuple):
@@ -30,11 +45,13 @@ class Prompt(NamedTuple):
     hidden: jax.Array
     lengths: jax.Array
     visible: jax.Array
-    cache: Any
-    context: Any
+    cache: Cache
+    context: Context | None
 
 
-def prefill(model: DecodingModel, tokens: jax.Array, lengths: jax.Array, context: Any, *, free_slots: int) -> Prompt:
+def prefill(
+    model: DecodingModel, tokens: jax.Array, lengths: jax.Array, context: Context | None, *, free_slots: int
+) -> Prompt:
     """Reads right-padded prompts into a fresh cache.
 
     Args:
@@ -78,7 +95,7 @@ def extend(
     steps: jax.Array | int,
     sees: jax.Array,
     slot: jax.Array | int,
-) -> tuple[jax.Array, Any]:
+) -> tuple[jax.Array, Cache]:
     """Runs `tokens` behind the prompt; they need not follow each other.
 
     Args:

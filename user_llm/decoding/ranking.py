@@ -6,13 +6,14 @@ chunks: a run of the preorder, and before it the ancestors of its first node (al
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from user_llm.decoding.catalogue_trie import CatalogueTrie, TitleTree
-from user_llm.decoding.prefill import DecodingModel, extend, prefill
+from user_llm.decoding.prefill import Context, DecodingModel, extend, prefill
+from user_llm.models.attention import Cache
 
 
 @functools.partial(jax.jit, static_argnames=("nodes_per_chunk",))
@@ -20,7 +21,7 @@ def rank_catalogue(
     model: DecodingModel,
     prompt_tokens: jax.Array,
     prompt_lengths: jax.Array,
-    context: Any,
+    context: Context | None,
     trie: CatalogueTrie,
     *,
     eos_id: int,
@@ -48,7 +49,7 @@ def rank_catalogue(
     prompt = prefill(model, prompt_tokens, prompt_lengths, context, free_slots=free_slots)
     batch = prompt_tokens.shape[0]
 
-    def score_chunk(cache: Any, nodes: jax.Array) -> tuple[Any, jax.Array]:
+    def score_chunk(cache: Cache, nodes: jax.Array) -> tuple[Cache, jax.Array]:
         chunk = _read_chunk(trie.tree, nodes)
         hidden, cache = extend(
             model,

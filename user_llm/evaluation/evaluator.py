@@ -13,13 +13,13 @@ import numpy as np
 from tqdm import tqdm
 
 from user_llm.data.pipeline import Source, evaluation_batches
-from user_llm.data.vocabularies import Vocabulary, decode_batch
+from user_llm.data.vocabularies import Vocabulary
 from user_llm.decoding.beam import BeamResult, beam_search
 from user_llm.decoding.catalogue_trie import CatalogueTrie
 from user_llm.decoding.generate import generate
 from user_llm.decoding.ranking import rank_catalogue
 from user_llm.evaluation.baselines import Scores
-from user_llm.evaluation.metrics import ranks_from_items, ranks_from_scores
+from user_llm.evaluation.metrics import ranks_from_scores, ranks_from_titles
 from user_llm.models.model import Model
 from user_llm.parallel.mesh import put_whole_batch
 from user_llm.parallel.processes import fetch, is_lead
@@ -67,41 +67,58 @@ def rank_by_beams(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ranks `[n]` (inf: no beam found the label) and the items `[n, J]` of the beams, best first.
 
-    Items whose titles have the same tokens are one hypothesis: a label among them takes the last place of the tie.
+    Items whose titles have the same tokens are one hypothesis, which counts as many of them as may be answered: the
+    ranks are those of `rank_by_scores` as far as the beams reach.
 
     Args:
-      beams: batch → (`BeamResult`, the items `[B, S]` that are no answer, 0-padded).
+      beams: batch → (`BeamResult`, the items `[B, S]` that are no answer, 0-padded; a label is one all the same).
       read: for free beams, which come without items: tokens `[B, J, T]` → item ids `[B, J]`, 0 = no title.
     """
-    canonical, group_size = np.asarray(trie.canonical_item), np.asarray(trie.group_size)
+    canonical = np.asarray(trie.canonical_item)
     ranks, items = [], []
     for batch, real in _batches(source, batch_size, description):
         result, excluded = beams(batch)
+        labels = batch["label/item"]
+        excluded = _seen(excluded, labels)
         found = fetch(result.items)
         if read is not None:
-            found = read(fetch(result.tokens))
-            seen = (found[:, :, None] == excluded[:, None, :]).any(axis=2)
-            found = np.where(seen, 0, found)
-            found = np.take_along_axis(found, np.argsort(found == 0, axis=1, kind="stable"), axis=1)
-        labels = batch["label/item"][real]
-        ranks.append(ranks_from_items(found[real], canonical[labels], group_size[labels]))
-        items.append(found[real])
+            found = _once(np.asarray(trie.open_items(read(fetch(result.tokens)), excluded)))
+        counts = _open_counts(trie, found, excluded)
+        ranks.append(ranks_from_titles(canonical[found], fetch(result.scores), counts, canonical[labels])[real])
+        items.append(np.take_along_axis(found, np.argsort(found == 0, axis=1, kind="stable"), axis=1)[real])
     return np.concatenate(ranks), np.concatenate(items)
 
 
+def _once(items: np.ndarray) -> np.ndarray:
+    """Items `[B, J]`, 0 where one stands further left: free beams may spell a title in several ways."""
+    again = np.tril(items[:, :, None] == items[:, None, :], k=-1).any(axis=2)
+    return np.where(again, 0, items)
+
+
+def _open_counts(trie: CatalogueTrie, items: np.ndarray, excluded: np.ndarray) -> np.ndarray:
+    """How many items of the titles of `items` `[B, J]` are not `excluded` `[B, S]`: int `[B, J]`, 0 of item 0."""
+    canonical, group_size = np.asarray(trie.canonical_item), np.asarray(trie.group_size)
+    excluded = np.sort(excluded, axis=1)
+    excluded[:, 1:][excluded[:, 1:] == excluded[:, :-1]] = 0  # a history may hold an item twice
+    closed = (canonical[items][:, :, None] == canonical[excluded][:, None, :]).sum(axis=2)
+    return np.where(items > 0, group_size[items] - closed, 0)
+
+
 def _best(scores: np.ndarray) -> np.ndarray:
-    """The `TOP` items `[n, TOP]` of each row, best first; 0 behind the last that is an answer (not -inf)."""
-    top = np.argpartition(-scores, TOP - 1, axis=1)[:, :TOP] if scores.shape[1] > TOP else np.argsort(-scores, axis=1)
+    """The `TOP` items `[n, TOP]` of each row, best first, of a tie the lower; 0 behind the last answer (not -inf)."""
+    count = min(TOP, scores.shape[1])
+    last = np.partition(scores, -count, axis=1)[:, [-count]]
+    tied = scores == last
+    better = scores > last
+    among = better | (tied & (tied.cumsum(axis=1) <= count - better.sum(axis=1, keepdims=True)))
+    top = np.nonzero(among)[1].reshape(len(scores), count)  # lower items first
     top = np.take_along_axis(top, np.argsort(-np.take_along_axis(scores, top, axis=1), axis=1, kind="stable"), axis=1)
     return np.where(np.take_along_axis(scores, top, axis=1) > -np.inf, top, 0)
 
 
-def _seen(history: np.ndarray, labels: np.ndarray, canonical: np.ndarray | None = None) -> np.ndarray:
+def _seen(history: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Items `[n, S]` that are no answer: the history, but never the label, to which a user may come back."""
-    same = history == labels[:, None]
-    if canonical is not None:  # titles of equal tokens are excluded together
-        same = canonical[history] == canonical[labels][:, None]
-    return np.where(same, 0, history)
+    return np.where(history == labels[:, None], 0, history)
 
 
 @functools.partial(jax.jit, static_argnames="of")
@@ -139,7 +156,6 @@ def user_llm_beams(
 
     `constrained` beams answer titles of the catalogue and nothing else.
     """
-    canonical = np.asarray(trie.canonical_item)
 
     @jax.jit
     def apply(model: Model, trie, batch, excluded):
@@ -161,7 +177,7 @@ def user_llm_beams(
         excluded = np.zeros_like(history)
         if exclude_history:
             # A user to recommend to has no label.
-            excluded = canonical[_seen(history, batch.get("label/item", np.zeros(len(history), np.int32)), canonical)]
+            excluded = _seen(history, batch.get("label/item", np.zeros(len(history), np.int32)))
         inputs = put_whole_batch(_inputs(batch), model.mesh)
         return apply(model, trie, inputs, put_whole_batch({"item": excluded}, model.mesh)), excluded
 
@@ -216,7 +232,7 @@ def write_texts(
     """The texts `[n]` that `texts(batch) -> tokens` writes for all windows in `source`, without outer spaces."""
     found: list[str] = []
     for batch, real in _batches(source, batch_size, description):
-        found += decode_batch(vocabulary, fetch(texts(batch))[real])
+        found += vocabulary.decode_batch(fetch(texts(batch))[real])
     return [text.strip() for text in found]
 
 

@@ -5,7 +5,7 @@ expectation out on its own.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
@@ -27,6 +27,13 @@ class Finding(NamedTuple):
     count: int
     of: int
     detail: str
+
+
+class Results(TypedDict):
+    """Findings as `results.json` has them: of `checks` by name `verdict`, `count`, `of` and `detail`."""
+
+    verdict: str
+    checks: dict[str, dict[str, str | int]]
 
 
 def leak(check: str, count: int, of: int, detail: str) -> Finding:
@@ -86,9 +93,14 @@ def expected_history(column: np.ndarray, offsets: np.ndarray, labels: np.ndarray
 
 def disorder(timestamps: np.ndarray, offsets: np.ndarray) -> int:
     """How many events are earlier than the one before them in their timeline."""
-    steps = np.diff(timestamps) < 0
-    steps[offsets[1:-1] - 1] = False  # from one user to the next
-    return int(steps.sum())
+    earlier = np.diff(timestamps, prepend=timestamps[:1]) < 0
+    earlier[_first_events(offsets)] = False
+    return int(earlier.sum())
+
+
+def _first_events(offsets: np.ndarray) -> np.ndarray:
+    """Where the timelines begin, of users who have events. One without begins where the next does, or at the end."""
+    return offsets[offsets < offsets[-1]]
 
 
 def learnt_too_late(train: np.ndarray, held_out: np.ndarray, offsets: np.ndarray) -> int:
@@ -120,13 +132,18 @@ def window_hashes(item: np.ndarray, offsets: np.ndarray, labels: np.ndarray, len
 
 def among(values: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Which `values` [n] are in `others` [m]: bool [n]. `np.isin` takes ten times as long where m is millions."""
+    if not len(others):
+        return np.zeros(len(values), bool)
     others = np.sort(others)
     places = np.searchsorted(others, values)
     return (places < len(others)) & (others[np.minimum(places, len(others) - 1)] == values)
 
 
 def tied_labels(timestamps: np.ndarray, labels: np.ndarray) -> int:
-    """How many labels [n] have the time of the event before them, so that the source's order says which is last."""
+    """How many labels [n] have the time of the event before them, so that the source's order says which is last.
+
+    No label is its user's first event: every window has a history.
+    """
     return int((timestamps[labels] == timestamps[labels - 1]).sum())
 
 
@@ -135,7 +152,7 @@ def reordered(timestamps: np.ndarray, offsets: np.ndarray, seed: int) -> np.ndar
 
     The timelines are in time order."""
     first = np.diff(timestamps, prepend=timestamps[:1]) != 0  # of a run of equal times
-    first[offsets[:-1]] = True
+    first[_first_events(offsets)] = True
     return np.argsort(np.cumsum(first) + np.random.default_rng(seed).random(len(timestamps)) / 2)
 
 
@@ -146,7 +163,7 @@ def recount(item: np.ndarray, held_out: np.ndarray, num_items: int) -> np.ndarra
     return counts
 
 
-def as_results(findings: list[Finding]) -> dict[str, Any]:
+def as_results(findings: list[Finding]) -> Results:
     """Findings for `results.json`: `verdict` is `clean`, `exceptions` or `leaks`; `checks` by name."""
     verdicts = {finding.verdict for finding in findings}
     verdict = "leaks" if FAIL in verdicts else "exceptions" if EXCEPTION in verdicts else "clean"

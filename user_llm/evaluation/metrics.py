@@ -36,12 +36,7 @@ def ranks_from_scores(scores: np.ndarray, labels: np.ndarray, excluded: np.ndarr
             f"labels must be one item id from 1 to {scores.shape[1] - 1} for each of the {len(scores)} rows of scores; "
             f"got {len(labels)} labels between {np.min(labels, initial=0)} and {np.max(labels, initial=0)}."
         )
-    unordered = np.flatnonzero(np.isnan(scores).any(axis=1))
-    if len(unordered):
-        raise ValueError(
-            f"{len(unordered)} of {len(scores)} rows of scores hold NaN, the first in row {unordered[0]}: a NaN has no "
-            "rank. Look for a diverged training run, or a division by zero in the scores."
-        )
+    _refuse_nan(scores)
     ahead = scores >= scores[rows, labels][:, None]
     if excluded is not None:
         ahead[rows[:, None], excluded] = False
@@ -50,21 +45,36 @@ def ranks_from_scores(scores: np.ndarray, labels: np.ndarray, excluded: np.ndarr
     return 1.0 + ahead.sum(axis=1)
 
 
-def ranks_from_items(items: np.ndarray, labels: np.ndarray, group_sizes: np.ndarray | None = None) -> np.ndarray:
-    """Ranks of the labels in lists of items, such as the answers of beam search.
+def ranks_from_titles(titles: np.ndarray, scores: np.ndarray, counts: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Ranks of the labels among the titles that a beam search found: those of `ranks_from_scores`, had it found all.
 
     Args:
-      items: int `[n, J]`, best first; 0 = no item.
-      labels: int `[n]`, item ids from 1.
-      group_sizes: int `[n]`, how many items the label's answer stands for (titles with equal tokens): a label
-        among `g` such items takes the last of their `g` places. Absent: 1 each.
+      titles: int `[n, J]`, in any order, each once.
+      scores: float `[n, J]`, higher is better.
+      counts: int `[n, J]`, the rankable items of each title, the label among them; 0 where there is no answer.
+      labels: int `[n]`, the title of each label.
 
     Returns:
-      float64 `[n]`, inf where the label is not in its list.
+      float64 `[n]`: 1 + the number of other rankable items that score at least as high as the label; inf where its
+      title is not among those found.
+
+    Raises:
+      ValueError: a score is NaN.
     """
-    hits = items == labels[:, None]
-    extra = 0 if group_sizes is None else np.asarray(group_sizes) - 1
-    return np.where(hits.any(axis=1), 1.0 + hits.argmax(axis=1) + extra, np.inf)
+    _refuse_nan(scores)
+    own = (titles == labels[:, None]) & (counts > 0)
+    of_label = np.max(scores, axis=1, where=own, initial=-np.inf)
+    ranks = np.sum(counts, axis=1, where=scores >= of_label[:, None])  # the label is one of these
+    return np.where(own.any(axis=1), ranks.astype(np.float64), np.inf)
+
+
+def _refuse_nan(scores: np.ndarray) -> None:
+    unordered = np.flatnonzero(np.isnan(scores).any(axis=1))
+    if len(unordered):
+        raise ValueError(
+            f"{len(unordered)} of {len(scores)} rows of scores hold NaN, the first in row {unordered[0]}: a NaN has no "
+            "rank. Look for a diverged training run, or a division by zero in the scores."
+        )
 
 
 def recall_at_k(ranks: np.ndarray, k: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from user_llm.data.mixture import Mixture
 from user_llm.data.pipeline import Source
 from user_llm.data.sources import TextSource, UserLLMSource
 from user_llm.data.timelines import Catalogue, TimelineTable, load_timelines
-from user_llm.data.vocabularies import Vocabulary, load_vocabulary, rows_needed
+from user_llm.data.vocabularies import Vocabulary, load_vocabulary
 from user_llm.encoders import ENCODERS
 from user_llm.experiment.assembly import Assembly
 from user_llm.experiment.workdir import CATALOGUE, VOCABULARY
@@ -113,7 +113,7 @@ class Experiment(TaskData):
             item_categories=catalogue.item_categories,
             num_categories=len(catalogue.category_names) - 1,
             num_ratings=len(self.rating_names) - 1,
-            vocabulary_size=rows_needed(self.vocabulary),
+            vocabulary_size=self.vocabulary.rows,
         )
 
 

@@ -17,9 +17,7 @@ from user_llm.data.prompts import category_noun_of, noun_of
 from user_llm.data.vocabularies import (
     TOKENIZER_FILE,
     Vocabulary,
-    copy_vocabulary,
     load_vocabulary,
-    rows_needed,
     train_sentencepiece,
 )
 from user_llm.experiment.experiment import Experiment
@@ -78,7 +76,7 @@ def _named_vocabulary(experiment: Experiment) -> Vocabulary | None:
         return None
     vocabulary = load_vocabulary(huggingface.resolve(source) if source == llm.checkpoint else source)
     if named := llm.checkpoint or llm.architecture:
-        needed, rows = rows_needed(vocabulary), huggingface.load_config(named).vocab_size
+        needed, rows = vocabulary.rows, huggingface.load_config(named).vocab_size
         if needed > rows:
             raise ConfigError(
                 f"the vocabulary of {source} has {needed} pieces, but the model of {named} has rows for {rows}: "
@@ -138,7 +136,7 @@ def _check_data(experiment: Experiment) -> None:
 def _write_vocabulary(experiment: Experiment, vocabulary: Vocabulary | None, folder: Path) -> None:
     with replacing(folder) as partial:
         if vocabulary is not None:
-            copy_vocabulary(vocabulary, partial)
+            vocabulary.save(partial)
         else:
             partial.mkdir()
             size = experiment.config.llm.vocabulary_size

@@ -13,4 +13,6 @@ Every parameter is an `nnx.Param` whose `logical_axes` metadata names each dimen
 `items`, `embed`, `user`, `mlp`, `user_mlp`, `heads`, `kv_heads`, `head_dim`, `feature`, `norm`, or None), and
 whose path reads like `language_model/layers/0/attention/q_DNH`. Scanned layers have no index in the path, but
 a leading `layers` axis: `language_model/layers/attention/q_DNH`.
+
+Activations lie on a mesh by the same names, batch first (`sharding.py`).
 """

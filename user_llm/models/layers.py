@@ -183,7 +183,7 @@ class MLP(Projections):
         up = self.project("up", x)
         activate = ACTIVATIONS[self.activation]
         hidden = activate(self.project("gate", x)) * up if self.gated else activate(up)
-        # A stack of layers has one axis more in front.
+        # Its last axis: the weights of stacked layers have `layers` in front.
         return self.project("down", shard(hidden, "batch", ..., self.up_DF.logical_axes[-1]))
 
 

@@ -7,7 +7,6 @@ import numpy as np
 
 from user_llm.data.answers import NameAnswers
 from user_llm.data.prompts import Piece, Wording
-from user_llm.data.vocabularies import decode_batch
 from user_llm.evaluation.baselines import category_popularity_scores, popularity_scores
 from user_llm.evaluation.evaluator import Beams, Subset, rank_by_beams, rank_by_scores, user_llm_beams, user_llm_scores
 from user_llm.evaluation.metrics import ranking_metrics
@@ -164,11 +163,11 @@ def title_reader(study: Study) -> Callable[[np.ndarray], np.ndarray]:
     """Reads the items that free beams name: tokens int `[B, J, T]` → item ids int32 `[B, J]`, 0 for no title."""
     names, vocabulary = study.names.titles, study.vocabulary
     # As the tokens spell them: a title cut at max_targets is answered by what is left of it.
-    titles = decode_batch(vocabulary, names.tokens, names.lengths)
+    titles = vocabulary.decode_batch(names.tokens, names.lengths)
     item_of = {title: item for item, title in reversed(list(enumerate(titles))) if item}
 
     def read(tokens: np.ndarray) -> np.ndarray:
-        texts = decode_batch(vocabulary, tokens.reshape(-1, tokens.shape[-1]))
+        texts = vocabulary.decode_batch(tokens.reshape(-1, tokens.shape[-1]))
         return np.array([item_of.get(text, 0) for text in texts], np.int32).reshape(tokens.shape[:-1])
 
     return read

@@ -9,7 +9,7 @@ import numpy as np
 from user_llm.data.answers import AnswerTokens
 from user_llm.data.prompts import Piece, Wording
 from user_llm.data.timelines import TimelineTable
-from user_llm.data.vocabularies import Vocabulary, cut_tokens, decode_batch, encode_continuations, pad_rows
+from user_llm.data.vocabularies import Vocabulary, cut_tokens, encode_continuations, pad_rows
 from user_llm.evaluation.evaluator import Subset, user_llm_texts, write_texts
 from user_llm.evaluation.text_metrics import mean_rouge, rouge
 from user_llm.models.model import Model
@@ -135,7 +135,7 @@ class ReviewGeneration(Task):
         if user_llm := trained.get("user_llm"):
             written |= llm_rows(study, test, functools.partial(self._writer, study, user_llm))
             facts |= dropped_events(study, self.name, batch)
-        prompts = decode_batch(study.vocabulary, batch["prompt_tokens"], batch["prompt_lengths"])
+        prompts = study.vocabulary.decode_batch(batch["prompt_tokens"], batch["prompt_lengths"])
         rows = {row: rouge(texts, truth) for row, texts in written.items()}
         user_ids = [study.table.user_ids[user] for user in batch["user"]]
         personalised = next((written[row] for row in (USER_LLM, TEXT_PROMPT) if row in written), None)
@@ -179,7 +179,7 @@ class ReviewGeneration(Task):
         texts = self._texts(study, model, with_context=True)
 
         def ask(batch: Batch) -> list[list[Answer]]:
-            return [[Answer(text.strip(), None)] for text in decode_batch(study.vocabulary, fetch(texts(batch)))]
+            return [[Answer(text.strip(), None)] for text in study.vocabulary.decode_batch(fetch(texts(batch)))]
 
         return ask
 

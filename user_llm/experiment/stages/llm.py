@@ -1,7 +1,6 @@
 """Stage `llm`: a language model trained from scratch on the catalogue's and the prompts' text."""
 
 from user_llm.checkpoints import huggingface
-from user_llm.data.vocabularies import copy_vocabulary
 from user_llm.experiment.stages.base import Stage, on_hosts
 from user_llm.files import replacing
 from user_llm.models import parameters
@@ -51,4 +50,4 @@ class LanguageModelStage(Stage):
         if is_lead():
             with replacing(folder) as partial:
                 huggingface.save_language_model(trained, partial, bos_id=vocabulary.bos_id, eos_id=vocabulary.eos_id)
-                copy_vocabulary(vocabulary, partial)
+                vocabulary.save(partial)
