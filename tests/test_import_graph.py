@@ -66,9 +66,12 @@ MAY_IMPORT = {
         "user_llm.encoders",
     ),
     "user_llm.seqio_road": (
+        "tfds_builders",
         "user_llm.errors",
+        "user_llm.quiet_tensorflow",
+        "user_llm.files",
+        "user_llm.config",
         "user_llm.data",
-        "user_llm.evaluation",
         "user_llm.tasks",
     ),
     "user_llm.experiment": (
@@ -82,7 +85,6 @@ MAY_IMPORT = {
         "user_llm.parallel",
         "user_llm.checkpoints",
         "user_llm.training",
-        "user_llm.decoding",
         "user_llm.evaluation",
         "user_llm.encoders",
         "user_llm.tasks",

@@ -10,7 +10,7 @@ from user_llm.data.prompts import Piece, Wording
 from user_llm.data.timelines import TimelineTable
 from user_llm.data.vocabularies import Vocabulary, cut_tokens, encode_continuations, pad_rows
 from user_llm.evaluation.evaluator import Subset, user_llm_texts, write_texts
-from user_llm.evaluation.text_metrics import rouge
+from user_llm.evaluation.text_metrics import mean_rouge, rouge
 from user_llm.models.model import Model
 from user_llm.parallel.processes import fetch
 from user_llm.tasks.base import Answer, Asker, Batch, Evaluation, Study, Task
@@ -93,6 +93,7 @@ class ReviewGeneration(Task):
     needs = ("review",)
     asks_about_label = True
     answers_reviews = True
+    metric_fns = (mean_rouge,)
 
     def wording(self, noun, category_noun):
         """See `Task`."""
