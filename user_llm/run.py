@@ -8,8 +8,9 @@ import itertools
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import gin
 from ml_collections import ConfigDict
@@ -91,9 +92,13 @@ def _evaluate(experiment: Experiment, trained: Mapping[str, Model]) -> Evaluatio
         of_task = {"task": task.name, "headline": task.headline}
         for name, protocol in found.protocols.items():
             protocols[f"{task.name}: {name}" if several else name] = {**of_task, **protocol}
-        predictions.append({"task": task.name, **line} if several else line for line in found.predictions)
+        predictions.append(_of_task(task.name, found.predictions) if several else found.predictions)
         facts |= {task.name: found.facts} if several else found.facts
     return Evaluation(protocols, itertools.chain.from_iterable(predictions), facts)
+
+
+def _of_task(task: str, predictions: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    return ({"task": task, **line} for line in predictions)
 
 
 def _print(config: ConfigDict, results: Mapping) -> None:
