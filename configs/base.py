@@ -47,6 +47,7 @@ def get_config() -> ConfigDict:
             history_length=50,  # N: events the user encoder sees
             min_history=0,  # shortest history of a window, padded and masked; 0 = history_length (paper)
             text_history=0,  # latest events written into the prompt
+            reader="windows",  # windows | seqio: the same training examples from arrays, or from SeqIO's tasks (slower)
             validation=True,  # position n-2 leaves training and steers keep_best
             simulated=ConfigDict(dict(num_users=2000, num_items=600, mean_events=45, seed=0)),
             amazon_reviews=ConfigDict(dict(category_level=1)),  # which of a product's category path, from 0

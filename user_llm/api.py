@@ -172,9 +172,8 @@ class UserModel:
             raise UserError(f"task {task!r} asks about {'an event: give it with about=' if about is None else 'none'}.")
         length = self.config.data.history_length
         history = np.zeros((2, 1, length), np.int32)
-        for slot, (index, event) in enumerate(
-            list(enumerate(events))[-length:], start=length - min(len(events), length)
-        ):
+        recent = list(enumerate(events))[-length:]
+        for slot, (index, event) in enumerate(recent, start=length - len(recent)):
             history[:, 0, slot] = self._item(f"event {index}", event), self._rating(f"event {index}", event)
         asked = [np.array([part("about", about)]) for part in (self._item, self._rating)] if about else []
         tokens, lengths, _ = self._experiment.prompts(task).build(history[0], *asked)

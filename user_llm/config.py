@@ -27,6 +27,7 @@ _DTYPES = ("float32", "bfloat16")
 
 # Key → the values it may have.
 CHOICES = {
+    "data.reader": ("windows", "seqio"),
     "encoder.init": ("pretrained", "random"),
     "encoder.dual_encoder.label": ("item", "category", "favorite_category"),
     "integration.kind": ("cross_attention", "soft_prompt", "none"),
@@ -166,7 +167,7 @@ def _tasks(config: ConfigDict) -> Iterator[str]:
         yield (
             f"{says(config, 'task_rates')}: expected a number above 0 for each of {', '.join(tasks)}, none of which "
             f"leaves a task less than {LEAST_RATE:.1%} of the training, as in "
-            f"\"--config.task_rates={tuple(range(len(tasks), 0, -1))}\""
+            f'"--config.task_rates={tuple(range(len(tasks), 0, -1))}"'
         )
 
 

@@ -146,7 +146,7 @@ def test_text_source_is_documents_and_answered_training_prompts(table, vocabular
     documents = catalogue_documents(table.catalogue, "movie")
     answers = make_source(text_history, task=task)
     source = TextSource(documents, answers, max_length=160)
-    assert source.cut == 0
+    assert source.documents.cut == 0
     assert len(source) == 2 * max(len(documents), len(answers))
     batch = source.gather(np.arange(len(source)))
     assert set(batch) == {f"decoder_{name}" for name in ("input_tokens", "target_tokens", "loss_weights", "positions")}
@@ -172,7 +172,7 @@ def test_text_source_gives_an_example_the_same_in_any_batch(table, make_source, 
 def test_text_source_counts_what_it_cuts(make_source):
     answers = make_source()
     source = TextSource(["A", "A " * 300, "B"], answers, max_length=answers.length)
-    assert source.cut == 1
+    assert source.documents.cut == 1
     assert source.length == answers.length
 
 

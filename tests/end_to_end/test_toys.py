@@ -70,12 +70,10 @@ class NextCategory(Task):
     def evaluate(self, study, trained):
         test = Subset.evenly(study.source(self.name, "test"), 0)
         options = dict(batch_size=study.config.evaluation.batch_size, exclude_history=False, label="label/answer")
-
-        def ranker(with_context):
-            scores = self.scores(study, trained["user_llm"], with_context)
-            return lambda source, name: rank_by_scores(scores, source, description=name, **options)
-
-        found, batch = llm_rows(study, test, ranker), test.gather(np.arange(len(test)))
+        batch, found = test.gather(np.arange(len(test))), {}
+        for row in llm_rows(study, test):
+            scores = self.scores(study, trained["user_llm"], row.with_context)
+            found[row.name] = rank_by_scores(scores, row.source, description=row.name, **options)
         ranks = {row: values for row, (values, _) in found.items()}
         rows = {row: ranking_metrics(values) for row, values in ranks.items()}
         predictions = ranking_predictions(

@@ -79,40 +79,69 @@ class Mixture:
         return {name: np.concatenate([part[name] for part in parts])[place] for name in parts[0]}
 
 
-class MixedOrder:
-    """An endless stream of example numbers, in which every task has its share and its own shuffled epochs.
+class Turns:
+    """Which task each position of an endless stream belongs to, a pure function of seed and position.
 
     Of every thousand positions each task has its rate, to the nearest that sums up; which positions, is drawn anew
-    for each thousand. So the stream is a pure function of seed and position.
+    for each thousand.
 
     Args:
-        sizes: examples of each task; they are numbered task after task.
         rates: shares that sum to 1.
         seed: of everything drawn.
     """
 
-    def __init__(self, sizes: Sequence[int], rates: np.ndarray, seed: int):
-        self._starts = np.cumsum([0, *sizes])
+    def __init__(self, rates: np.ndarray, seed: int):
         self._seed = seed
         self._shares = np.diff(np.rint(np.cumsum([0, *rates]) * _BLOCK)).astype(np.int64)
-        # Each with its own seed: in one order for all, a batch would ask the same users everything.
-        seeds = np.random.SeedSequence([seed, len(sizes)]).generate_state(len(sizes)).tolist()
-        self._tasks = [Shuffled(size, own) for size, own in zip(sizes, seeds, strict=True)]
 
-    def ids(self, positions: np.ndarray) -> np.ndarray:
-        """The example numbers int64 [B] at positions int64 [B] of the stream."""
+    def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The task at each of the positions int64 [B], int [B], and how many of its examples stand before, int [B]."""
         block, place = np.divmod(positions, _BLOCK)
-        ids = np.empty(len(positions), np.int64)
+        tasks, numbers = np.empty(len(positions), np.int64), np.empty(len(positions), np.int64)
         for number in np.unique(block):
             here = np.flatnonzero(block == number)
-            tasks = self._block(int(number))
-            for index, order in enumerate(self._tasks):
-                before = np.cumsum(tasks == index) - 1  # of the task's examples in this block
-                own = here[tasks[place[here]] == index]
-                ids[own] = self._starts[index] + order.ids(number * self._shares[index] + before[place[own]])
-        return ids
+            of_block = self._block(int(number))
+            before = np.empty(_BLOCK, np.int64)
+            for index, share in enumerate(self._shares):
+                mine = of_block == index
+                before[mine] = number * share + np.arange(share)
+            tasks[here], numbers[here] = of_block[place[here]], before[place[here]]
+        return tasks, numbers
+
+    def before(self, position: int) -> np.ndarray:
+        """How many examples of each task stand before a position: int64 [tasks]."""
+        number, place = divmod(position, _BLOCK)
+        return number * self._shares + np.bincount(self._block(number)[:place], minlength=len(self._shares))
 
     def _block(self, number: int) -> np.ndarray:
         """int [1000]: which task stands at each position of a block."""
         tasks = np.repeat(np.arange(len(self._shares)), self._shares)
         return np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, 1, number]))).permutation(tasks)
+
+
+def task_seed(seed: int, task: int, tasks: int) -> int:
+    """The seed of one of several tasks: in one order for all, a batch would ask the same users everything."""
+    return int(np.random.SeedSequence([seed, tasks]).generate_state(tasks)[task])
+
+
+class MixedOrder:
+    """An endless stream of example numbers, in which every task has its turns and its own shuffled epochs.
+
+    Args:
+        sizes: examples of each task; they are numbered task after task.
+        rates, seed: see `Turns`.
+    """
+
+    def __init__(self, sizes: Sequence[int], rates: np.ndarray, seed: int):
+        self._starts = np.cumsum([0, *sizes])
+        self._turns = Turns(rates, seed)
+        self._tasks = [Shuffled(size, task_seed(seed, task, len(sizes))) for task, size in enumerate(sizes)]
+
+    def ids(self, positions: np.ndarray) -> np.ndarray:
+        """The example numbers int64 [B] at positions int64 [B] of the stream."""
+        tasks, numbers = self._turns.at(positions)
+        ids = np.empty(len(positions), np.int64)
+        for index, order in enumerate(self._tasks):
+            mine = tasks == index
+            ids[mine] = self._starts[index] + order.ids(numbers[mine])
+        return ids

@@ -156,6 +156,33 @@ class AnsweredSource(Protocol):
     def read(self, ids: np.ndarray) -> AnsweredPrompts: ...
 
 
+class Documents:
+    """Documents in tokens.
+
+    Args:
+        texts: of the documents.
+        vocabulary: whose BOS, if texts have one, and EOS stand around each.
+        max_length: longest document in tokens; a longer one is cut.
+
+    Attributes:
+        length: tokens of the longest one.
+        cut: how many were cut.
+    """
+
+    def __init__(self, texts: Sequence[str], vocabulary: Vocabulary, max_length: int):
+        rows = [[*text_start(vocabulary), *row, vocabulary.eos_id] for row in vocabulary.encode_batch(texts)]
+        self.cut = sum(len(row) > max_length for row in rows)
+        self._tokens, self._lengths = pad_rows([row[:max_length] for row in rows])
+        self.length = self._tokens.shape[1]
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def gather(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """tokens int32 [B, length], right-padded with 0, and lengths int32 [B], of the documents `ids` [B]."""
+        return {"tokens": self._tokens[ids], "lengths": self._lengths[ids]}
+
+
 class TextSource:
     """Text alone, for a language model trained from scratch: documents and answered prompts, half and half.
 
@@ -169,7 +196,7 @@ class TextSource:
 
     Attributes:
         length: T+1, tokens of the longest sequence.
-        cut: documents cut at `max_length`.
+        documents: in tokens.
 
     Raises:
         ValueError: windows of another split than train.
@@ -186,22 +213,19 @@ class TextSource:
                 f"a prompt and the longest answer take {answers.length} tokens, more than max_length={max_length}: "
                 "raise it, or lower max_inputs or max_targets."
             )
-        vocabulary = answers.vocabulary
-        rows = [[*text_start(vocabulary), *row, vocabulary.eos_id] for row in vocabulary.encode_batch(documents)]
-        self.cut = sum(len(row) > max_length for row in rows)
-        documents, self._document_lengths = pad_rows([row[:max_length] for row in rows])
-        self.length = max(answers.length, documents.shape[1])
-        self._documents = np.pad(documents, ((0, 0), (0, self.length - documents.shape[1])))
+        self.documents = Documents(documents, answers.vocabulary, max_length)
+        self.length = max(answers.length, self.documents.length)
         self._answers = answers
 
     def __len__(self) -> int:
-        return 2 * max(len(self._documents), len(self._answers))
+        return 2 * max(len(self.documents), len(self._answers))
 
     def gather(self, ids: np.ndarray) -> dict[str, np.ndarray]:
         """A batch: `decoder_features` [B, T] of the examples `ids` [B]."""
         number, kind = np.divmod(np.asarray(ids), 2)
-        document = number % len(self._documents)
-        tokens, lengths = self._documents[document], self._document_lengths[document]
+        documents = self.documents.gather(number % len(self.documents))
+        lengths = documents["lengths"]
+        tokens = np.pad(documents["tokens"], ((0, 0), (0, self.length - self.documents.length)))
         answered = np.flatnonzero(kind)
         sequences = self._answers.read(number[answered] % len(self._answers))
         tokens[answered] = 0

@@ -11,26 +11,22 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from user_llm.config import ConfigError, task_names, task_rates
-from user_llm.data.answers import Answers
 from user_llm.data.mixture import Mixture
 from user_llm.data.pipeline import Source
-from user_llm.data.prompts import Names, Prompts, catalogue_documents, category_noun_of, noun_of
 from user_llm.data.sources import TextSource, UserLLMSource
 from user_llm.data.timelines import Catalogue, TimelineTable, load_timelines
-from user_llm.data.vocabularies import NameTokens, Vocabulary, load_vocabulary
-from user_llm.data.windows import Windows
-from user_llm.decoding.catalogue_trie import CatalogueTrie
+from user_llm.data.vocabularies import Vocabulary, load_vocabulary
 from user_llm.encoders import ENCODERS
-from user_llm.evaluation.baselines import item_counts
 from user_llm.experiment.assembly import Assembly
 from user_llm.experiment.workdir import CATALOGUE, VOCABULARY
 from user_llm.parallel.mesh import batch_shards, make_mesh
 from user_llm.tasks import TASKS, Task
+from user_llm.tasks.task_data import TaskData
 
 _logger = logging.getLogger(__name__)
 
 
-class Experiment:
+class Experiment(TaskData):
     """What the stages and the evaluation of one config share.
 
     Args:
@@ -40,12 +36,10 @@ class Experiment:
     """
 
     def __init__(self, config: ConfigDict, workdir: Path, mesh: Mesh | None = None):
+        super().__init__()
         self.config = config
         self.workdir = workdir
         self.mesh = make_mesh(config.compute.mesh) if mesh is None else mesh
-        self._prompts: dict[str, Prompts] = {}
-        self._answers: dict[str, Answers] = {}
-        self._tries: dict[str, CatalogueTrie] = {}
         _check_batch_sizes(config, batch_shards(self.mesh))
 
     @functools.cached_property
@@ -88,28 +82,6 @@ class Experiment:
         """Of the data the workdir was made of."""
         return self._facts["fingerprint"]
 
-    def windows(self, split: str, table: TimelineTable | None = None) -> Windows:
-        """The windows of `train`, `validation` or `test`; of another `table` where one is given."""
-        data = self.config.data
-        return Windows(
-            table or self.table,
-            history_length=data.history_length,
-            split=split,
-            min_history=data.min_history or None,
-            validation=data.validation,
-        )
-
-    @functools.cached_property
-    def item_counts(self) -> np.ndarray:
-        """int64 `[I+1]`: how often each item occurs among the events a model may learn from."""
-        return self.count_items(self.table)
-
-    def count_items(self, table: TimelineTable) -> np.ndarray:
-        """The same of another table."""
-        splits = ("test", "validation") if self.config.data.validation else ("test",)
-        held_out = [self.windows(split, table) for split in splits]
-        return item_counts(table.item, table.catalogue.num_items, held_out)
-
     @functools.cached_property
     def label_counts(self) -> np.ndarray:
         """int64 `[I+1]`: how often each item is the label of a training window."""
@@ -121,49 +93,6 @@ class Experiment:
     def vocabulary(self) -> Vocabulary:
         """The LLM's vocabulary."""
         return load_vocabulary(self.workdir / VOCABULARY)
-
-    @functools.cached_property
-    def names(self) -> Names:
-        """Titles, categories and ratings in tokens."""
-        catalogue, most = self.catalogue, self.config.prompt.max_targets
-        titles, categories, ratings = (
-            NameTokens(names, self.vocabulary, most)
-            for names in (catalogue.titles, catalogue.category_names, self.rating_names)
-        )
-        _logger.info(
-            "%d titles in %d pieces at most; %d of them cut at prompt.max_targets=%d; %d duplicates numbered",
-            *(catalogue.num_items, titles.lengths.max(), titles.cut, most, catalogue.duplicates),
-        )
-        return Names(titles, categories, ratings, catalogue.item_categories)
-
-    def prompts(self, task: str) -> Prompts:
-        """A task's prompts in tokens."""
-        if task not in self._prompts:
-            config, dataset = self.config, self.config.data.dataset
-            self._prompts[task] = Prompts(
-                self.names,
-                TASKS[task].wording(noun_of(dataset), category_noun_of(dataset)),
-                max_inputs=config.prompt.max_inputs,
-                text_history=config.data.text_history,
-            )
-        return self._prompts[task]
-
-    def answers(self, task: str) -> Answers:
-        """A task's right answers in tokens."""
-        if task not in self._answers:
-            self._answers[task] = TASKS[task].answers(self)
-        return self._answers[task]
-
-    def answer_trie(self, task: str) -> CatalogueTrie:
-        """The names an answer of a task may be."""
-        if task not in self._tries:
-            names = TASKS[task].answer_names(self.names)
-            self._tries[task] = CatalogueTrie.build(names.tokens, names.lengths, self.vocabulary.eos_id)
-        return self._tries[task]
-
-    def source(self, task: str, split: str) -> UserLLMSource:
-        """The windows of a split with a task's prompts and answers."""
-        return UserLLMSource(self.windows(split), self.prompts(task), self.answers(task))
 
     def answered_prompts(self, split: str) -> UserLLMSource | Mixture:
         """What the contextualised LLM reads of a split: of its task, or of all its tasks in their proportions."""
@@ -179,13 +108,8 @@ class Experiment:
     def text_source(self) -> TextSource:
         """What a language model trained from scratch reads."""
         source = TextSource(self.documents, self.answered_prompts("train"), max_length=self.config.llm.max_length)
-        _logger.info("%d texts to learn from; %d documents cut at llm.max_length", len(source), source.cut)
+        _logger.info("%d texts to learn from; %d documents cut at llm.max_length", len(source), source.documents.cut)
         return source
-
-    @functools.cached_property
-    def documents(self) -> list[str]:
-        """A sentence on each item."""
-        return catalogue_documents(self.catalogue, noun_of(self.config.data.dataset))
 
     @functools.cached_property
     def assembly(self) -> Assembly:

@@ -1,145 +1,204 @@
-"""The paper's tasks in SeqIO's registry: source, preprocessors and features of each. They know no model."""
+"""Our tasks in SeqIO's registry: source, preprocessors, features and metrics of each. They know no model.
 
-from collections.abc import Mapping, Sequence
+Everything is made of the array road's own code, so a task of yours (`user_llm.tasks.TASKS.register`) is registered here
+like one of ours. `user_llm.seqio_road.registered` has a task for every dataset by name.
+"""
 
-import numpy as np
+import dataclasses
+import difflib
+import functools
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
 import seqio
 import tensorflow as tf
 
-from user_llm.data.answers import Answers
-from user_llm.data.prompts import Prompts
+from tfds_builders.families import dataset_names
+from user_llm.config import task_names
+from user_llm.data.sources import UserLLMSource
 from user_llm.data.splits import SPLITS
-from user_llm.data.timelines import TimelineTable
-from user_llm.data.windows import Windows
-from user_llm.seqio_road.preprocessors import AddUserIds, WritePrompts, write_answers
+from user_llm.data.vocabulary import Vocabulary
+from user_llm.errors import UserError
+from user_llm.seqio_road.preprocessors import NUMBERS, RefuseToCut, WriteAnsweredPrompts
+from user_llm.seqio_road.sources import ArraySource, WindowEvents
+from user_llm.seqio_road.study import REVIEW_ROOM, DatasetStudy, TaskOptions
+from user_llm.seqio_road.vocabularies import SeqIOVocabulary
+from user_llm.tasks import TASKS, Study, Task
 
-_CHUNK = 1024  # windows gathered at once
-
-
-class WindowSource(seqio.DataSource):
-    """Windows as a SeqIO source, one window an example: the features of `Windows.gather`, and `label/event`.
-
-    That is the label's place in the flat columns, int64, by which its review is found.
-
-    A shuffled read is one permutation of all windows, no buffer; any number of shards will do.
-
-    Args:
-        windows: the windows of each split.
-    """
-
-    def __init__(self, windows: Mapping[str, Windows]):
-        self._windows = dict(windows)
-        counts = {split: len(windows) for split, windows in self._windows.items()}
-        super().__init__(splits=counts, num_input_examples=counts, performs_internal_shuffling=True)
-
-    @property
-    def supports_arbitrary_sharding(self) -> bool:
-        return True
-
-    def list_shards(self, split: str) -> Sequence[str]:
-        return [split]
-
-    def get_dataset(
-        self,
-        split: str = "train",
-        shuffle: bool = True,
-        seed: int | None = None,
-        shard_info: seqio.ShardInfo | None = None,
-        *,
-        sequence_length: Mapping[str, int] | None = None,
-        use_cached: bool = False,
-        num_epochs: int | None = 1,
-    ) -> tf.data.Dataset:
-        """One pass over a split; the last three arguments are SeqIO's interface, and of no effect."""
-        windows = self._windows[split]
-        order = np.arange(len(windows))
-        if shuffle:
-            order = np.random.default_rng(seed).permutation(order)
-        if shard_info is not None:
-            order = order[shard_info.index :: shard_info.num_shards]
-        history = (windows.history_length,)
-        shapes = {"history/item": history, "history/rating": history, "label/item": (), "label/rating": (), "user": ()}
-        shapes["label/event"] = ()
-
-        def gather(chunk):
-            ids = order[chunk * _CHUNK : (chunk + 1) * _CHUNK]
-            batch = {**windows.gather(ids), "label/event": windows.label_positions(ids)}
-            return [batch[name] for name in shapes]
-
-        def read(chunk):
-            values = tf.numpy_function(gather, [chunk], [tf.int32] * (len(shapes) - 1) + [tf.int64])
-            for value, shape in zip(values, shapes.values(), strict=True):
-                value.set_shape((None, *shape))
-            return dict(zip(shapes, values, strict=True))
-
-        chunks = tf.data.Dataset.range(-(-len(order) // _CHUNK))
-        return chunks.map(read, num_parallel_calls=tf.data.AUTOTUNE).unbatch()
+Answered = Callable[[str], UserLLMSource]  # split → its windows with prompts and answers, each made once
 
 
-def task_name(
-    dataset: str,
-    wording: str,
-    *,
-    history_length: int,
-    min_history: int | None = None,
-    validation: bool = False,
-    text_history: int = 0,
-) -> str:
-    """The task's name, wording and options included: "movielens_20m.next_item_v1.n50", "….n50_min5_val_tp10"."""
-    options = [f"n{history_length}"]
-    if min_history not in (None, history_length):
-        options.append(f"min{min_history}")
-    if validation:
-        options.append("val")
-    if text_history:
-        options.append(f"tp{text_history}")
-    return f"{dataset.replace('/', '_')}.{wording}.{'_'.join(options)}"
-
-
-def register_task(
-    table: TimelineTable,
-    prompts: Prompts,
-    answers: Answers,
-    *,
-    history_length: int,
-    min_history: int | None = None,
-    validation: bool = False,
-) -> seqio.Task:
-    """Registers a task on a dataset, in place of one registered under the same name before.
-
-    Its examples have `history/item`, `history/rating` [S], `inputs` (the prompt) and `targets` (answer and EOS), and
-    pass through `label/item`, `label/rating`, `label/event`, `label/answer`, `user`, `dropped_events`, `references`
-    (the answer in words) and `user_id`.
+class ArrayTask(seqio.Task):
+    """A SeqIO task over an `ArraySource`.
 
     Args:
-        table: the timelines.
-        prompts, answers: of the task, in tokens.
-        history_length, min_history, validation: as for `Windows`.
+        answered: of a task with prompts and answers: split → its source.
+        arguments: of `seqio.Task`.
     """
-    options = dict(history_length=history_length, min_history=min_history, validation=validation)
-    splits = [split for split in SPLITS if split != "validation" or validation]
-    name = task_name(table.name, prompts.wording.name, text_history=prompts.text_history, **options)
-    if name in seqio.TaskRegistry.names():
-        seqio.TaskRegistry.remove(name)
-    text = seqio.Feature(prompts.names.titles.vocabulary, add_eos=False)  # targets bring their EOS
-    items = seqio.Feature(seqio.PassThroughVocabulary(table.catalogue.num_items + 1), add_eos=False)
-    ratings = seqio.Feature(seqio.PassThroughVocabulary(len(table.rating_names)), add_eos=False)
-    return seqio.TaskRegistry.add(
-        name,
-        source=WindowSource({split: Windows(table, split=split, **options) for split in splits}),
-        preprocessors=[WritePrompts(prompts), write_answers(answers, table), AddUserIds(table)],
-        output_features={"inputs": text, "targets": text, "history/item": items, "history/rating": ratings},
+
+    def __init__(self, *, answered: Answered | None = None, **arguments):
+        super().__init__(**arguments)
+        self.answered = answered
+        self._arguments = {**arguments, "answered": answered}
+
+    def replace(self, **arguments) -> "ArrayTask":
+        """The same task with other arguments."""
+        return type(self)(**{**self._arguments, **arguments})
+
+    def starting_at(self, number: int, seed: int) -> "ArrayTask":
+        """The same, but a dataset begins `number` examples later, as if those had been skipped: epochs and all."""
+        del seed
+        return self.replace(source=self.source.starting_at(number))
+
+    def get_dataset(self, *args, **kwargs) -> tf.data.Dataset:
+        """As in SeqIO, but no source is kept in memory: SeqIO would keep its order with it, for all epochs."""
+        return super().get_dataset(*args, **{**kwargs, "try_in_mem_cache": False})
+
+
+def answered_task(
+    name: str, task: Task, answered: Answered, splits: Sequence[str], *, vocabulary: Callable[[], Vocabulary]
+) -> ArrayTask:
+    """A SeqIO task on the windows of a dataset. Nothing is made of the dataset before it is used.
+
+    Its examples have, as int32, `history/item`, `history/rating` [S], `inputs` (the prompt) and `targets` (answer and
+    EOS), unpadded, and [1] each `label/item`, `label/rating`, `label/answer`, `user`, `dropped_events`. Further
+    `label/event` (int64, the label's place in the flat columns), `references` (the answer in words) and `user_id`.
+
+    Args:
+        name: in SeqIO's registry.
+        task: whose metrics it has.
+        answered: split → its windows with prompts and answers, called on use.
+        splits: their names.
+        vocabulary: of the tokens, called on use.
+    """
+    answered = functools.cache(answered)
+    train = functools.partial(answered, splits[0])
+    text = seqio.Feature(SeqIOVocabulary(vocabulary), add_eos=False)  # targets bring their EOS
+    number = seqio.ContinuousFeature()
+    return ArrayTask(
+        name=name,
+        answered=answered,
+        source=ArraySource(lambda split: WindowEvents(answered(split).windows), splits),
+        preprocessors=[WriteAnsweredPrompts(train), seqio.CacheDatasetPlaceholder(), RefuseToCut(train)],
+        output_features={
+            **dict.fromkeys(("inputs", "targets"), text),
+            **dict.fromkeys(("history/item", "history/rating", *NUMBERS), number),
+        },
+        postprocess_fn=functools.partial(_in_words, task, train),
+        metric_fns=list(task.metric_fns),
         shuffle_buffer_size=None,
     )
 
 
-def task_feature_lengths(prompts: Prompts, answers: Answers, history_length: int) -> dict[str, int]:
-    """Lengths for `UserLLMFeatureConverter` that cut nothing; scalars count as 1."""
-    scalars = ("label/item", "label/rating", "label/answer", "user", "dropped_events")
+def _in_words(
+    task: Task, answered: Callable[[], UserLLMSource], text: Any, *, example: Mapping[str, Any], is_target: bool
+) -> Any:
+    """What metrics compare: names as their tokens spell them, which a long one's cut off, but free text whole."""
+    if is_target and task.answer_names(answered().prompts.names) is None:
+        return example["references"].decode()
+    return text
+
+
+def task_lengths(name: str) -> dict[str, int]:
+    """Lengths for `UserLLMFeatureConverter` that cut nothing, of a registered task or mixture of ours.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    return answered_lengths([task.answered("train") for task in seqio.get_subtasks(find(name))])
+
+
+def answered_lengths(sources: Iterable[UserLLMSource]) -> dict[str, int]:
+    """The same for tasks of these sources, or a mixture of them: widths of the widest; numbers count as 1."""
+    sources = list(sources)
+    history = sources[0].windows.history_length
     return {
-        "inputs": prompts.length,
-        "targets": answers.width,
-        "history/item": history_length,
-        "history/rating": history_length,
-        **dict.fromkeys(scalars, 1),
+        "inputs": max(source.prompt_length for source in sources),
+        "targets": max(source.answer_width for source in sources),
+        "history/item": history,
+        "history/rating": history,
+        **dict.fromkeys(NUMBERS, 1),
     }
+
+
+def find(name: str) -> seqio.Task | seqio.Mixture:
+    """A registered task or mixture.
+
+    Raises:
+        UserError: there is none of that name; the message says which come near.
+    """
+    known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
+    if name not in known:
+        raise UserError(f"no SeqIO task or mixture is called {name!r}: {_near(name, known)}")
+    return seqio.get_mixture_or_task(name)
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3)
+    return f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(known)}."
+
+
+def register(dataset: str, task: str, *, name: str = "", **options: Any) -> str:
+    """Registers a task on a dataset, in place of one registered under the same name before, and returns its name.
+
+    Nothing is built, read or downloaded before the task is used.
+
+    Args:
+        dataset: "family/config", as "movielens/20m".
+        task: a name of `user_llm.tasks.TASKS`.
+        name: in SeqIO's registry; "" makes `user_llm_<family>_<config>_<task>`.
+        options: of `TaskOptions`, as `history_length`, `data_dir`, `raw_path` or `vocabulary`.
+
+    Raises:
+        UserError: there is no such dataset, task or option.
+    """
+    if task not in TASKS.names:
+        raise UserError(f"no task is called {task!r}: {_near(task, TASKS.names)}")
+    if dataset not in dataset_names() and not re.fullmatch(r"custom/.+", dataset):
+        raise UserError(f"no dataset is called {dataset!r}: {_near(dataset, dataset_names())}")
+    known = [field.name for field in dataclasses.fields(TaskOptions)]
+    for option in options:
+        if option not in known:
+            raise UserError(f"no option is called {option!r}: {_near(option, known)}")
+    room = REVIEW_ROOM if TASKS[task].answers_reviews else {}
+    chosen = TaskOptions(dataset, **{**room, **options})
+    return _add(name or default_name(dataset, task), DatasetStudy(chosen), task, chosen.validation)
+
+
+def default_name(dataset: str, task: str) -> str:
+    """What a task on a dataset is called: "user_llm_movielens_20m_next_item"."""
+    return re.sub(r"[^\w.:]", "_", f"user_llm_{dataset}_{task}")
+
+
+def register_study(study: Study) -> list[str]:
+    """Registers the tasks of an experiment, with its windows, prompts, answers and vocabulary; their names, in order.
+
+    A name is that of dataset and task with a hash of all that defines the examples, so experiments never clash.
+    """
+    names = []
+    for task in task_names(study.config):
+        name = f"{default_name(study.config.data.dataset, task)}_{_hash(study.source(task, 'train'))}"
+        names.append(_add(name, study, task, study.config.data.validation))
+    return names
+
+
+def _add(name: str, study: Study, task: str, validation: bool) -> str:
+    splits = [split for split in SPLITS if split != "validation" or validation]
+    seqio.TaskRegistry.remove(name)
+    added = answered_task(
+        name, TASKS[task], functools.partial(study.source, task), splits, vocabulary=lambda: study.vocabulary
+    )
+    seqio.TaskRegistry.add_provider(name, added)
+    return name
+
+
+def _hash(source: UserLLMSource) -> str:
+    windows, prompts = source.windows, source.prompts
+    told = (
+        *(windows.table.fingerprint, windows.history_length, windows.min_history, windows.validation),
+        *(prompts.wording, prompts.max_inputs, prompts.text_history, source.prompt_length, source.answer_width),
+        source.vocabulary.digest,
+    )
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:12]

@@ -1,7 +1,8 @@
 """Our vocabularies as SeqIO's."""
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import seqio
@@ -16,12 +17,16 @@ class SeqIOVocabulary(seqio.Vocabulary):
     SeqIO reads an id beyond the vocabulary as its unknown token, where there is one. Two are equal where ours are.
 
     Args:
-        vocabulary: ours.
+        vocabulary: ours, or what gives it on first use: a task is registered before its vocabulary is there.
     """
 
-    def __init__(self, vocabulary: Vocabulary):
+    def __init__(self, vocabulary: Vocabulary | Callable[[], Vocabulary]):
         super().__init__()
-        self._vocabulary = vocabulary
+        self._given = vocabulary
+
+    @functools.cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return self._given if isinstance(self._given, Vocabulary) else self._given()
 
     @property
     def bos_id(self) -> int:
@@ -70,5 +75,9 @@ class SeqIOVocabulary(seqio.Vocabulary):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, SeqIOVocabulary) and self._vocabulary == other._vocabulary
 
+    def __reduce__(self):
+        return type(self), (self._vocabulary,)
+
     def __repr__(self) -> str:
-        return f"SeqIOVocabulary({self._vocabulary!r})"
+        known = isinstance(self._given, Vocabulary) or "_vocabulary" in vars(self)
+        return f"SeqIOVocabulary({self._vocabulary if known else 'not loaded yet'!r})"

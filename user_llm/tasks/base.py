@@ -1,7 +1,7 @@
 """What a task is: its words, its right answers, its evaluation, and how a finished model is asked (paper 4.1)."""
 
 import abc
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -14,6 +14,7 @@ from user_llm.data.timelines import Catalogue, TimelineTable
 from user_llm.data.vocabularies import NameTokens, Vocabulary
 from user_llm.data.windows import Windows
 from user_llm.decoding.catalogue_trie import CatalogueTrie
+from user_llm.evaluation.text_metrics import recall_of_names
 from user_llm.models.model import Model
 
 Batch = Mapping[str, np.ndarray]
@@ -90,6 +91,9 @@ class Answer(NamedTuple):
 Asker = Callable[[Batch], list[list[Answer]]]
 
 
+MetricFn = Callable[[Sequence[str], Sequence[Any]], dict[str, float]]
+
+
 class Task(abc.ABC):
     """A question about a user. A task of your own: `TASKS.register(MyTask())`, in the file of your config, say.
 
@@ -99,6 +103,8 @@ class Task(abc.ABC):
       needs: of "category" and "review", what a dataset must have.
       asks_about_label: whether its prompts write the label event, of which then something else is asked.
       answers_reviews: whether a vocabulary of our own should read the reviews of training events.
+      metric_fns: `(targets, predictions) → {name: value}` over answers in words, as SeqIO's tasks have them; the
+        default is for names. A prediction is a text, or a list of texts, best first.
     """
 
     name: str
@@ -106,6 +112,7 @@ class Task(abc.ABC):
     needs: tuple[str, ...] = ()
     asks_about_label = False
     answers_reviews = False
+    metric_fns: tuple[MetricFn, ...] = (recall_of_names,)
 
     @abc.abstractmethod
     def wording(self, noun: str, category_noun: str) -> Wording:

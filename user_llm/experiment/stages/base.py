@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from user_llm.checkpoints.manager import StageCheckpoints
@@ -122,9 +123,18 @@ class Stage(abc.ABC):
     def batches(self, experiment: Experiment) -> Batches:
         """What it trains on, in order."""
         config, size = experiment.config, experiment.config.training[self.name].batch_size
-        source, rows = self.source(experiment, "train"), local_rows(experiment.mesh, size)
+        rows = local_rows(experiment.mesh, size)
+        if config.data.reader == "seqio":
+            return self.seqio_batches(experiment, size, rows)
+        source = self.source(experiment, "train")
         order = source.order(config.seed) if isinstance(source, Mixture) else None
         return TrainBatches(source, size, config.seed, rows=rows, order=order)
+
+    def seqio_batches(self, experiment: Experiment, batch_size: int, rows: np.ndarray) -> Batches:
+        """The same through SeqIO: the `rows` of batches of `batch_size`. A source of windows is read as it is."""
+        from user_llm.seqio_road import reader  # TensorFlow and SeqIO take seconds: only where they are asked for
+
+        return reader.encoder_batches(self.source(experiment, "train"), batch_size, experiment.config.seed, rows=rows)
 
     def validation_source(self, experiment: Experiment) -> Source:
         """Of the validation windows, as many as the config looks at."""

@@ -25,6 +25,13 @@ class LanguageModelStage(Stage):
         """See `Stage`; it is validated on the answers to prompts alone."""
         return experiment.text_source if split == "train" else experiment.answered_prompts(split)
 
+    def seqio_batches(self, experiment, batch_size, rows):
+        """See `Stage`: documents and the registered tasks, half and half."""
+        from user_llm.seqio_road import reader
+
+        text, answered = self.source(experiment, "train"), experiment.answered_prompts("train")
+        return reader.llm_batches(experiment, answered, text, batch_size, experiment.config.seed, rows=rows)
+
     def objective(self, experiment):
         """See `Stage`."""
         return text_objective(experiment.config.encoder.chunk_rows)

@@ -52,6 +52,13 @@ class UserLLMStage(Stage):
         """See `Stage`."""
         return experiment.answered_prompts(split)
 
+    def seqio_batches(self, experiment, batch_size, rows):
+        """See `Stage`: the registered tasks, mixed where there are several."""
+        from user_llm.seqio_road import reader
+
+        answered = self.source(experiment, "train")
+        return reader.user_llm_batches(experiment, answered, batch_size, experiment.config.seed, rows=rows)
+
     def objective(self, experiment):
         """See `Stage`."""
         return contextualised_objective(experiment.config.encoder.chunk_rows)

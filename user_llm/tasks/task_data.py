@@ -1,0 +1,109 @@
+"""What tasks read of a dataset: windows, names, prompts and answers, each made once, on first use."""
+
+import functools
+import logging
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from user_llm.data.answers import Answers
+from user_llm.data.prompts import Names, Prompts, catalogue_documents, category_noun_of, noun_of
+from user_llm.data.sources import UserLLMSource
+from user_llm.data.timelines import Catalogue, TimelineTable
+from user_llm.data.vocabularies import NameTokens, Vocabulary
+from user_llm.data.windows import Windows
+from user_llm.decoding.catalogue_trie import CatalogueTrie
+from user_llm.evaluation.baselines import item_counts
+from user_llm.tasks import TASKS
+
+_logger = logging.getLogger(__name__)
+
+
+class TaskData:
+    """A `Study` of a config, timelines and a vocabulary, which a subclass brings.
+
+    Attributes:
+      config: its sections `data` and `prompt` are read.
+      table, catalogue, rating_names, vocabulary: see `Study`.
+    """
+
+    config: ConfigDict
+    table: TimelineTable
+    catalogue: Catalogue
+    rating_names: list[str]
+    vocabulary: Vocabulary
+
+    def __init__(self):
+        self._prompts: dict[str, Prompts] = {}
+        self._answers: dict[str, Answers] = {}
+        self._tries: dict[str, CatalogueTrie] = {}
+
+    def windows(self, split: str, table: TimelineTable | None = None) -> Windows:
+        """The windows of `train`, `validation` or `test`; of another `table` where one is given."""
+        data = self.config.data
+        return Windows(
+            table or self.table,
+            history_length=data.history_length,
+            split=split,
+            min_history=data.min_history or None,
+            validation=data.validation,
+        )
+
+    @functools.cached_property
+    def item_counts(self) -> np.ndarray:
+        """int64 `[I+1]`: how often each item occurs among the events a model may learn from."""
+        return self.count_items(self.table)
+
+    def count_items(self, table: TimelineTable) -> np.ndarray:
+        """The same of another table."""
+        splits = ("test", "validation") if self.config.data.validation else ("test",)
+        held_out = [self.windows(split, table) for split in splits]
+        return item_counts(table.item, table.catalogue.num_items, held_out)
+
+    @functools.cached_property
+    def names(self) -> Names:
+        """Titles, categories and ratings in tokens."""
+        catalogue, most = self.catalogue, self.config.prompt.max_targets
+        titles, categories, ratings = (
+            NameTokens(names, self.vocabulary, most)
+            for names in (catalogue.titles, catalogue.category_names, self.rating_names)
+        )
+        _logger.info(
+            "%d titles in %d pieces at most; %d of them cut at prompt.max_targets=%d; %d duplicates numbered",
+            *(catalogue.num_items, titles.lengths.max(), titles.cut, most, catalogue.duplicates),
+        )
+        return Names(titles, categories, ratings, catalogue.item_categories)
+
+    @functools.cached_property
+    def documents(self) -> list[str]:
+        """A sentence on each item."""
+        return catalogue_documents(self.catalogue, noun_of(self.config.data.dataset))
+
+    def prompts(self, task: str) -> Prompts:
+        """A task's prompts in tokens."""
+        if task not in self._prompts:
+            config, dataset = self.config, self.config.data.dataset
+            self._prompts[task] = Prompts(
+                self.names,
+                TASKS[task].wording(noun_of(dataset), category_noun_of(dataset)),
+                max_inputs=config.prompt.max_inputs,
+                text_history=config.data.text_history,
+            )
+        return self._prompts[task]
+
+    def answers(self, task: str) -> Answers:
+        """A task's right answers in tokens."""
+        if task not in self._answers:
+            self._answers[task] = TASKS[task].answers(self)
+        return self._answers[task]
+
+    def answer_trie(self, task: str) -> CatalogueTrie:
+        """The names an answer of a task may be."""
+        if task not in self._tries:
+            names = TASKS[task].answer_names(self.names)
+            self._tries[task] = CatalogueTrie.build(names.tokens, names.lengths, self.vocabulary.eos_id)
+        return self._tries[task]
+
+    def source(self, task: str, split: str) -> UserLLMSource:
+        """The windows of a split with a task's prompts and answers."""
+        return UserLLMSource(self.windows(split), self.prompts(task), self.answers(task))
