@@ -199,7 +199,6 @@ PLAIN = {
     "user_llm/models/event_embedding.py",
     "user_llm/models/layers.py",
     "user_llm/parallel/rules.py",
-    "user_llm/registry.py",
     "user_llm/training/cross_entropy.py",
     "user_llm/training/trainable.py",
 }
@@ -215,4 +214,4 @@ def test_an_error_that_a_user_can_cause_has_a_class_of_ours():
                 raised = getattr(node, "exc", None)  # of a `raise`
                 if isinstance(raised, ast.Call) and getattr(raised.func, "id", "") in BUILT_IN:
                     found.add(path.relative_to(ROOT).as_posix())
-    assert found == PLAIN
+    assert not found - PLAIN

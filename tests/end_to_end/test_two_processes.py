@@ -156,9 +156,11 @@ def test_sigterm_to_one_stops_both_at_a_saved_step(tmp_path, data_dir):
 
 
 @pytest.mark.drill
+@pytest.mark.timeout(1200)
 def test_sigterm_in_the_evaluation_ends_both_and_the_same_command_goes_on(tmp_path, data_dir):
     workdir = tmp_path / "two"
-    flags = [*EVERYTHING, "--config.evaluation.batch_size=2"]  # many batches, of which few are done by then
+    flags = ["--config.stages=('user_llm',)", "--config.encoder.init=random", "--config.training.user_llm.steps=6"]
+    flags += ["--config.evaluation.batch_size=2"]  # many batches, of which few are done by then
     with pair(workdir, data_dir, [*flags, "--verbosity=1"]) as started:
         until = time.monotonic() + GIVEN_UP
         while "User-LLM: " not in log(workdir, 0).read_text():  # of two rows by beams and one by an LLM alone
