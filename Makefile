@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 XM_VENV := .venv-launch
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench launch clean
+.PHONY: help demo test drill lint bench launch clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -23,7 +23,12 @@ demo: export MALLOC_TOP_PAD_ = 67108864
 # Most of a test's time is XLA compiling on one core. A file's tests share compiled programs: they stay together.
 test: $(VENV)/.installed-test $(XM_VENV)/.installed  ## run the whole test suite, two files at a time (JOBS=2)
 	$(XM_VENV)/bin/python -m pytest --noconftest -p no:cacheprovider tests/launch/test_xm_launch.py
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
+# With LLVM's optimisations, which `make test` leaves out: here are the programs that users run.
+drill: export JAX_DISABLE_MOST_OPTIMIZATIONS = 0
+drill: $(VENV)/.installed-test  ## run the long drills that `make test` leaves out
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m drill
 
 lint: $(VENV)/.installed-test  ## check the code with ruff
 	$(BIN)/ruff check .

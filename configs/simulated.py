@@ -54,7 +54,7 @@ def get_config(task="next_item"):
         keep_best="loss",
     )
     config.evaluation.batch_size = 100
-    if task == "review_generation":
+    if "review_generation" in task:  # alone, or of several: "next_item,review_generation"
         config.prompt.max_inputs = 96  # title, category and rating
         config.prompt.max_targets = 64
         config.training.user_llm.update(steps=250, eval_every=125, checkpoint_every=125)  # longer, and sooner learnt

@@ -13,6 +13,7 @@ At the end `report.md` and `report.html` are written there (also by `python -m l
 2 nothing was started, 130 stopped.
 """
 
+import argparse
 import shlex
 import signal
 import sys
@@ -26,7 +27,7 @@ from launch.report import write_report
 from launch.runner import Job, Runner
 from launch.runs import Run
 from launch.starts import noted
-from user_llm.config import ConfigError
+from user_llm.errors import show
 from user_llm.files import replacing
 
 PYTHON = (sys.executable,)
@@ -56,25 +57,29 @@ def main(argv: Sequence[str] | None = None, python: Sequence[str] = PYTHON) -> i
     )
     arguments = parser.parse_args(argv)
     console = Console(highlight=False)
-    out, raw, data_dir = arguments.out, arguments.raw, arguments.data_dir
     try:
         plan = plan_of(arguments)
-        plan.save(out)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    runs = plan.runs()
+        plan.save(arguments.out)
+    except Exception as error:
+        return show(error, status=2)
+    try:
+        return _run(plan.runs(), arguments, python, console)
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on.", file=sys.stderr)
+        return 130
+    except Exception as error:
+        return show(error)
+
+
+def _run(runs: Sequence[Run], arguments: argparse.Namespace, python: Sequence[str], console: Console) -> int:
+    out, raw, data_dir = arguments.out, arguments.raw, arguments.data_dir
     if arguments.write_commands:
         for path in write_commands(runs, out, raw, data_dir):
             print(path)
         return 0
     runner = Runner([_job(run, out, python, raw, data_dir) for run in runs], out)
-    try:
-        with noted(out, arguments.jobs):
-            runner.execute(arguments.jobs, console)
-    except KeyboardInterrupt:
-        print("Stopped. The same command goes on.", file=sys.stderr)
-        return 130
+    with noted(out, arguments.jobs):
+        runner.execute(arguments.jobs, console)
     for path in write_report(out):
         print(f"Report: {path}")
     for line in runner.failures():

@@ -27,6 +27,7 @@ from launch import malloc
 from launch.arguments import places_of, plan_of, sweep_parser
 from launch.runs import Run
 from user_llm.config import ConfigError
+from user_llm.errors import show
 
 TITLE = "user-llm"
 
@@ -174,10 +175,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             plan.save(arguments.out)
             if not Path(arguments.python).is_file():
                 raise ConfigError(f"--python={arguments.python}: no such file; `make demo` makes .venv")
+    except Exception as error:
+        return show(error, status=2)
+    try:
         failures = asyncio.run(_launch(arguments, plan.runs()))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except Exception as error:
+        return show(error)
     for name, why in failures.items():
         print(f"{name}: {why}", file=sys.stderr)
     return 1 if failures else 0

@@ -6,13 +6,28 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+LONGEST_FIRST = (
+    "test_grid.py",
+    "end_to_end/test_main.py",
+    "end_to_end/test_two_processes.py",
+    "end_to_end/test_options.py",
+    "end_to_end/test_tasks.py",
+    "end_to_end/test_open_llms.py",
+    "parallel/test_mesh.py",
+    "models/test_user_encoder.py",
+    "evaluation/test_evaluator.py",
+    "checkpoints/test_families.py",
+)
 
 # Set before JAX and TensorFlow are first imported, and in the environment, not in `jax.config`, so that
 # the processes which end-to-end tests start inherit it. The caller's own values win.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".cache" / "jax"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # even the smallest is read in a third of it
+# LLVM's optimisations take more than half of a compilation, and no test asks how fast a program is. XLA's own passes
+# over the graph stay. `JAX_DISABLE_MOST_OPTIMIZATIONS=0 make test` tests what users run, in about twice the time.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Eight devices on two busy cores can keep a collective waiting for longer than the 40 s after which XLA aborts.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_cpu_collective_call_terminate_timeout_seconds=200"
@@ -24,6 +39,15 @@ def pytest_configure(config: pytest.Config) -> None:
     import jax
 
     jax.config.update("jax_num_cpu_devices", 8)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes come first, longest first: no worker is left alone with one at the end.
+
+    Needs `--no-loadscope-reorder`: xdist would hand out the files with most tests first, whatever these take.
+    """
+    place = {REPOSITORY / "tests" / name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 @pytest.fixture(scope="module", autouse=True)

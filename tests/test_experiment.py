@@ -1,14 +1,17 @@
 """What an experiment finds out about its data and workdir before anything is trained."""
 
 import json
+from collections import Counter
 
 import pytest
 from ml_collections.config_flags import config_path
 
 from configs import base
 from user_llm.config import ConfigError
+from user_llm.encoders import dual_encoder
 from user_llm.experiment.experiment import Experiment
 from user_llm.experiment.prepare import prepare
+from user_llm.experiment.stages import STAGES
 from user_llm.experiment.workdir import CATALOGUE
 from user_llm.parallel.mesh import one_device
 
@@ -25,3 +28,25 @@ def test_other_raw_files_than_the_workdir_was_made_of_are_refused(tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "fingerprint": "of other files"}))
     with pytest.raises(ConfigError, match="reads other raw files of movielens/simulated"):
         prepare(Experiment(config, tmp_path, one_device()))
+
+
+def test_the_dual_encoder_is_told_how_often_an_item_is_a_label_and_not_how_often_it_occurs(tmp_path, monkeypatch):
+    """The first events of a timeline are in histories alone: nothing is ever sampled for them."""
+    config = base.get_config()
+    values = {f"data.simulated.{key}": value for key, value in TINY.items()}
+    values |= {"data.dataset": "movielens/simulated", "data.data_dir": str(tmp_path), "data.history_length": 8}
+    values |= {"data.min_history": 4, "encoder.kind": "dual_encoder"}
+    for key, value in values.items():
+        config_path.set_value(key, config, value)
+    experiment = Experiment(config, tmp_path, one_device())
+    given = []
+    monkeypatch.setattr(dual_encoder, "dual_encoder_objective", lambda chunk_rows, counts: given.append(counts))
+    STAGES["encoder"].objective(experiment)
+    table, expected = experiment.table, Counter()
+    for user in range(table.num_users):
+        items = table.item[table.offsets[user] : table.offsets[user + 1]].tolist()
+        expected.update(items[4:-2])  # behind four events, before the validation's and the test's
+    assert {item: count for item, count in enumerate(given[0].tolist()) if count} == expected
+    config.encoder.dual_encoder.sampling_correction = False
+    STAGES["encoder"].objective(experiment)
+    assert given[1] is None

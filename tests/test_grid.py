@@ -43,7 +43,7 @@ def configured(encoder, integration, perceiver, strategy):
     config.data.history_length = EVENTS
     config.encoder.update(kind=encoder, num_layers=1, width=8, num_heads=2, hidden=8)
     config.encoder.dual_encoder.num_outputs = 2  # attention to a single vector would have no use for its queries
-    config.llm.update(num_layers=2, width=8, num_heads=2, num_kv_heads=1, head_dim=4, hidden=8)
+    config.llm.update(num_layers=1, width=8, num_heads=2, num_kv_heads=1, head_dim=4, hidden=8)
     config.integration.update(kind=integration, num_heads=2, head_dim=4, hidden=8, task_prompt=2)
     config.integration.perceiver.update(
         enabled=PERCEIVER[perceiver], num_layers=1, num_latents=3, num_heads=2, hidden=8
@@ -128,13 +128,14 @@ def example():
 
 
 def opened(values):
-    """Gates and adapters start at zero and shut off what lies behind them: as training would soon open them."""
+    """Gates and adapters start at zero and shut off what lies behind them: as training would soon open them.
+
+    They stay where they were, or every program that reads them would be compiled again for the new place.
+    """
     random = np.random.default_rng(1)
-    shut = {path for path, value in values.items() if not np.any(np.asarray(value))}
-    return {
-        path: jnp.asarray(0.3 + 0.1 * random.random(value.shape, np.float32)) if path in shut else value
-        for path, value in values.items()
-    }
+    shut = {path: value for path, value in values.items() if not np.any(np.asarray(value))}
+    ajar = {path: 0.3 + 0.1 * random.random(value.shape, np.float32) for path, value in shut.items()}
+    return {**values, **{path: jax.device_put(value, shut[path].sharding) for path, value in ajar.items()}}
 
 
 def digest(values):

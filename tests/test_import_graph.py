@@ -16,11 +16,11 @@ PACKAGES = ("tfds_builders", "user_llm", "launch")
 # Room → the rooms it may import besides itself, all of them above it, so that the table has no circle. `ALL_ABOVE` is
 # for the public face and the commands alone. A new module belongs to a row, or gets one.
 ALL_ABOVE = "all above"
-_WHAT_TO_RUN = ("launch.scales", "launch.models", "launch.resolve", "launch.runs", "launch.sweeps")
+_WHAT_TO_RUN = ("launch.scales", "launch.runs", "launch.sweeps")
 MAY_IMPORT = {
     "tfds_builders": (),
     "user_llm.errors": ("tfds_builders",),  # the base class of our errors, which builders raise too
-    "user_llm.registry": (),
+    "user_llm.registry": ("user_llm.errors",),
     "user_llm.files": (),
     "user_llm.host": (),
     "user_llm.quiet_tensorflow": (),
@@ -101,7 +101,6 @@ MAY_IMPORT = {
         "user_llm.experiment",
     ),
     "user_llm.run": (
-        "user_llm.errors",
         "user_llm.host",
         "user_llm.config",
         "user_llm.models",
@@ -121,15 +120,15 @@ MAY_IMPORT = {
     "launch.resolve": ("user_llm.config", "user_llm.command_line"),
     "launch.runs": ("user_llm.config", "launch.scales", "launch.models", "launch.resolve"),
     "launch.sweeps": ("launch.scales", "launch.models", "launch.runs"),
-    "launch.plan": ("user_llm.config", "user_llm.files", *_WHAT_TO_RUN),
-    "launch.arguments": ("user_llm.config", *_WHAT_TO_RUN, "launch.plan"),
+    "launch.plan": ("user_llm.config", "user_llm.files", "launch.resolve", *_WHAT_TO_RUN),
+    "launch.arguments": ("user_llm.config", "launch.resolve", *_WHAT_TO_RUN, "launch.plan"),
     "launch.malloc": (),
     "launch.board": (),
     "launch.progress": (),
     "launch.starts": ("user_llm.files",),
     "launch.runner": ("user_llm.files", "launch.malloc", "launch.board", "launch.progress"),
     "launch.report": (
-        "user_llm.config",
+        "user_llm.errors",
         "user_llm.files",
         "user_llm.evaluation",
         *_WHAT_TO_RUN,
@@ -138,9 +137,9 @@ MAY_IMPORT = {
         "launch.starts",
         "launch.runner",
     ),
-    "launch.xm_launch": ("user_llm.config", "launch.runs", "launch.arguments", "launch.malloc"),
+    "launch.xm_launch": ("user_llm.errors", "user_llm.config", "launch.runs", "launch.arguments", "launch.malloc"),
     "launch.local": (
-        "user_llm.config",
+        "user_llm.errors",
         "user_llm.files",
         "launch.runs",
         "launch.arguments",

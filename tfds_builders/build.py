@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 
 from tfds_builders.builder import TimelineBuilder
 from tfds_builders.custom import command as custom_command
+from tfds_builders.errors import UserError, show
 from tfds_builders.families import FAMILIES, builder_of
 from tfds_builders.simulated import SimulatedConfig
 
@@ -47,18 +48,18 @@ def parse_simulated(settings: list[str]) -> SimulatedConfig:
     """A SimulatedConfig from `name=value` words.
 
     Raises:
-      ValueError: a name is not one of its attributes, or a value not of the attribute's type.
+      UserError: a name is not one of its attributes, or a value not of the attribute's type.
     """
     types = {field.name: field.type for field in dataclasses.fields(SimulatedConfig)}
     values = {}
     for setting in settings:
         name, _, value = setting.partition("=")
         if name not in types:
-            raise ValueError(f"--simulated {setting}: expected name=value with a name of {', '.join(types)}.")
+            raise UserError(f"--simulated {setting}: expected name=value with a name of {', '.join(types)}.")
         try:
             values[name] = types[name](value)
         except ValueError:
-            raise ValueError(f"--simulated {setting}: {value!r} is not of type {types[name].__name__}.") from None
+            raise UserError(f"--simulated {setting}: {value!r} is not of type {types[name].__name__}.") from None
     return SimulatedConfig(**values)
 
 
@@ -66,18 +67,18 @@ def parse_options(builder: type[TimelineBuilder], settings: list[str]) -> dict[s
     """A builder's options from `name=value` words.
 
     Raises:
-      ValueError: the family has no such option, or the value is not of its type.
+      UserError: the family has no such option, or the value is not of its type.
     """
     options = {}
     for setting in settings:
         name, _, value = setting.partition("=")
         if name not in builder.OPTIONS:
             known = ", ".join(builder.OPTIONS) or "none"
-            raise ValueError(f"--option {setting}: expected name=value; the options of this dataset: {known}.")
+            raise UserError(f"--option {setting}: expected name=value; the options of this dataset: {known}.")
         try:
             options[name] = type(builder.OPTIONS[name])(value)
         except ValueError:
-            raise ValueError(f"--option {setting}: {value!r} is not a whole number.") from None
+            raise UserError(f"--option {setting}: {value!r} is not a whole number.") from None
     return options
 
 
@@ -113,9 +114,8 @@ def main(arguments: list[str]) -> int:
             options=parse_options(FAMILIES.get(family, TimelineBuilder), options.option),
         )
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=options.manual_dir))
-    except (ValueError, OSError) as error:
-        print(f"{options.dataset} was not built: {error}", file=sys.stderr)
-        return 1
+    except Exception as error:
+        return show(error, doing=f"{options.dataset} was not built")
     print(summary_text(builder.info.metadata))
     return 0
 

@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 
 from tfds_builders import source as source_lib
 from tfds_builders import timelines
+from tfds_builders.errors import Unreachable, UserError
 from tfds_builders.malformed import MalformedSourceError, RowReport
 from tfds_builders.simulated import SimulatedConfig
 
@@ -62,19 +63,19 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
           **kwargs: `config`, `data_dir`, `version` of `tfds.core.DatasetBuilder`.
 
         Raises:
-          ValueError: an argument is out of range or does not belong to the config.
+          UserError: an argument is out of range or does not belong to the config.
         """
         super().__init__(**kwargs)
         name = self.builder_config.name
         if not 0 <= max_malformed < 1:
-            raise ValueError(f"max_malformed must be a fraction of rows in [0, 1), got {max_malformed!r}.")
+            raise UserError(f"max_malformed must be a fraction of rows in [0, 1), got {max_malformed!r}.")
         if simulated is not None and name != SIMULATED:
-            raise ValueError(f"simulated= belongs to config {SIMULATED!r}, not to {name!r}.")
+            raise UserError(f"simulated= belongs to config {SIMULATED!r}, not to {name!r}.")
         if raw_path is not None and name == SIMULATED:
-            raise ValueError(f"Config {SIMULATED!r} writes its own files: leave raw_path out, or name a release.")
+            raise UserError(f"Config {SIMULATED!r} writes its own files: leave raw_path out, or name a release.")
         if unknown := sorted(set(options or {}) - set(self.OPTIONS)):
             known = f"expected some of {', '.join(self.OPTIONS)}" if self.OPTIONS else "this dataset has none"
-            raise ValueError(f"unknown option {', '.join(unknown)}: {known}.")
+            raise UserError(f"unknown option {', '.join(unknown)}: {known}.")
         if isinstance(simulated, dict):
             simulated = SimulatedConfig(**simulated)
         self._simulated = (simulated or SimulatedConfig()) if name == SIMULATED else None
@@ -116,7 +117,7 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """As in TFDS; but a dataset prepared from another source is an error, never silently used.
 
         Raises:
-          ValueError: `data_dir` holds this config built from other data, with other options, or with more malformed
+          UserError: `data_dir` holds this config built from other data, with other options, or with more malformed
             rows than allowed.
           MalformedSourceError: the source cannot be used; nothing of the dataset is left in `data_dir`.
         """
@@ -136,17 +137,17 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         metadata = self.info.metadata
         advice = "Use another data_dir, or delete that folder to build anew."
         if self._simulated and metadata["simulated"] != dataclasses.asdict(self._simulated):
-            raise ValueError(f"{self.data_dir} was built with {metadata['simulated']}, not {self._simulated}. {advice}")
+            raise UserError(f"{self.data_dir} was built with {metadata['simulated']}, not {self._simulated}. {advice}")
         if metadata["options"] != self._options:
-            raise ValueError(f"{self.data_dir} was built with {metadata['options']}, not {self._options}. {advice}")
+            raise UserError(f"{self.data_dir} was built with {metadata['options']}, not {self._options}. {advice}")
         if self._raw_path and metadata["fingerprint"] != source_lib.packed_fingerprint(
             self._raw_path, self._files(), self._optional_files()
         ):
-            raise ValueError(f"{self.data_dir} was built from other data than {self._raw_path}. {advice}")
+            raise UserError(f"{self.data_dir} was built from other data than {self._raw_path}. {advice}")
         for file, rows in metadata["summary"]["files"].items():
             rejected = sum(reason["rows"] for reason in rows["rejected"].values())
             if rejected > self._max_malformed * rows["read"]:
-                raise ValueError(
+                raise UserError(
                     f"{self.data_dir} was built without {rejected} malformed rows of {file}, more than "
                     f"max_malformed={self._max_malformed:g} allows. {advice}"
                 )
@@ -220,4 +221,4 @@ def _download(dl_manager: tfds.download.DownloadManager, url: str) -> Path:
     try:
         return Path(dl_manager.download(url))
     except OSError as error:
-        raise ConnectionError(f"{url} cannot be fetched ({error}). Fetch it elsewhere and give raw_path.") from error
+        raise Unreachable(f"{url} cannot be fetched ({error}). Fetch it elsewhere and give raw_path.") from error

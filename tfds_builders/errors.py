@@ -1,5 +1,41 @@
-"""What a user can mend: a wrong file, value or command."""
+"""What a user can mend: a wrong file, value or command. And how every command of ours shows an error."""
+
+import errno
+import logging
+import sys
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+_logger = logging.getLogger(__name__)
 
 
 class UserError(ValueError):
     """Says in one line what is wrong, what was expected and what to do; commands print it without a trace."""
+
+
+class MissingFile(UserError, FileNotFoundError):
+    """A file or folder is not there."""
+
+
+class Unreachable(UserError, ConnectionError):
+    """Something cannot be fetched."""
+
+
+def show(error: Exception, *, status: int = 1, doing: str = "") -> int:
+    """Prints `error` in one line where a user can mend it, and returns the exit status; raises it again where not.
+
+    That is a `UserError`, an OSError that names its file, or a full disk. All else, a ValueError of a library
+    included, is a bug (ours, mostly), of which only the traceback says anything.
+
+    Args:
+      error: what a command has caught.
+      status: the command's exit status for it.
+      doing: what could not be done, as "movielens/1m was not built".
+    """
+    full = isinstance(error, OSError) and error.errno in _FULL
+    if not (isinstance(error, UserError) or full or (isinstance(error, OSError) and error.filename is not None)):
+        raise error
+    _logger.debug("Where it happened:", exc_info=error)
+    advice = ": make room and start the same command again" if full else ""
+    print(f"error: {doing + ': ' if doing else ''}{error}{advice}", file=sys.stderr)
+    return status

@@ -4,6 +4,7 @@ import difflib
 
 from tfds_builders import amazon_reviews, custom, google_local, movielens
 from tfds_builders.builder import TimelineBuilder
+from tfds_builders.errors import UserError
 
 FAMILIES: dict[str, type[TimelineBuilder]] = {
     "movielens": movielens.Builder,
@@ -24,7 +25,7 @@ def builder_of(name: str, *, config: custom.CustomConfig | None = None, **kwargs
     Names of family `custom` are free. `config` says what to build such a dataset from; one that is built needs none.
 
     Raises:
-      ValueError: there is no such dataset, or an argument does not belong to it.
+      UserError: there is no such dataset, or an argument does not belong to it.
     """
     family, _, config_name = name.partition("/")
     if family == "custom" and config_name:
@@ -32,7 +33,7 @@ def builder_of(name: str, *, config: custom.CustomConfig | None = None, **kwargs
     if family not in FAMILIES or config_name not in FAMILIES[family].builder_configs:
         near = difflib.get_close_matches(name, dataset_names(), n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"the families are {', '.join(FAMILIES)}."
-        raise ValueError(f"unknown dataset {name!r}: {hint}")
+        raise UserError(f"unknown dataset {name!r}: {hint}")
     if config is not None:
-        raise ValueError(f"files and columns of your own belong to custom/<name>, not to {name}.")
+        raise UserError(f"files and columns of your own belong to custom/<name>, not to {name}.")
     return FAMILIES[family](config=config_name, **kwargs)

@@ -2,13 +2,15 @@
 
 from collections import Counter, defaultdict
 
+from tfds_builders.errors import UserError
+
 EXAMPLES_PER_REASON = 5
 
 QUOTED_CHARACTERS = 200
 """How much of a malformed row the summary quotes."""
 
 
-class MalformedSourceError(ValueError):
+class MalformedSourceError(UserError):
     """The source cannot be used: a file is unusable, or has more malformed rows than `max_malformed` allows."""
 
 

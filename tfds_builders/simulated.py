@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
+from tfds_builders.errors import UserError
 from tfds_builders.simulated_titles import GENRES, series_titles
 
 _MAX_PARTS = 6
@@ -56,7 +57,7 @@ class SimulatedConfig:
       seed: of all randomness.
 
     Raises:
-      ValueError: the values do not fit each other.
+      UserError: the values do not fit each other.
     """
 
     num_users: int = 2_000
@@ -67,9 +68,9 @@ class SimulatedConfig:
 
     def __post_init__(self):
         if self.num_users < 1:
-            raise ValueError(f"num_users must be at least 1, got {self.num_users}.")
+            raise UserError(f"num_users must be at least 1, got {self.num_users}.")
         if not 1 <= self.min_events <= self.mean_events <= self.max_events:
-            raise ValueError(
+            raise UserError(
                 "Expected 1 <= min_events <= mean_events <= num_items / 2 (who has seen most has no choice left), "
                 f"got min_events={self.min_events}, mean_events={self.mean_events}, num_items={self.num_items}."
             )

@@ -36,12 +36,12 @@ class TextModel:
       tokenizer: a `Vocabulary`: `encode`, `decode`, `bos_id`, `eos_id`.
 
     Raises:
-      ValueError: the tokenizer has tokens for which the model has no rows.
+      UserError: the tokenizer has tokens for which the model has no rows.
     """
 
     def __init__(self, model: LanguageModel, tokenizer: Vocabulary):
         if tokenizer.rows > model.config.vocab_size:
-            raise ValueError(
+            raise UserError(
                 f"the tokenizer has {tokenizer.rows} tokens, but the model has rows for "
                 f"{model.config.vocab_size}: it belongs to another model."
             )
@@ -56,10 +56,10 @@ class TextModel:
         """Next-token logits float32 `[B, T, V]` at every position of `token_ids`, int `[B, T]`, causal, no padding."""
         tokens = jnp.asarray(token_ids, jnp.int32)
         if tokens.ndim != 2:
-            raise ValueError(f"token_ids must be [batch, tokens], got shape {tokens.shape}: put one text in a list.")
+            raise UserError(f"token_ids must be [batch, tokens], got shape {tokens.shape}: put one text in a list.")
         ids = np.asarray(token_ids)
         if ids.size and (ids.min() < 0 or ids.max() >= self.config.vocab_size):
-            raise ValueError(f"token ids run from 0 to {self.config.vocab_size - 1}, got {ids.min()} … {ids.max()}.")
+            raise UserError(f"token ids run from 0 to {self.config.vocab_size - 1}, got {ids.min()} … {ids.max()}.")
         return _logits(self.model, tokens)
 
     def generate(self, prompt: str, max_new_tokens: int = 40, *, temperature: float = 0.0, seed: int = 0) -> str:
@@ -70,9 +70,9 @@ class TextModel:
         start, (words,) = text_start(self.tokenizer), self.tokenizer.encode_batch([prompt])
         length = len(start) + len(words)
         if not length:
-            raise ValueError("there is nothing to continue: this tokenizer puts no BOS in front of an empty prompt.")
+            raise UserError("there is nothing to continue: this tokenizer puts no BOS in front of an empty prompt.")
         if length + max_new_tokens > self.config.max_length:
-            raise ValueError(
+            raise UserError(
                 f"{length} tokens of prompt and {max_new_tokens} new ones are more than the "
                 f"{self.config.max_length} this model was made for: shorten the prompt, or lower max_new_tokens."
             )
@@ -172,9 +172,8 @@ class UserModel:
             raise UserError(f"task {task!r} asks about {'an event: give it with about=' if about is None else 'none'}.")
         length = self.config.data.history_length
         history = np.zeros((2, 1, length), np.int32)
-        for slot, (index, event) in enumerate(
-            list(enumerate(events))[-length:], start=length - min(len(events), length)
-        ):
+        recent = list(enumerate(events))[-length:]
+        for slot, (index, event) in enumerate(recent, start=length - len(recent)):
             history[:, 0, slot] = self._item(f"event {index}", event), self._rating(f"event {index}", event)
         asked = [np.array([part("about", about)]) for part in (self._item, self._rating)] if about else []
         tokens, lengths, _ = self._experiment.prompts(task).build(history[0], *asked)

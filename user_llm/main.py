@@ -22,12 +22,12 @@ from ml_collections import config_flags
 
 from user_llm import command_line, quiet_tensorflow, run  # noqa: F401 - quietly, before `run` does it
 from user_llm.config import ConfigError
+from user_llm.errors import UserError, show
 from user_llm.experiment.validation import validate
 from user_llm.host import Host
 from user_llm.inspect.audit import audit_config
 from user_llm.inspect.dry_run import print_dry_run
 from user_llm.parallel import processes
-from user_llm.training.loop import Preempted, TrainingDiverged
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment, a file of configs/. Override a key with --config.<key>=<value>.", lock_config=True
@@ -60,18 +60,15 @@ def main(_) -> None:
         processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value)
         if not processes.is_lead():
             _logger.setLevel(logging.WARNING)
-        gin.parse_config_files_and_bindings(_GIN_FILE.value, _GIN.value)
+        _parse_gin()
         _run(Host())
-    except Preempted as message:
+    except processes.Preempted as message:
         _logger.info("%s", message)
     except KeyboardInterrupt:
         sys.exit("Stopped. The same command goes on from the last checkpoint.")
     except Exception as error:
         processes.end_if_lost(error)
-        if not isinstance(error, (ValueError, OSError, TrainingDiverged)):
-            raise
-        _logger.debug("Where it happened:", exc_info=True)
-        sys.exit(f"error: {error}")
+        sys.exit(show(error))
     finally:
         processes.leave()
 
@@ -91,6 +88,13 @@ def _run(host: Host) -> None:
     else:
         run.run(_CONFIG.value, Path(_WORKDIR.value), host)
     processes.wait_for_all("end")
+
+
+def _parse_gin() -> None:
+    try:
+        gin.parse_config_files_and_bindings(_GIN_FILE.value, _GIN.value)
+    except Exception as error:  # gin has no class of its own, and all it says is about these two flags
+        raise UserError(f"--gin_file or --gin: {' '.join(str(error).split())}") from error
 
 
 def _stop(*_) -> None:

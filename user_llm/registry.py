@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Generic, Protocol, TypeVar
 
+from user_llm.errors import UserError
+
 
 class Named(Protocol):
     """What a registry holds: anything with a name."""
@@ -22,11 +24,14 @@ class Registry(Generic[Entry]):
     def register(self, entry: Entry) -> Entry:
         """Adds `entry` under its name and returns it.
 
+        The same class, loaded again, takes its own place: a config's file is read more than once.
+
         Raises:
-          ValueError: the name is taken.
+          UserError: the name is taken.
         """
-        if entry.name in self._entries:
-            raise ValueError(f"{entry.name!r} is registered already, as {self._entries[entry.name]!r}.")
+        taken = self._entries.get(entry.name)
+        if taken is not None and _place(taken) != _place(entry):
+            raise UserError(f"the name {entry.name!r} is taken by {_place(taken)}: give {_place(entry)} another one.")
         self._entries[entry.name] = entry
         return entry
 
@@ -44,3 +49,7 @@ class Registry(Generic[Entry]):
     def names(self) -> tuple[str, ...]:
         """Of all entries."""
         return tuple(self._entries)
+
+
+def _place(entry: object) -> str:
+    return f"{type(entry).__module__}.{type(entry).__qualname__}"

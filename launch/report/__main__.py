@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from launch.report import write_report
-from user_llm.config import ConfigError
+from user_llm.errors import show
 
 
 def main() -> int:
@@ -15,9 +15,8 @@ def main() -> int:
     try:
         for path in write_report(parser.parse_args().out):
             print(path)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except Exception as error:
+        return show(error, status=2)
     return 0
 
 

@@ -89,12 +89,17 @@ def test_a_run_prints_the_table_and_leaves_its_files(finished):
         assert (workdir / name).is_file()
 
 
-def test_killed_twice_and_started_again_gives_the_same_bits(finished, tmp_path, data_dir):
+def test_stopped_then_killed_and_started_again_gives_the_same_bits(finished, tmp_path, data_dir):
     workdir = tmp_path / "run"
-    killed = kill_when(workdir, data_dir, "encoder", 8, signal.SIGKILL)
-    assert killed.returncode == -signal.SIGKILL
+    stopped = kill_when(workdir, data_dir, "encoder", 8, signal.SIGTERM)
+    log = (tmp_path / "log.txt").read_text()
+    assert stopped.returncode == 0, log[-4000:]
+    assert "the same command resumes there" in log
+    assert "Traceback" not in log
     killed = kill_when(workdir, data_dir, "user_llm", 14, signal.SIGKILL)
     assert killed.returncode == -signal.SIGKILL
+    assert "encoder: restored step" in (tmp_path / "log.txt").read_text()
+    assert not (workdir / "results.json").exists()
     done = run(workdir, data_dir)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "user_llm: restored step" in done.stderr
@@ -102,34 +107,68 @@ def test_killed_twice_and_started_again_gives_the_same_bits(finished, tmp_path, 
     assert parameters(workdir) == parameters(finished[0])
 
 
-def test_sigterm_exits_cleanly_and_resumes(finished, tmp_path, data_dir):
+@pytest.mark.drill
+def test_killed_in_every_stage_and_started_again_gives_the_same_bits(finished, tmp_path, data_dir):
     workdir = tmp_path / "run"
-    stopped = kill_when(workdir, data_dir, "encoder", 8, signal.SIGTERM)
-    log = (tmp_path / "log.txt").read_text()
-    assert stopped.returncode == 0, log[-4000:]
-    assert "the same command resumes there" in log
-    assert "Traceback" not in log
-    assert not (workdir / "results.json").exists()
-    assert run(workdir, data_dir).returncode == 0
+    for stage, step in (("llm", 8), ("encoder", 8), ("user_llm", 8), ("user_llm", 14)):
+        killed = kill_when(workdir, data_dir, stage, step, signal.SIGKILL)
+        assert killed.returncode == -signal.SIGKILL, (stage, step)
+    done = run(workdir, data_dir)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "user_llm: restored step" in done.stderr
     assert results(workdir) == results(finished[0])
+    assert parameters(workdir) == parameters(finished[0])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "name an experiment: --config="),
-        ([f"--config={CONFIG}"], "name the folder of this run: --workdir="),
-        ([f"--config={CONFIG}", "--workdir=x", "--config.encoder.widht=8"], "did you mean --config.encoder.width"),
-        ([f"--config={CONFIG}", "--workdir=x", "--gin=Host.colour=1"], "colour"),
-        ([f"--config={CONFIG}:x", "--workdir=x"], "takes nothing behind a colon"),
-    ],
-)
-def test_a_wrong_command_is_answered_in_a_line(arguments, message):
-    command = [sys.executable, "-m", "user_llm.main", *arguments]
-    answer = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert answer.returncode in (1, 2)
-    assert message in answer.stderr
-    assert "Traceback" not in answer.stderr
+# Runs the command in a fork for each list of arguments: the imports, most of such an answer's time, happen once.
+ANSWERS = """
+import json, os, runpy, sys
+from user_llm import quiet_tensorflow, run
+answers = []
+for arguments in json.load(sys.stdin):
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.dup2(writing, 2)
+        os.close(writing)
+        sys.argv = ["main", *arguments]
+        runpy.run_module("user_llm.main", run_name="__main__", alter_sys=True)
+        sys.exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as said:
+        stderr = said.read()
+    answers.append((os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), stderr))
+print(json.dumps(answers))
+"""
+WRONG = {
+    "no config": ([], "name an experiment: --config="),
+    "no workdir": ([f"--config={CONFIG}"], "name the folder of this run: --workdir="),
+    "no such key": (
+        [f"--config={CONFIG}", "--workdir=x", "--config.encoder.widht=8"],
+        "did you mean --config.encoder.width",
+    ),
+    "no such binding": ([f"--config={CONFIG}", "--workdir=x", "--gin=Host.colour=1"], "colour"),
+    "a colon": ([f"--config={CONFIG}:x", "--workdir=x"], "takes nothing behind a colon"),
+}
+
+
+@pytest.fixture(scope="module")
+def answers():
+    """(status, stderr) of every wrong command."""
+    asked = json.dumps([arguments for arguments, _ in WRONG.values()])
+    done = subprocess.run(
+        [sys.executable, "-c", ANSWERS], input=asked, cwd=REPOSITORY, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return dict(zip(WRONG, json.loads(done.stdout), strict=True))
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_command_is_answered_in_a_line(answers, name):
+    status, stderr = answers[name]
+    assert status in (1, 2)
+    assert WRONG[name][1] in stderr
+    assert "Traceback" not in stderr
 
 
 def test_what_a_later_stage_could_not_run_is_said_before_the_first(data_dir, tmp_path):

@@ -10,10 +10,12 @@ import pytest
 from ml_collections.config_flags import config_path
 
 import user_llm
+from user_llm import command_line
 from user_llm.config import ConfigError
 from user_llm.data.answers import NameAnswers
 from user_llm.data.prompts import Piece, Wording
 from user_llm.encoders import ENCODERS, EncoderKind
+from user_llm.errors import UserError
 from user_llm.evaluation.evaluator import Subset, rank_by_scores, user_llm_scores
 from user_llm.evaluation.metrics import ranking_metrics
 from user_llm.evaluation.report import ranking_predictions
@@ -68,12 +70,10 @@ class NextCategory(Task):
     def evaluate(self, study, trained):
         test = Subset.evenly(study.source(self.name, "test"), 0)
         options = dict(batch_size=study.config.evaluation.batch_size, exclude_history=False, label="label/answer")
-
-        def ranker(with_context):
-            scores = self.scores(study, trained["user_llm"], with_context)
-            return lambda source, name: rank_by_scores(scores, source, description=name, **options)
-
-        found, batch = llm_rows(study, test, ranker), test.gather(np.arange(len(test)))
+        batch, found = test.gather(np.arange(len(test))), {}
+        for row in llm_rows(study, test):
+            scores = self.scores(study, trained["user_llm"], row.with_context)
+            found[row.name] = rank_by_scores(scores, row.source, description=row.name, **options)
         ranks = {row: values for row, (values, _) in found.items()}
         rows = {row: ranking_metrics(values) for row, values in ranks.items()}
         predictions = ranking_predictions(
@@ -210,3 +210,32 @@ def test_rates_that_cannot_be_are_named(tmp_path, rates):
 def test_tasks_that_cannot_be_are_named(tmp_path, task, says):
     with pytest.raises(ConfigError, match=says):
         configured(tmp_path, task=task)
+
+
+def test_a_config_s_file_may_register_what_it_needs_and_is_read_more_than_once(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from configs import base\n"
+        "from user_llm.tasks import TASKS\n"
+        "from user_llm.tasks.next_item import NextItem\n"
+        "class Mine(NextItem):\n"
+        "    name = 'mine'\n"
+        "TASKS.register(Mine())\n"
+        "def get_config():\n"
+        "    config = base.get_config()\n"
+        "    config.task = 'mine'\n"
+        "    return config\n"
+    )
+    try:
+        for _ in range(2):
+            validate(command_line.load(str(path)))
+    finally:
+        TASKS.unregister("mine")
+
+
+def test_a_name_that_is_taken_is_refused():
+    class Other(NextCategory):
+        name = "next_item"
+
+    with pytest.raises(UserError, match=r"'next_item' is taken by user_llm\.tasks\.next_item\.NextItem: give .*Other"):
+        TASKS.register(Other())

@@ -37,7 +37,7 @@ def command(workdir: Path, data_dir: Path, *flags: str) -> list[str]:
 
 def environment(devices: int) -> dict[str, str]:
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
-    return {**os.environ, "XLA_FLAGS": flags, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiled in half the time
+    return {**os.environ, "XLA_FLAGS": flags}
 
 
 def run_one(workdir: Path, data_dir: Path, flags: list[str]) -> Path:
@@ -153,3 +153,21 @@ def test_sigterm_to_one_stops_both_at_a_saved_step(tmp_path, data_dir):
         assert [process.wait(timeout=NOTICED) for process in started] == [0, 0]
     assert "is saved at step" in log(workdir, 0).read_text()
     assert "Traceback" not in log(workdir, 0).read_text() + log(workdir, 1).read_text()
+
+
+@pytest.mark.drill
+def test_sigterm_in_the_evaluation_ends_both_and_the_same_command_goes_on(tmp_path, data_dir):
+    workdir = tmp_path / "two"
+    flags = [*EVERYTHING, "--config.evaluation.batch_size=2"]  # many batches, of which few are done by then
+    with pair(workdir, data_dir, [*flags, "--verbosity=1"]) as started:
+        until = time.monotonic() + GIVEN_UP
+        while "User-LLM: " not in log(workdir, 0).read_text():  # of two rows by beams and one by an LLM alone
+            assert time.monotonic() < until, log(workdir, 0).read_text()[-4000:]
+            time.sleep(0.02)
+        started[1].send_signal(signal.SIGTERM)
+        assert [process.wait(timeout=NOTICED) for process in started] == [0, 0]
+    assert not (workdir / "results.json").exists()
+    assert "Stopped. The same command goes on" in log(workdir, 0).read_text()
+    assert "Traceback" not in log(workdir, 0).read_text() + log(workdir, 1).read_text()
+    run_pair(workdir, data_dir, flags)
+    assert_same(workdir, run_one(tmp_path / "one", data_dir, flags))

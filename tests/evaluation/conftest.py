@@ -12,7 +12,9 @@ from user_llm.models import parameters
 from user_llm.models.autoregressive_encoder import AutoregressiveEncoder, EncoderConfig
 from user_llm.models.cross_attention import CrossAttention, CrossAttentionConfig
 from user_llm.models.language_model import LanguageModel, LanguageModelConfig
+from user_llm.models.model import Model
 from user_llm.models.user_llm import UserLLM
+from user_llm.parallel.mesh import one_device
 
 EOS, VOCABULARY, SLOTS, RATINGS = 2, 9, 5, 5
 # By item, from 1. Items 2, 5 and 9 are one hypothesis, 3 and 8 another.
@@ -48,19 +50,6 @@ class Windows:
         return {key: value[ids] for key, value in batch.items()}
 
 
-@dataclass(frozen=True)
-class Parts:
-    """A model as `models/parameters.py` splits it."""
-
-    graphdef: nnx.GraphDef
-    values: parameters.Parameters
-    buffers: parameters.Parameters
-
-    @property
-    def model(self) -> nnx.Module:
-        return parameters.merge(self.graphdef, self.values, self.buffers)
-
-
 def _encoder(rngs: nnx.Rngs) -> AutoregressiveEncoder:
     config = EncoderConfig(max_length=SLOTS, num_layers=1, width=8, num_heads=2, hidden=12)
     return AutoregressiveEncoder(config, item_categories=CATEGORIES, num_categories=3, num_ratings=RATINGS, rngs=rngs)
@@ -80,12 +69,12 @@ def _text_prompt(rngs: nnx.Rngs) -> UserLLM:
     return UserLLM(None, None, None, LanguageModel(_LLM, rngs=rngs))
 
 
-def _lively(build: parameters.Builder) -> Parts:
+def _lively(build: parameters.Builder) -> Model:
     """Gates open, logits large. NumPy's values, to spare compilations."""
     graphdef, shapes, buffers = parameters.split(parameters.abstract(build))
     generator = np.random.default_rng(1)
     values = {path: jnp.asarray(generator.normal(size=v.shape) * 0.7, v.dtype) for path, v in shapes.items()}
-    return Parts(graphdef, values, dict.fromkeys(buffers, jnp.asarray(CATEGORIES, jnp.int32)))
+    return Model(graphdef, values, dict.fromkeys(buffers, jnp.asarray(CATEGORIES, jnp.int32)), one_device())
 
 
 @pytest.fixture(scope="session")
@@ -100,17 +89,17 @@ def make_windows():
 
 
 @pytest.fixture(scope="session")
-def encoder_parts() -> Parts:
+def encoder() -> Model:
     return _lively(_encoder)
 
 
 @pytest.fixture(scope="session")
-def user_llm_parts() -> Parts:
+def user_llm() -> Model:
     return _lively(_user_llm)
 
 
 @pytest.fixture(scope="session")
-def text_prompt_parts() -> Parts:
+def text_prompt() -> Model:
     """The language model alone."""
     return _lively(_text_prompt)
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from user_llm.data.timelines import TimelineTable
 from user_llm.data.windows import Windows
 from user_llm.evaluation import baselines
 from user_llm.evaluation.metrics import ranks_from_scores
@@ -75,9 +76,9 @@ def test_category_popularity_equals_a_loop_over_sets():
 
 def test_baselines_read_real_windows():
     """The shape of the contract with `user_llm.data`: flat columns, label positions, batches of `gather`."""
-    table = type("Table", (), {})()
-    table.name, table.item, table.rating = "toy", ITEM, np.ones_like(ITEM)
-    table.offsets = np.array([0, 4, 8, 12])
+    columns = dict(item=ITEM, rating=np.ones_like(ITEM), timestamp=np.arange(12), offsets=np.array([0, 4, 8, 12]))
+    names = dict(name="toy", user_ids=list("abc"), catalogue=None, rating_names=["", "1"], fingerprint="", summary={})
+    table = TimelineTable(**columns, **names)
     test = Windows(table, history_length=2, split="test", validation=True)
     validation = Windows(table, history_length=2, split="validation", validation=True)
     np.testing.assert_array_equal(test.label_positions(np.arange(3)), TEST.positions)

@@ -1,5 +1,6 @@
 """Ranks of whole sources against a loop over users, and what each row of the table may and may not see."""
 
+import functools
 from collections import Counter
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from user_llm.data.vocabulary import Vocabulary
 from user_llm.decoding.beam import BeamResult, beam_search
 from user_llm.decoding.catalogue_trie import CatalogueTrie
 from user_llm.decoding.generate import generate
@@ -24,7 +26,9 @@ from user_llm.evaluation.evaluator import (
     user_llm_texts,
     write_texts,
 )
-from user_llm.parallel.mesh import make_mesh, one_device
+from user_llm.models.model import Model
+from user_llm.parallel import processes
+from user_llm.parallel.mesh import make_mesh
 from user_llm.training.objectives import autoregressive_objective
 
 ITEMS, EOS = 12, 2
@@ -51,6 +55,25 @@ def test_ranks_by_scores_are_those_of_a_loop_over_users(windows, everyone, exclu
         ranking = [item for _, item in sorted((-scores[item], item) for item in rankable)]  # of a tie, the lower item
         assert found.tolist() == (ranking + [0] * TOP)[:TOP]
     np.testing.assert_array_equal(table, before)
+
+
+def test_several_processes_end_an_evaluation_between_the_same_two_batches(windows, monkeypatch):
+    numbers, seen = [], []
+    monkeypatch.setattr(processes, "several", lambda: True)
+    monkeypatch.setattr(
+        processes.multihost_utils,
+        "reached_preemption_sync_point",
+        lambda number: numbers.append(number) or len(numbers) == 2,
+    )
+    with pytest.raises(processes.Preempted):
+        rank_by_scores(
+            lambda batch: seen.append(batch) or np.zeros((BATCH, ITEMS + 1), np.float32),
+            windows,
+            batch_size=BATCH,
+            exclude_history=False,
+        )
+    assert len(seen) == 1
+    assert numbers[1] == numbers[0] + 1
 
 
 GROUPS = {2: [2, 5, 9], 5: [2, 5, 9], 9: [2, 5, 9], 3: [3, 8], 8: [3, 8]}  # titles of equal tokens
@@ -205,26 +228,22 @@ def test_a_subset_is_spread_evenly(windows, everyone, most, expected):
     np.testing.assert_array_equal(chosen["history/item"][0], everyone["history/item"][users[-1]])
 
 
-def test_the_encoders_scores_are_its_logits_after_the_newest_event(encoder_parts, everyone):
-    model = encoder_parts.model
+def test_the_encoders_scores_are_its_logits_after_the_newest_event(encoder, everyone):
+    model = encoder.module()
     history = {name: everyone[f"history/{name}"] for name in ("item", "rating")}
     embeddings = jax.jit(model)(history, history["item"] > 0)
     expected = (
         np.asarray(embeddings[:, -1]) @ np.asarray(model.item_head_UU[...]) @ np.asarray(model.feature_table("item")).T
     )
-    scores = encoder_scores(encoder_parts.graphdef, encoder_parts.buffers, one_device())(encoder_parts.values, everyone)
+    scores = encoder_scores(encoder)(everyone)
     np.testing.assert_allclose(scores[:, 1:], expected[:, 1:], rtol=1e-4, atol=1e-4)
     assert (np.asarray(scores[:, 0]) == -np.inf).all()
 
 
-def arguments_of(parts):
-    return parts.graphdef, parts.values, parts.buffers, one_device()
-
-
-def searched(parts, trie, batch, **options):
+def searched(model, trie, batch, **options):
     """(beams, the items that were no answer)"""
     options = dict(num_beams=5, max_steps=4, exclude_history=False) | options
-    result, excluded = user_llm_beams(*arguments_of(parts), trie=trie, eos_id=EOS, **options)(batch)
+    result, excluded = user_llm_beams(model, trie=trie, eos_id=EOS, **options)(batch)
     return jax.tree.map(np.asarray, result), excluded
 
 
@@ -242,8 +261,8 @@ def assert_same(result, expected):
     np.testing.assert_allclose(result.scores, expected.scores, atol=1e-5)
 
 
-def context_of(parts, item, rating):
-    return jax.jit(lambda model: model.encode({"item": item, "rating": rating}, item > 0))(parts.model)
+def context_of(model, item, rating):
+    return jax.jit(lambda module: module.encode({"item": item, "rating": rating}, item > 0))(model.module())
 
 
 def unanswerable(batch):
@@ -252,40 +271,38 @@ def unanswerable(batch):
     return np.array([[0 if item == label else item for item in history] for history, label in rows], np.int32)
 
 
-def test_without_context_it_is_the_language_model_alone(user_llm_parts, trie, everyone):
-    alone = expected_beams(user_llm_parts.model.language_model, everyone, None, trie)
-    result, excluded = searched(user_llm_parts, trie, everyone, with_context=False)
+def test_without_context_it_is_the_language_model_alone(user_llm, trie, everyone):
+    alone = expected_beams(user_llm.module().language_model, everyone, None, trie)
+    result, excluded = searched(user_llm, trie, everyone, with_context=False)
     assert_same(result, alone)
     assert not excluded.any()
-    assert np.abs(searched(user_llm_parts, trie, everyone)[0].scores - alone.scores).max() > 0.1
-    scores = np.asarray(
-        user_llm_scores(*arguments_of(user_llm_parts), trie=trie, eos_id=EOS, with_context=False)(everyone)
-    )
+    assert np.abs(searched(user_llm, trie, everyone)[0].scores - alone.scores).max() > 0.1
+    scores = np.asarray(user_llm_scores(user_llm, trie=trie, eos_id=EOS, with_context=False)(everyone))
     np.testing.assert_allclose(np.take_along_axis(scores, alone.items, axis=1), alone.scores, atol=1e-4)
 
 
-def test_a_model_without_an_encoder_answers_from_the_prompt(text_prompt_parts, trie, everyone):
-    alone = expected_beams(text_prompt_parts.model.language_model, everyone, None, trie)
-    assert_same(searched(text_prompt_parts, trie, everyone)[0], alone)
-    unseen, excluded = searched(text_prompt_parts, trie, everyone, exclude_history=True)
+def test_a_model_without_an_encoder_answers_from_the_prompt(text_prompt, trie, everyone):
+    alone = expected_beams(text_prompt.module().language_model, everyone, None, trie)
+    assert_same(searched(text_prompt, trie, everyone)[0], alone)
+    unseen, excluded = searched(text_prompt, trie, everyone, exclude_history=True)
     np.testing.assert_array_equal(excluded, unanswerable(everyone))
-    assert_same(unseen, expected_beams(text_prompt_parts.model.language_model, everyone, None, trie, excluded))
+    assert_same(unseen, expected_beams(text_prompt.module().language_model, everyone, None, trie, excluded))
 
 
-def test_beams_read_each_users_history_and_leave_it_out_of_the_answers(user_llm_parts, trie, everyone):
+def test_beams_read_each_users_history_and_leave_it_out_of_the_answers(user_llm, trie, everyone):
     # One user comes back to an item, another to one whose title is spelled like that of an item they know.
     batch = {**everyone, "history/item": everyone["history/item"].copy()}
     batch["label/item"] = batch["label/item"].copy()
     batch["label/item"][0] = batch["history/item"][0, -1]
     batch["label/item"][1], batch["history/item"][1, -1] = 9, 5
     item = batch["history/item"]
-    context = context_of(user_llm_parts, item, batch["history/rating"])
-    seen, _ = searched(user_llm_parts, trie, batch)
-    assert_same(seen, expected_beams(user_llm_parts.model, batch, context, trie))
-    unseen, excluded = searched(user_llm_parts, trie, batch, exclude_history=True)
+    context = context_of(user_llm, item, batch["history/rating"])
+    seen, _ = searched(user_llm, trie, batch)
+    assert_same(seen, expected_beams(user_llm.module(), batch, context, trie))
+    unseen, excluded = searched(user_llm, trie, batch, exclude_history=True)
     np.testing.assert_array_equal(excluded, unanswerable(batch))
     assert ((item > 0) & (excluded == 0)).any(axis=1)[0]
-    assert_same(unseen, expected_beams(user_llm_parts.model, batch, context, trie, excluded))
+    assert_same(unseen, expected_beams(user_llm.module(), batch, context, trie, excluded))
 
     def answered_again(result):
         rows = zip(result.items, excluded, strict=True)
@@ -295,29 +312,29 @@ def test_beams_read_each_users_history_and_leave_it_out_of_the_answers(user_llm_
     assert not any(answered_again(unseen))
     # Someone to recommend to has no label: nothing of their history comes out.
     nobody = {key: value for key, value in batch.items() if not key.startswith("label/")}
-    excluded = searched(user_llm_parts, trie, nobody, exclude_history=True)[1]
+    excluded = searched(user_llm, trie, nobody, exclude_history=True)[1]
     np.testing.assert_array_equal(excluded, item)
 
 
-def test_a_shuffled_context_is_another_users_and_the_exclusion_the_users_own(user_llm_parts, trie, windows, everyone):
+def test_a_shuffled_context_is_another_users_and_the_exclusion_the_users_own(user_llm, trie, windows, everyone):
     batch = ShuffledContexts(windows).gather(np.arange(len(windows)))
-    context = context_of(user_llm_parts, batch["context/item"], batch["context/rating"])
-    result, excluded = searched(user_llm_parts, trie, batch, exclude_history=True)
+    context = context_of(user_llm, batch["context/item"], batch["context/rating"])
+    result, excluded = searched(user_llm, trie, batch, exclude_history=True)
     np.testing.assert_array_equal(excluded, unanswerable(everyone))
-    assert_same(result, expected_beams(user_llm_parts.model, everyone, context, trie, excluded))
-    own, _ = searched(user_llm_parts, trie, everyone, exclude_history=True)
+    assert_same(result, expected_beams(user_llm.module(), everyone, context, trie, excluded))
+    own, _ = searched(user_llm, trie, everyone, exclude_history=True)
     assert np.abs(result.scores - own.scores).max() > 0.01
 
 
-def test_a_model_ranks_labels_alike_by_beams_and_by_the_scores_of_all_titles(user_llm_parts, trie, everyone):
+def test_a_model_ranks_labels_alike_by_beams_and_by_the_scores_of_all_titles(user_llm, trie, everyone):
     history, label = everyone["history/item"].copy(), everyone["label/item"].copy()
     label[:3] = history[0, -1], 9, 8  # one comes back; twins of the others: both closed, the one there is closed
     history[1, -2:], history[2, -1], history[3, -2:] = [2, 5], 3, [9, 2]
     batch = {**everyone, "history/item": history, "label/item": label}
-    windows, parts = Fixed(**batch), arguments_of(user_llm_parts)
-    scored = user_llm_scores(*parts, trie=trie, eos_id=EOS)
+    windows = Fixed(**batch)
+    scored = user_llm_scores(user_llm, trie=trie, eos_id=EOS)
     options = dict(num_beams=len(DISTINCT), max_steps=4, exclude_history=True)
-    searched = user_llm_beams(*parts, trie=trie, eos_id=EOS, **options)
+    searched = user_llm_beams(user_llm, trie=trie, eos_id=EOS, **options)
     shared = dict(batch_size=len(label), description="")
     exact, best = rank_by_scores(scored, windows, exclude_history=True, **shared)
     ranks, items = rank_by_beams(searched, windows, trie=trie, **shared)
@@ -337,17 +354,16 @@ def test_a_model_ranks_labels_alike_by_beams_and_by_the_scores_of_all_titles(use
 
 
 @pytest.mark.parametrize("reads", ["own history", "another user's", "none"])
-def test_texts_continue_the_prompt_for_the_user_they_are_about(user_llm_parts, windows, everyone, reads):
+def test_texts_continue_the_prompt_for_the_user_they_are_about(user_llm, windows, everyone, reads):
     """As long as asked for, greedily; whose events are read decides what is written."""
     batch = ShuffledContexts(windows).gather(np.arange(len(windows))) if reads == "another user's" else everyone
-    parts = (user_llm_parts.graphdef, user_llm_parts.values, user_llm_parts.buffers, one_device())
     options = dict(eos_id=EOS, max_new_tokens=5)
-    written = np.asarray(user_llm_texts(*parts, **options, with_context=reads != "none")(batch))
+    written = np.asarray(user_llm_texts(user_llm, **options, with_context=reads != "none")(batch))
     prompts = everyone["prompt_tokens"], everyone["prompt_lengths"]
     of = "context" if reads == "another user's" else "history"
-    context = context_of(user_llm_parts, batch[f"{of}/item"], batch[f"{of}/rating"])
-    about_user = np.asarray(generate(user_llm_parts.model, *prompts, context, **options))
-    about_nobody = np.asarray(generate(user_llm_parts.model.language_model, *prompts, None, **options))
+    context = context_of(user_llm, batch[f"{of}/item"], batch[f"{of}/rating"])
+    about_user = np.asarray(generate(user_llm.module(), *prompts, context, **options))
+    about_nobody = np.asarray(generate(user_llm.module().language_model, *prompts, None, **options))
     np.testing.assert_array_equal(written, about_nobody if reads == "none" else about_user)
     assert (about_user != about_nobody).any()
     assert written.shape == (len(windows), 5)
@@ -355,10 +371,9 @@ def test_texts_continue_the_prompt_for_the_user_they_are_about(user_llm_parts, w
 
 def test_texts_of_all_windows_are_read_up_to_their_end_without_the_batch_s_filler(windows):
     vocabulary = SimpleNamespace(
-        eos_id=EOS,
-        vocab_size=100,
-        tokenizer=SimpleNamespace(decode=lambda rows: [f" {' '.join(map(str, row))} \n" for row in rows]),
+        eos_id=EOS, vocab_size=100, decode_rows=lambda rows: [f" {' '.join(map(str, row))} \n" for row in rows]
     )
+    vocabulary.decode_batch = functools.partial(Vocabulary.decode_batch, vocabulary)
     ends = np.full(BATCH, EOS)
     texts = write_texts(
         lambda batch: np.stack([10 + batch["user"], 30 + batch["user"], ends, 50 + batch["user"]], axis=1),
@@ -371,13 +386,13 @@ def test_texts_of_all_windows_are_read_up_to_their_end_without_the_batch_s_fille
 
 
 @pytest.mark.parametrize("batch_size", [8, 16])
-def test_mean_metrics_are_the_objective_over_all_windows_at_once(encoder_parts, windows, everyone, batch_size):
+def test_mean_metrics_are_the_objective_over_all_windows_at_once(encoder, windows, everyone, batch_size):
     """In batches over 8 devices, the last one padded."""
     objective = autoregressive_objective(chunk_rows=16)
-    _, _, metrics = jax.jit(objective)(encoder_parts.model, everyone, None)
+    _, _, metrics = jax.jit(objective)(encoder.module(), everyone, None)
     expected = {name: float(total / weight) for name, (total, weight) in metrics.items()}
     mesh = make_mesh({"data": 8, "fsdp": 1, "tensor": 1})
-    values, buffers = jax.device_get((encoder_parts.values, encoder_parts.buffers))
-    evaluate = mean_metrics(objective, encoder_parts.graphdef, buffers, windows, batch_size, mesh)
-    assert evaluate(values) == pytest.approx(expected, rel=1e-5)
+    parts = jax.device_get((encoder.parameters, encoder.buffers))
+    evaluate = mean_metrics(objective, windows, batch_size)
+    assert evaluate(Model(encoder.graphdef, *parts, mesh)) == pytest.approx(expected, rel=1e-5)
     assert set(expected) == {"loss", "loss/item", "loss/category", "loss/rating"}

@@ -1,7 +1,12 @@
 """The report says what was measured, the same bytes for the same run, and leaves no half file."""
 
+import importlib.util
 import io
 import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -112,3 +117,27 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path):
 def test_users_labels_and_answers_must_match(tmp_path):
     with pytest.raises(ValueError, match="zip"):
         predict(tmp_path, user_ids=["7"])
+
+
+def test_a_commit_is_told_only_where_git_tracks_the_module(tmp_path):
+    """Installed into a .venv inside a clone of another project, the module is no file of that clone's commit."""
+    environment = dict.fromkeys(("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "EMAIL"), "x")
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", *words], cwd=tmp_path, env={**os.environ, **environment}, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    path = Path(shutil.copy(report.__file__, tmp_path))
+    spec = importlib.util.spec_from_file_location("copied_report", path)
+    copied = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copied)
+    git("init", "--quiet")
+    git("commit", "--quiet", "--allow-empty", "--message=other")
+    assert copied._commit() is None
+    git("add", path.name)
+    git("commit", "--quiet", "--message=ours")
+    assert copied._commit() == git("rev-parse", "HEAD")
+    path.write_text(path.read_text() + "# edited\n")
+    assert copied._commit() == git("rev-parse", "HEAD") + "-dirty"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -126,3 +127,70 @@ def test_one_process_waits_for_nobody(tmp_path, monkeypatch):
     assert made.read_text() == "first"
     np.testing.assert_array_equal(processes.fetch(jnp.arange(3)), [0, 1, 2])
     processes.end_if_lost(ValueError("Gloo is only a word here"))
+
+
+@pytest.fixture
+def jax_stops_at(monkeypatch):
+    """Pretends to be one of several processes, of which JAX has agreed to stop at a poll; returns the polls."""
+    polls = []
+    monkeypatch.setattr(processes, "several", lambda: True)
+
+    def start(*stops):
+        first = next(processes._polls)
+
+        def reached(number):
+            polls.append(number - first)
+            return polls[-1] in stops  # JAX says it once, for one number
+
+        monkeypatch.setattr(processes.multihost_utils, "reached_preemption_sync_point", reached)
+        return polls
+
+    yield start
+    assert not processes._stopping
+
+
+def test_polls_of_stages_and_evaluations_have_one_rising_number(jax_stops_at):
+    """JAX compares numbers for equality: one that starts anew in every stage may never be the one agreed on."""
+    polls = jax_stops_at(6)
+    for _ in range(2):  # stages
+        with processes.Interrupt() as interrupt:
+            assert not any(interrupt.received() for _ in range(2))
+    processes.end_if_preempted()
+    with pytest.raises(processes.Preempted, match="same command"):
+        processes.end_if_preempted()
+    assert polls == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_stop_in_a_validation_waits_until_the_stage_has_saved(jax_stops_at):
+    jax_stops_at(2)
+
+    def train():
+        with processes.Interrupt() as interrupt:
+            assert not interrupt.received()
+            for _ in range(3):  # its validation
+                processes.end_if_preempted()
+            assert interrupt.received()
+            raise processes.Preempted("saved")
+
+    with pytest.raises(processes.Preempted, match="saved"):
+        train()
+    processes.end_if_preempted()  # the signal has had its effect
+
+
+def test_a_stop_at_the_last_step_ends_the_run_behind_the_stage(jax_stops_at, monkeypatch):
+    jax_stops_at(1)
+    monkeypatch.setattr(processes.multihost, "get_barrier_sync_fn", lambda: lambda **_: None)
+    with processes.Interrupt() as interrupt:
+        assert interrupt.received()  # and it is done
+    with pytest.raises(processes.Preempted):
+        processes.wait_for_all("the stage is exported")
+
+
+def test_sigterm_at_the_last_step_of_one_process_is_not_forgotten():
+    before = signal.getsignal(signal.SIGTERM)
+    with processes.Interrupt():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before
+    with pytest.raises(processes.Preempted):
+        processes.wait_for_all("the stage is exported")
+    processes.wait_for_all("nothing is left of it")

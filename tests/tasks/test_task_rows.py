@@ -25,35 +25,18 @@ def experiment(kind="cross_attention", min_history=2):
     )
 
 
-@pytest.fixture
-def answered():
-    """`answer` of `llm_rows` that tells what it was asked, and how often it would have compiled."""
-    compiled = []
-
-    def answer(with_context):
-        compiled.append(with_context)
-        return lambda source, name: (with_context, source, name)
-
-    answer.compiled = compiled
-    return answer
-
-
-def test_rows_differ_in_the_context_alone(answered):
+def test_rows_differ_in_the_context_alone():
     test = object()
-    rows = llm_rows(experiment(), test, answered)
-    assert list(rows) == [LLM, USER_LLM, SHUFFLED]
-    assert rows[LLM] == (False, test, LLM)
-    assert rows[USER_LLM] == (True, test, USER_LLM)
-    with_context, source, name = rows[SHUFFLED]
-    assert (with_context, name) == (True, SHUFFLED)
-    assert isinstance(source, ShuffledContexts)
-    assert sorted(answered.compiled) == [False, True]  # both rows that read a context share a program
+    plain, contextualised, shuffled = llm_rows(experiment(), test)
+    assert plain == (LLM, test, False)
+    assert contextualised == (USER_LLM, test, True)
+    assert (shuffled.name, shuffled.with_context) == (SHUFFLED, True)
+    assert isinstance(shuffled.source, ShuffledContexts)
 
 
-def test_a_model_that_reads_no_events_has_one_row(answered):
+def test_a_model_that_reads_no_events_has_one_row():
     test = object()
-    rows = llm_rows(experiment("none"), test, answered)
-    assert rows == {TEXT_PROMPT: (False, test, TEXT_PROMPT)}
+    assert llm_rows(experiment("none"), test) == [(TEXT_PROMPT, test, False)]
 
 
 def rows_of(users):

@@ -41,7 +41,7 @@ def test_manual_folder(tmp_path, write_release, capsys):
 def test_bad_input_is_one_message_and_status_1(tmp_path, capsys, arguments, message):
     assert build.main([*arguments, f"--data_dir={tmp_path}"]) == 1
     error = capsys.readouterr().err
-    assert error.startswith(f"{arguments[0]} was not built: ")
+    assert error.startswith(f"error: {arguments[0]} was not built: ")
     assert message in error
 
 

@@ -83,21 +83,47 @@ def test_only_the_first_host_writes(folder, monkeypatch):
     assert [path.name for path in folder.iterdir()] == ["metrics.jsonl"]
 
 
+def tensorboard(folder):
+    """Tag → (step, value) of what TensorBoard shows of a folder."""
+    events = EventAccumulator(str(folder), size_guidance={"tensors": 0}).Reload()
+    return {
+        tag: [(event.step, make_ndarray(event.tensor_proto).item()) for event in events.Tensors(tag)]
+        for tag in events.Tags()["tensors"]
+    }
+
+
 def test_tensorboard_reads_the_events(tmp_path):
     writer = MetricWriter(tmp_path)
     for step in (2, 4):
         writer.write(step, "train", {"loss": 1 / step, "loss/item": step})
     writer.write(4, "validation", {"recall@10": 0.25})
     writer.close()
-    events = EventAccumulator(str(tmp_path)).Reload()
-    tags = events.Tags()["tensors"]
-    read = {
-        tag: [(event.step, make_ndarray(event.tensor_proto).item()) for event in events.Tensors(tag)] for tag in tags
-    }
-    assert read == {
+    assert tensorboard(tmp_path) == {
         "train/loss": [(2, 0.5), (4, 0.25)],
         "train/loss/item": [(2, 2.0), (4, 4.0)],
         "validation/recall@10": [(4, 0.25)],
+    }
+
+
+@pytest.mark.parametrize("before", ["events", "events cut short", "none"])
+def test_tensorboard_shows_one_run_however_often_it_was_resumed(folder, before):
+    """Whether the killed process had written its events, half of them, or (as it buffers them) none."""
+    if before != "none":
+        killed = MetricWriter(folder, restored_step=6)
+        killed.write(8, "train", {"loss": 9.0})
+        killed.close()
+        if before == "events cut short":
+            (path,) = folder.glob("events.out.tfevents.*")
+            path.write_bytes(path.read_bytes()[:-9])
+    for _ in range(2):
+        writer = MetricWriter(folder, restored_step=4)
+        for step in (6, 8):
+            writer.write(step, "train", {"loss": 1 / step})
+        writer.close()
+    (only,) = folder.glob("events.out.tfevents.*")
+    assert tensorboard(only.parent) == {
+        "train/loss": [(step, pytest.approx(1 / step)) for step in (2, 4, 6, 8)],
+        "validation/recall@10": [(step, pytest.approx(step / 10)) for step in (2, 4)],
     }
 
 

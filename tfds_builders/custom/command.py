@@ -3,6 +3,7 @@
 import argparse
 
 from tfds_builders.custom.config import OF_ITEMS, OPTIONAL, REQUIRED, TIMESTAMP_UNITS, CustomConfig
+from tfds_builders.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +43,7 @@ def config_from_arguments(name: str, options: argparse.Namespace) -> CustomConfi
     """The config of custom/`name` from parsed arguments.
 
     Raises:
-      ValueError: a word is not `role=column`, or see `CustomConfig`.
+      UserError: a word is not `role=column`, or see `CustomConfig`.
     """
     return CustomConfig(
         name=name,
@@ -60,8 +61,8 @@ def _pairs(argument: str, words: list[str]) -> dict[str, str]:
     for word in words:
         role, _, column = word.partition("=")
         if not column:
-            raise ValueError(f"{argument} {word}: expected role=column, as in user=userId.")
+            raise UserError(f"{argument} {word}: expected role=column, as in user=userId.")
         if role in pairs:
-            raise ValueError(f"{argument} {word}: {role} is given twice.")
+            raise UserError(f"{argument} {word}: {role} is given twice.")
         pairs[role] = column
     return pairs

@@ -10,6 +10,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from tfds_builders.builder import SIMULATED
+from tfds_builders.errors import UserError
 
 REQUIRED = ("user", "item", "timestamp")
 OPTIONAL = ("title", "category", "rating", "review")
@@ -34,7 +35,7 @@ class CustomConfig(tfds.core.BuilderConfig):
       timestamp_unit: what a whole-number timestamp counts, "s" or "ms". ISO 8601 is read under either.
 
     Raises:
-      ValueError: a value is not one of these, or two do not go together.
+      UserError: a value is not one of these, or two do not go together.
     """
 
     files: Sequence[str | os.PathLike] = ()
@@ -46,34 +47,32 @@ class CustomConfig(tfds.core.BuilderConfig):
 
     def __post_init__(self):
         if not re.fullmatch("[a-z0-9_]+", self.name) or self.name == SIMULATED:
-            raise ValueError(
+            raise UserError(
                 f"custom/{self.name}: a name is of a-z, 0-9 and _, and not {SIMULATED!r}; for example custom/my_shop."
             )
         if self.timestamp_unit not in TIMESTAMP_UNITS:
-            raise ValueError(
-                f"timestamp_unit must be one of {', '.join(TIMESTAMP_UNITS)}, got {self.timestamp_unit!r}."
-            )
+            raise UserError(f"timestamp_unit must be one of {', '.join(TIMESTAMP_UNITS)}, got {self.timestamp_unit!r}.")
         if not self.category_separator:
-            raise ValueError("category_separator must not be empty.")
+            raise UserError("category_separator must not be empty.")
         if bool(self.items) != bool(self.item_columns):
-            raise ValueError("items and item_columns go together: give both, or neither.")
+            raise UserError("items and item_columns go together: give both, or neither.")
         if bool(self.files) != bool(self.columns):
-            raise ValueError("files and columns go together: give both, or neither to read what has been built.")
+            raise UserError("files and columns go together: give both, or neither to read what has been built.")
         if self.items and not self.files:
-            raise ValueError("items describes the items of files: give files and columns too.")
+            raise UserError("items describes the items of files: give files and columns too.")
         if self.files:
             _check_roles("columns", self.columns, REQUIRED, OPTIONAL)
         if self.items:
             _check_roles("item_columns", self.item_columns, ("item",), OF_ITEMS)
         if twice := sorted({*self.columns} & {*self.item_columns} & {*OF_ITEMS}):
-            raise ValueError(f"{' and '.join(twice)}: in columns and in item_columns; give each once.")
+            raise UserError(f"{' and '.join(twice)}: in columns and in item_columns; give each once.")
         self.named_files()
 
     def named_files(self) -> dict[str, Path]:
         """All files, of events and then of items, by a name that tells them apart: the path below their common folder.
 
         Raises:
-          ValueError: a file is given twice.
+          UserError: a file is given twice.
         """
         paths = [Path(os.path.abspath(Path(file).expanduser())) for file in (*self.files, *self.items)]
         if not paths:
@@ -81,7 +80,7 @@ class CustomConfig(tfds.core.BuilderConfig):
         folder = os.path.commonpath([path.parent for path in paths])
         named = {path.relative_to(folder).as_posix(): path for path in paths}
         if len(named) < len(paths):
-            raise ValueError("a file is given twice among files and items; give each once.")
+            raise UserError("a file is given twice among files and items; give each once.")
         return named
 
     def meaning(self) -> dict[str, Any]:
@@ -99,7 +98,7 @@ def _check_roles(key: str, columns: Mapping[str, str], required: Collection[str]
     unknown = [role for role in columns if role not in (*required, *optional)]
     if missing or unknown:
         problem = f"lacks {', '.join(missing)}" if missing else f"does not know {', '.join(unknown)}"
-        raise ValueError(
+        raise UserError(
             f"{key} {problem}: expected {', '.join(f'{role}=<name of a column>' for role in required)} "
             f"and, where there is such a column, {', '.join(optional)}."
         )

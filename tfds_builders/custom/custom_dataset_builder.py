@@ -12,6 +12,7 @@ from tfds_builders.builder import TimelineBuilder
 from tfds_builders.custom.config import CustomConfig
 from tfds_builders.custom.events import create_events, load_interactions
 from tfds_builders.custom.items import create_catalogue, load_items
+from tfds_builders.errors import UserError
 from tfds_builders.malformed import RowReport
 
 _EXAMPLE = Path(__file__).parent / "dummy_data"
@@ -44,10 +45,10 @@ class Builder(TimelineBuilder, skip_registration=True):
         """As `TimelineBuilder`, but the files are the config's.
 
         Raises:
-          ValueError: `raw_path` is given, or the name is not one of a custom dataset.
+          UserError: `raw_path` is given, or the name is not one of a custom dataset.
         """
         if kwargs.get("raw_path") is not None:
-            raise ValueError("a custom dataset is built from the files of its config: leave raw_path out.")
+            raise UserError("a custom dataset is built from the files of its config: leave raw_path out.")
         if isinstance(config, str) and config not in self.builder_configs:
             config = CustomConfig(name=config)
         super().__init__(config=config, **kwargs)
@@ -56,11 +57,11 @@ class Builder(TimelineBuilder, skip_registration=True):
         """As in `TimelineBuilder`; nothing is ever downloaded.
 
         Raises:
-          ValueError: the dataset is not built yet and the config names no files to build it from.
+          UserError: the dataset is not built yet and the config names no files to build it from.
         """
         if not self.builder_config.files and not self.data_path.exists():
             name = f"custom/{self.builder_config.name}"
-            raise ValueError(
+            raise UserError(
                 f"{name} is not in {Path(self.data_dir).parents[2]}: build it first: python -m "
                 f"tfds_builders.build {name} --files … --columns user=… item=… timestamp=… and the same --data_dir."
             )
@@ -73,9 +74,9 @@ class Builder(TimelineBuilder, skip_registration=True):
             return
         advice = "Use another name or data_dir, or delete that folder to build anew."
         if metadata["custom"] != config.meaning():
-            raise ValueError(f"{self.data_dir} was built with {metadata['custom']}, not {config.meaning()}. {advice}")
+            raise UserError(f"{self.data_dir} was built with {metadata['custom']}, not {config.meaning()}. {advice}")
         if metadata["fingerprint"] != source_lib.fingerprint(config.named_files()):
-            raise ValueError(
+            raise UserError(
                 f"{self.data_dir} was built from other data than {', '.join(map(str, config.files))}. {advice}"
             )
 

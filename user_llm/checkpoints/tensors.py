@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
+from user_llm.errors import UserError
 from user_llm.models.parameters import Parameters
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 Index = tuple[slice, ...]
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """Files that are no checkpoint of a model we can hold; the message names the file and key."""
 
 

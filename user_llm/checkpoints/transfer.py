@@ -6,6 +6,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from user_llm.errors import UserError
 from user_llm.models import parameters
 from user_llm.models.parameters import Builder, Parameters
 from user_llm.parallel import rules
@@ -40,7 +41,7 @@ def initialise(
       (structure, parameters, buffers), as `parameters.split` does.
 
     Raises:
-      ValueError: a pretrained tensor has no place in the model, or another shape.
+      UserError: a pretrained tensor has no place in the model, or another shape.
     """
     own = given_away or {}
     pretrained = {**(pretrained or {}), **own}
@@ -48,9 +49,9 @@ def initialise(
     graphdef, abstract, abstract_buffers = parameters.split(model)
     for path, value in pretrained.items():
         if path not in abstract:
-            raise ValueError(f"The pretrained tensor {path} {value.shape} has no place in this model.")
+            raise UserError(f"The pretrained tensor {path} {value.shape} has no place in this model.")
         if abstract[path].shape != value.shape:
-            raise ValueError(
+            raise UserError(
                 f"The pretrained tensor {path} has shape {value.shape}, the model expects {abstract[path].shape}: "
                 "the config describes another model than the one that was trained."
             )

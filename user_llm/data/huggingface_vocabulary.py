@@ -13,6 +13,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from user_llm.data.vocabulary import Vocabulary
+from user_llm.errors import UserError
 
 TOKENIZER_JSON = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -37,7 +38,7 @@ class HuggingFaceVocabulary(Vocabulary):
         rows: less than `vocab_size` where special tokens stand behind a text's (Gemma 3's `<image_soft_token>`).
 
     Raises:
-        ValueError: the file is no tokenizer, a file beside it is no JSON or names a token it does not have, or
+        UserError: the file is no tokenizer, a file beside it is no JSON or names a token it does not have, or
             nothing says what ends a text.
     """
 
@@ -47,14 +48,14 @@ class HuggingFaceVocabulary(Vocabulary):
         try:
             self.tokenizer = Tokenizer.from_buffer(content)
         except Exception as error:  # the library raises nothing more special
-            raise ValueError(f"{self.file} is not a tokenizer of the `tokenizers` library: {error}") from error
+            raise UserError(f"{self.file} is not a tokenizer of the `tokenizers` library: {error}") from error
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self.tokenizer.encode_special_tokens = True  # as text
         self._config = _read_json(self.file.with_name(TOKENIZER_CONFIG))
         self.bos_id, self.eos_id = self._id_of("bos"), self._id_of("eos")
         if self.eos_id < 0:
-            raise ValueError(
+            raise UserError(
                 f"nothing beside {self.file} says what ends a text: add eos_token to {TOKENIZER_CONFIG}, "
                 f"or eos_token_id to {' or '.join(_ID_FILES)}."
             )
@@ -77,7 +78,7 @@ class HuggingFaceVocabulary(Vocabulary):
             token = token["content"] if isinstance(token, dict) else token
             found = None if token is None else self.tokenizer.token_to_id(token)
             if found is None and token is not None:
-                raise ValueError(
+                raise UserError(
                     f"{self.file.with_name(TOKENIZER_CONFIG)}: {name}_token is {token!r}, which {self.file.name} "
                     "does not have: name one of its tokens."
                 )
@@ -87,7 +88,7 @@ class HuggingFaceVocabulary(Vocabulary):
             ids = ids if isinstance(ids, list) else [ids]
             if ids and ids[0] is not None:
                 if self.tokenizer.id_to_token(ids[0]) is None:
-                    raise ValueError(f"{file}: {name}_token_id is {ids[0]}, which {self.file.name} does not have.")
+                    raise UserError(f"{file}: {name}_token_id is {ids[0]}, which {self.file.name} does not have.")
                 return ids[0]
         return -1
 
@@ -122,7 +123,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
+        raise UserError(f"{file} is not JSON: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{file}: expected a JSON object, got {type(values).__name__}.")
+        raise UserError(f"{file}: expected a JSON object, got {type(values).__name__}.")
     return values

@@ -9,6 +9,8 @@ from typing import Protocol
 import grain
 import numpy as np
 
+from user_llm.errors import UserError
+
 
 class Source(Protocol):
     """Examples by integer: windows, or a converter around them."""
@@ -36,16 +38,16 @@ class Shuffled:
         seed: a non-negative integer.
 
     Raises:
-        ValueError: no example, or a negative seed.
+        UserError: no example, or a negative seed.
     """
 
     def __init__(self, size: int, seed: int):
         if size == 0:
-            raise ValueError(
+            raise UserError(
                 "there is no training example, as no timeline is long enough: lower history_length or min_history."
             )
         if seed < 0:
-            raise ValueError(f"the data seed must not be negative, got {seed}.")
+            raise UserError(f"the data seed must not be negative, got {seed}.")
         self._size = size
         self._seed = seed
         self._permutations: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
@@ -83,7 +85,8 @@ class TrainBatches:
         order: which examples, one after the other; None: `Shuffled` by the seed.
 
     Raises:
-        ValueError: an empty batch, what `Shuffled` refuses, or rows that are not in the batch.
+        UserError: an empty batch, or what `Shuffled` refuses.
+        ValueError: rows that are not in the batch.
     """
 
     def __init__(
@@ -147,5 +150,5 @@ def evaluation_batches(source: Source, batch_size: int) -> Iterator[dict[str, np
 
 def _rows(batch_size: int) -> np.ndarray:
     if batch_size < 1:
-        raise ValueError(f"batch_size must be positive, got {batch_size}.")
+        raise UserError(f"batch_size must be positive, got {batch_size}.")
     return np.arange(batch_size, dtype=np.int64)

@@ -7,6 +7,7 @@ import numpy as np
 
 from user_llm.data.timelines import Catalogue
 from user_llm.data.vocabularies import NameTokens, encode_continuations, text_start
+from user_llm.errors import UserError
 
 NOUNS = {"movielens": "movie", "amazon_reviews": "product", "google_local": "place"}
 """What an item of a dataset family is called."""
@@ -96,13 +97,13 @@ class Prompts:
         events, event_lengths: int32 [I+1, W] and [I+1], each title with its separator, right-padded with 0.
 
     Raises:
-        ValueError: the words and what they may be filled with are longer than `max_inputs`, or `text_history` is
+        UserError: the words and what they may be filled with are longer than `max_inputs`, or `text_history` is
             negative.
     """
 
     def __init__(self, names: Names, wording: Wording, *, max_inputs: int, text_history: int = 0):
         if text_history < 0:
-            raise ValueError(f"text_history must not be negative, got {text_history}.")
+            raise UserError(f"text_history must not be negative, got {text_history}.")
         vocabulary = names.titles.vocabulary
         before, separator = vocabulary.encode_batch((wording.before, wording.separator))
         self.names = names
@@ -114,7 +115,7 @@ class Prompts:
         words = len(self.before) + sum(int(lengths.max()) for _, lengths, _ in self.pieces)
         if words > max_inputs:
             longest = " with the longest title and names" if any(value for *_, value in self.pieces) else ""
-            raise ValueError(
+            raise UserError(
                 f"the words of prompt {wording.name!r} alone{longest} take {words} tokens of this vocabulary, more "
                 f"than max_inputs={max_inputs}: raise max_inputs, or use a vocabulary with longer pieces."
             )

@@ -10,6 +10,7 @@ import sentencepiece
 
 from user_llm.data.huggingface_vocabulary import TOKENIZER_CONFIG, TOKENIZER_JSON
 from user_llm.data.vocabulary import Vocabulary
+from user_llm.errors import UserError
 from user_llm.files import replacing
 
 TOKENIZER_FILE = "tokenizer.model"
@@ -26,7 +27,7 @@ class SentencePieceVocabulary(Vocabulary):
         tokenizer: the `sentencepiece.SentencePieceProcessor`.
 
     Raises:
-        ValueError: the file is no SentencePiece model, or has no piece that ends a text.
+        UserError: the file is no SentencePiece model, or has no piece that ends a text.
     """
 
     def __init__(self, file: str | os.PathLike):
@@ -36,10 +37,10 @@ class SentencePieceVocabulary(Vocabulary):
         try:
             self.tokenizer.load_from_serialized_proto(model)
         except RuntimeError as error:
-            raise ValueError(f"{self.file} is not a SentencePiece model: {error}") from error
+            raise UserError(f"{self.file} is not a SentencePiece model: {error}") from error
         self.bos_id, self.eos_id = self.tokenizer.bos_id(), self.tokenizer.eos_id()
         if self.eos_id < 0:
-            raise ValueError(f"{self.file} has no end-of-sentence piece, so no title could end: use another model.")
+            raise UserError(f"{self.file} has no end-of-sentence piece, so no title could end: use another model.")
         self.unk_id = self.tokenizer.unk_id()
         self.vocab_size = self.rows = self.tokenizer.get_piece_size()
         self.adds_bos = self.bos_id >= 0
@@ -76,14 +77,14 @@ def train_sentencepiece(texts: Iterable[str], size: int, path: str | os.PathLike
         path: the file to write.
 
     Raises:
-        ValueError: no text, a text above 1 MiB, or a size too small for the corpus.
+        UserError: no text, a text above 1 MiB, or a size too small for the corpus.
     """
     texts = [text for text in texts if text]
     if not texts:
-        raise ValueError("cannot train a vocabulary: the corpus has no text.")
+        raise UserError("cannot train a vocabulary: the corpus has no text.")
     longest = max(len(text.encode()) for text in texts)
     if longest > MAX_SENTENCE_BYTES:  # SentencePiece would leave it out without a word
-        raise ValueError(f"cannot train a vocabulary on a text of {longest} bytes: split texts above 1 MiB.")
+        raise UserError(f"cannot train a vocabulary on a text of {longest} bytes: split texts above 1 MiB.")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -104,6 +105,6 @@ def train_sentencepiece(texts: Iterable[str], size: int, path: str | os.PathLike
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise ValueError(f"SentencePiece could not train a vocabulary of {size} pieces: {error}") from error
+        raise UserError(f"SentencePiece could not train a vocabulary of {size} pieces: {error}") from error
     with replacing(path) as partial:
         partial.write_bytes(model.getvalue())

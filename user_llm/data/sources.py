@@ -13,6 +13,7 @@ from user_llm.data.answers import Answers
 from user_llm.data.prompts import Prompts, pack_left
 from user_llm.data.vocabularies import Vocabulary, pad_rows, text_start
 from user_llm.data.windows import Windows
+from user_llm.errors import UserError
 
 
 def decoder_features(
@@ -82,12 +83,12 @@ class UserLLMSource:
         length: T+1 = P + W, the width of the full sequences.
 
     Raises:
-        ValueError: the prompts write out more events than a history holds.
+        UserError: the prompts write out more events than a history holds.
     """
 
     def __init__(self, windows: Windows, prompts: Prompts, answers: Answers):
         if prompts.text_history > windows.history_length:
-            raise ValueError(
+            raise UserError(
                 f"text_history={prompts.text_history} writes out more events than history_length="
                 f"{windows.history_length} holds: raise history_length, or lower text_history."
             )
@@ -198,17 +199,17 @@ class TextSource:
         documents: in tokens.
 
     Raises:
-        ValueError: windows of another split than train, no document or no window, or a prompt with an answer that
-            does not fit.
+        ValueError: windows of another split than train.
+        UserError: no document or no window, or a prompt with an answer that does not fit.
     """
 
     def __init__(self, documents: Sequence[str], answers: AnsweredSource, *, max_length: int):
         if answers.split != "train":
             raise ValueError(f"a language model learns from split 'train', got {answers.split!r}.")
         if not documents or not len(answers):
-            raise ValueError(f"{len(documents)} documents and {len(answers)} training windows: both are needed.")
+            raise UserError(f"{len(documents)} documents and {len(answers)} training windows: both are needed.")
         if answers.length > max_length:
-            raise ValueError(
+            raise UserError(
                 f"a prompt and the longest answer take {answers.length} tokens, more than max_length={max_length}: "
                 "raise it, or lower max_inputs or max_targets."
             )

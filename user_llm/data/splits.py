@@ -7,6 +7,8 @@ shorter histories are admitted). The last label is `test`. The last but one is `
 
 import numpy as np
 
+from user_llm.errors import UserError
+
 SPLITS = ("train", "validation", "test")
 
 
@@ -14,14 +16,14 @@ def resolve_min_history(history_length: int, min_history: int | None) -> int:
     """The fewest events a label may have behind it; `history_length` unless said otherwise.
 
     Raises:
-        ValueError: a length below 1, or a minimum above the history length.
+        UserError: a length below 1, or a minimum above the history length.
     """
     if history_length < 1:
-        raise ValueError(f"history_length must be at least 1 event, got {history_length}.")
+        raise UserError(f"history_length must be at least 1 event, got {history_length}.")
     if min_history is None:
         return history_length
     if not 1 <= min_history <= history_length:
-        raise ValueError(
+        raise UserError(
             f"min_history must lie between 1 and history_length={history_length}, got {min_history}; "
             "leave it out to admit full histories only."
         )

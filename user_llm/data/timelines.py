@@ -11,6 +11,7 @@ from tfds_builders.families import builder_of
 from tfds_builders.simulated import SimulatedConfig
 from user_llm.data.columns import ReviewTexts, cached_columns
 from user_llm.data.splits import count_windows
+from user_llm.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -121,10 +122,10 @@ class TimelineTable:
         """The reviews of the events at these places of the flat columns, int [B]; "" where one has none.
 
         Raises:
-            ValueError: the dataset has no reviews.
+            UserError: the dataset has no reviews.
         """
         if self.review_texts is None:
-            raise ValueError(f"dataset {self.name!r} has no reviews.")
+            raise UserError(f"dataset {self.name!r} has no reviews.")
         return self.review_texts(events)
 
     @property
@@ -159,7 +160,7 @@ def load_timelines(
         options: the family's further build options (`TimelineBuilder.OPTIONS`).
 
     Raises:
-        ValueError: an unknown name, an option that does not belong to it, a source that cannot be read, or
+        UserError: an unknown name, an option that does not belong to it, a source that cannot be read, or
             `data_dir` holds this dataset built from another source or with other options.
     """
     builder = builder_of(

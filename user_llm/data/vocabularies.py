@@ -14,6 +14,7 @@ import numpy as np
 from user_llm.data.huggingface_vocabulary import TOKENIZER_JSON, HuggingFaceVocabulary
 from user_llm.data.sentencepiece_vocabulary import TOKENIZER_FILE, SentencePieceVocabulary, train_sentencepiece
 from user_llm.data.vocabulary import Vocabulary
+from user_llm.errors import MissingFile, UserError
 
 __all__ = [
     "TOKENIZER_FILE",
@@ -35,8 +36,8 @@ def load_vocabulary(path: str | os.PathLike) -> Vocabulary:
     (`HuggingFaceVocabulary` says which files beside it are read too).
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is neither of them, or nothing says what ends a text.
+        MissingFile: there is no such file.
+        UserError: the file is neither of them, or nothing says what ends a text.
     """
     file = _tokenizer_file(Path(path))
     return HuggingFaceVocabulary(file) if file.suffix == ".json" else SentencePieceVocabulary(file)
@@ -48,7 +49,7 @@ def _tokenizer_file(path: Path) -> Path:
     for name in (TOKENIZER_FILE, TOKENIZER_JSON):
         if (path / name).is_file():
             return path / name
-    raise FileNotFoundError(
+    raise MissingFile(
         f"no tokenizer at {path}: name a SentencePiece model, a {TOKENIZER_JSON}, or a Hugging Face folder with "
         f"{TOKENIZER_FILE} or {TOKENIZER_JSON} (where it has only other files, `save_pretrained` of its transformers "
         f"tokenizer writes {TOKENIZER_JSON})."
@@ -96,16 +97,16 @@ class NameTokens:
         vocabulary: the vocabulary used.
 
     Raises:
-        ValueError: `max_targets` leaves no room for a name, or a name has no tokens.
+        UserError: `max_targets` leaves no room for a name, or a name has no tokens.
     """
 
     def __init__(self, names: Sequence[str], vocabulary: Vocabulary, max_targets: int):
         if max_targets < 2:
-            raise ValueError(f"max_targets={max_targets} leaves no room for a name and its EOS: raise it.")
+            raise UserError(f"max_targets={max_targets} leaves no room for a name and its EOS: raise it.")
         rows = encode_continuations(vocabulary, names)
         empty = next((index for index, row in enumerate(rows) if index and not row), None)
         if empty:
-            raise ValueError(f"the name {names[empty]!r} of number {empty} has no text to answer with: give it one.")
+            raise UserError(f"the name {names[empty]!r} of number {empty} has no text to answer with: give it one.")
         too_long = [index for index, row in enumerate(rows) if len(row) >= max_targets]
         for index in too_long:
             rows[index] = cut_tokens(vocabulary, rows[index], max_targets - 1)

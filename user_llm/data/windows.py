@@ -21,7 +21,8 @@ class Windows:
         validation: whether position n-2 of every user is held out of `train`.
 
     Raises:
-        ValueError: lengths out of range, or an unknown split.
+        UserError: lengths out of range.
+        ValueError: an unknown split.
     """
 
     def __init__(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from user_llm.decoding.catalogue_trie import CatalogueTrie
 from user_llm.decoding.prefill import Context, DecodingModel, Prompt, extend, prefill
+from user_llm.errors import UserError
 from user_llm.models.attention import Cache
 
 # The root and the titles' first words ("The") branch far wider than the rest: these levels of the trie have a
@@ -75,11 +76,12 @@ def beam_search(
             items bear is left out with the last of them.
 
     Raises:
-        ValueError: an argument is out of range, or items are excluded without a trie.
+        UserError: an argument is out of range.
+        ValueError: items are excluded without a trie.
     """
     for name, value in (("num_beams", num_beams), ("max_steps", max_steps)):
         if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+            raise UserError(f"{name} must be at least 1, got {value}")
     if excluded_items is not None and trie is None:
         raise ValueError("excluded_items needs trie=: free beams know no items")
     steps = max_steps if trie is None else min(max_steps, len(trie.fan_out))

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from user_llm.errors import UserError
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +99,7 @@ class CatalogueTrie:
             eos_id: the token that closes a title.
 
         Raises:
-            ValueError: no items, or a title that is empty, longer than the table, or holds EOS.
+            UserError: no items, or a title that is empty, longer than the table, or holds EOS.
         """
         title_tokens, lengths = np.asarray(title_tokens), np.asarray(lengths)
         _check_titles(title_tokens, lengths, eos_id)
@@ -125,7 +127,7 @@ class CatalogueTrie:
 
 def _check_titles(title_tokens: np.ndarray, lengths: np.ndarray, eos_id: int) -> None:
     if title_tokens.ndim != 2 or lengths.shape != title_tokens.shape[:1] or len(title_tokens) < 2:
-        raise ValueError(
+        raise UserError(
             "titles must be tokens [items + 1, length] with lengths [items + 1] and at least one item, "
             f"got shapes {title_tokens.shape} and {lengths.shape}"
         )
@@ -137,7 +139,7 @@ def _check_titles(title_tokens: np.ndarray, lengths: np.ndarray, eos_id: int) ->
     ):
         items = np.flatnonzero(wrong[1:]) + 1
         if items.size:
-            raise ValueError(f"the title of item {items[0]} {what} ({items.size} such items): {fix}")
+            raise UserError(f"the title of item {items[0]} {what} ({items.size} such items): {fix}")
 
 
 def _distinct_titles(title_tokens: np.ndarray, lengths: np.ndarray):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from user_llm.decoding.prefill import Context, DecodingModel, Prompt, extend, prefill
+from user_llm.errors import UserError
 from user_llm.models.attention import Cache
 
 
@@ -43,14 +44,14 @@ def generate(
         int32 `[B, max_new_tokens]`, `pad_id` after EOS.
 
     Raises:
-        ValueError: an argument is out of range, or sampling was asked for without a key.
+        UserError: an argument is out of range, or sampling was asked for without a key.
     """
     if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        raise UserError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     if temperature < 0:
-        raise ValueError(f"temperature must be 0 (greedy) or more, got {temperature}")
+        raise UserError(f"temperature must be 0 (greedy) or more, got {temperature}")
     if temperature > 0 and key is None:
-        raise ValueError(f"temperature {temperature} samples: pass key=jax.random.key(seed)")
+        raise UserError(f"temperature {temperature} samples: pass key=jax.random.key(seed)")
     return _generate(
         model,
         prompt_tokens,

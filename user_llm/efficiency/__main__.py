@@ -17,9 +17,9 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from user_llm import command_line, quiet_tensorflow  # noqa: F401 - quietly, before the data's modules do it
-from user_llm.config import ConfigError
 from user_llm.efficiency.programs import TEXT_TOKENS, measure
 from user_llm.efficiency.report import render
+from user_llm.errors import show
 from user_llm.evaluation.report import provenance
 from user_llm.experiment.validation import validate
 from user_llm.files import replacing
@@ -37,12 +37,16 @@ _ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each program; the tables s
 
 def main(_) -> None:
     try:
-        rows = []
-        for events in map(int, _EVENTS.value):
-            print(f"{events} events …", file=sys.stderr, flush=True)
-            rows += measure(_CONFIG.value, events, users=_USERS.value, rounds=_ROUNDS.value)
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
+        _measure()
+    except Exception as error:
+        sys.exit(show(error))
+
+
+def _measure() -> None:
+    rows = []
+    for events in map(int, _EVENTS.value):
+        print(f"{events} events …", file=sys.stderr, flush=True)
+        rows += measure(_CONFIG.value, events, users=_USERS.value, rounds=_ROUNDS.value)
     results = {**provenance("random users"), "config": _CONFIG.value.name, "users": _USERS.value, "rows": rows}
     print(render(results))
     if _OUTPUT.value:

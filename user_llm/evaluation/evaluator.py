@@ -5,6 +5,7 @@ a batch of the evaluation takes far longer to compute than to read, and metrics 
 """
 
 import functools
+import logging
 from collections.abc import Callable, Iterable, Mapping
 
 import jax
@@ -22,12 +23,14 @@ from user_llm.evaluation.baselines import Scores
 from user_llm.evaluation.metrics import ranks_from_scores, ranks_from_titles
 from user_llm.models.model import Model
 from user_llm.parallel.mesh import put_whole_batch
-from user_llm.parallel.processes import fetch, is_lead
+from user_llm.parallel.processes import end_if_preempted, fetch, is_lead
 from user_llm.training.objectives import Objective
 
 Beams = Callable[[Mapping[str, np.ndarray]], tuple[BeamResult, np.ndarray]]
 
 TOP = 10  # items kept of a ranking by scores
+
+_logger = logging.getLogger(__name__)
 
 
 def rank_by_scores(
@@ -141,6 +144,23 @@ def encoder_scores(model: Model, *, of: str = "item") -> Scores:
     return scores
 
 
+_BEAM_OPTIONS = ("num_beams", "max_steps", "eos_id", "constrained", "with_context")
+
+
+@functools.partial(jax.jit, static_argnames=_BEAM_OPTIONS)
+def _beams(model: Model, trie: CatalogueTrie, batch, excluded, *, constrained: bool, with_context: bool, **options):
+    llm = model.module()
+    return beam_search(
+        llm,
+        batch["prompt_tokens"],
+        batch["prompt_lengths"],
+        _context(llm, batch) if with_context else None,
+        trie=trie if constrained else None,
+        excluded_items=excluded["item"] if constrained else None,
+        **options,
+    )
+
+
 def user_llm_beams(
     model: Model,
     *,
@@ -156,69 +176,48 @@ def user_llm_beams(
 
     `constrained` beams answer titles of the catalogue and nothing else.
     """
+    options = dict(num_beams=num_beams, max_steps=max_steps, eos_id=eos_id)
+    options |= dict(constrained=constrained, with_context=with_context)
 
-    @jax.jit
-    def apply(model: Model, trie, batch, excluded):
-        llm = model.module()
-        return beam_search(
-            llm,
-            batch["prompt_tokens"],
-            batch["prompt_lengths"],
-            _context(llm, batch) if with_context else None,
-            num_beams=num_beams,
-            max_steps=max_steps,
-            eos_id=eos_id,
-            trie=trie if constrained else None,
-            excluded_items=excluded["item"] if constrained else None,
-        )
-
-    def beams(batch):
+    def beams(batch: Mapping[str, np.ndarray]) -> tuple[BeamResult, np.ndarray]:
         history = batch["history/item"]
         excluded = np.zeros_like(history)
         if exclude_history:
             # A user to recommend to has no label.
             excluded = _seen(history, batch.get("label/item", np.zeros(len(history), np.int32)))
         inputs = put_whole_batch(_inputs(batch), model.mesh)
-        return apply(model, trie, inputs, put_whole_batch({"item": excluded}, model.mesh)), excluded
+        return _beams(model, trie, inputs, put_whole_batch({"item": excluded}, model.mesh), **options), excluded
 
     return beams
 
 
-def user_llm_scores(
-    model: Model,
-    *,
-    trie: CatalogueTrie,
-    eos_id: int,
-    with_context: bool = True,
-) -> Scores:
+@functools.partial(jax.jit, static_argnames=("eos_id", "with_context"))
+def _catalogue_scores(model: Model, trie: CatalogueTrie, batch, *, eos_id: int, with_context: bool):
+    llm = model.module()
+    context = _context(llm, batch) if with_context else None
+    return rank_catalogue(llm, batch["prompt_tokens"], batch["prompt_lengths"], context, trie, eos_id=eos_id)
+
+
+def user_llm_scores(model: Model, *, trie: CatalogueTrie, eos_id: int, with_context: bool = True) -> Scores:
     """Log-probability of every name of the trie: exact, and affordable for categories and small catalogues."""
+    options = dict(eos_id=eos_id, with_context=with_context)
+    return lambda batch: _catalogue_scores(model, trie, put_whole_batch(_inputs(batch), model.mesh), **options)
 
-    @jax.jit
-    def apply(model: Model, trie, batch):
-        llm = model.module()
-        context = _context(llm, batch) if with_context else None
-        return rank_catalogue(llm, batch["prompt_tokens"], batch["prompt_lengths"], context, trie, eos_id=eos_id)
 
-    return lambda batch: apply(model, trie, put_whole_batch(_inputs(batch), model.mesh))
+@functools.partial(jax.jit, static_argnames=("eos_id", "max_new_tokens", "with_context"))
+def _texts(model: Model, batch, *, eos_id: int, max_new_tokens: int, with_context: bool):
+    llm = model.module()
+    context = _context(llm, batch) if with_context else None
+    prompt = batch["prompt_tokens"], batch["prompt_lengths"]
+    return generate(llm, *prompt, context, max_new_tokens=max_new_tokens, eos_id=eos_id)
 
 
 def user_llm_texts(
-    model: Model,
-    *,
-    eos_id: int,
-    max_new_tokens: int,
-    with_context: bool = True,
+    model: Model, *, eos_id: int, max_new_tokens: int, with_context: bool = True
 ) -> Callable[[Mapping[str, np.ndarray]], jax.Array]:
     """Returns `batch -> int32 [B, max_new_tokens]`: what the contextualised LLM writes, greedily, up to EOS."""
-
-    @jax.jit
-    def apply(model: Model, batch):
-        llm = model.module()
-        context = _context(llm, batch) if with_context else None
-        prompt = batch["prompt_tokens"], batch["prompt_lengths"]
-        return generate(llm, *prompt, context, max_new_tokens=max_new_tokens, eos_id=eos_id)
-
-    return lambda batch: apply(model, put_whole_batch(_inputs(batch), model.mesh))
+    options = dict(eos_id=eos_id, max_new_tokens=max_new_tokens, with_context=with_context)
+    return lambda batch: _texts(model, put_whole_batch(_inputs(batch), model.mesh), **options)
 
 
 def write_texts(
@@ -306,9 +305,11 @@ def mean_metrics(objective: Objective, source: Source, batch_size: int) -> Calla
 
 def _batches(source: Source, batch_size: int, description: str) -> Iterable[tuple[dict[str, np.ndarray], np.ndarray]]:
     """Evaluation batches with the mask of their real rows, under a progress bar."""
+    _logger.debug("%s: %d examples", description, len(source))
     disable = None if is_lead() else True  # None: where there is no terminal
     with tqdm(total=len(source), desc=description, unit="user", dynamic_ncols=True, disable=disable) as bar:
         for batch in evaluation_batches(source, batch_size):
+            end_if_preempted()
             real = batch["weight"] > 0
             yield batch, real
             bar.update(int(real.sum()))

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from user_llm.errors import UserError
+
 Interval = dict[str, float]  # "value", "low", "high"
 
 _FEW_VALUES = 1000
@@ -28,7 +30,8 @@ def ranks_from_scores(scores: np.ndarray, labels: np.ndarray, excluded: np.ndarr
       float64 `[n]`: 1 + the number of other rankable items that score at least as high as the label.
 
     Raises:
-      ValueError: a score is NaN, or a label is no column of `scores`.
+      UserError: a score is NaN.
+      ValueError: a label is no column of `scores`.
     """
     rows = np.arange(len(labels))
     if len(scores) != len(labels) or np.any((labels < 1) | (labels >= scores.shape[1])):
@@ -59,7 +62,7 @@ def ranks_from_titles(titles: np.ndarray, scores: np.ndarray, counts: np.ndarray
       title is not among those found.
 
     Raises:
-      ValueError: a score is NaN.
+      UserError: a score is NaN.
     """
     _refuse_nan(scores)
     own = (titles == labels[:, None]) & (counts > 0)
@@ -71,7 +74,7 @@ def ranks_from_titles(titles: np.ndarray, scores: np.ndarray, counts: np.ndarray
 def _refuse_nan(scores: np.ndarray) -> None:
     unordered = np.flatnonzero(np.isnan(scores).any(axis=1))
     if len(unordered):
-        raise ValueError(
+        raise UserError(
             f"{len(unordered)} of {len(scores)} rows of scores hold NaN, the first in row {unordered[0]}: a NaN has no "
             "rank. Look for a diverged training run, or a division by zero in the scores."
         )
@@ -108,11 +111,11 @@ def bootstrap_interval(values: np.ndarray, samples: int = 1000, seed: int = 0) -
     Where values are many, as of ROUGE, the users themselves are drawn.
 
     Raises:
-      ValueError: no values, or NaN among them.
+      UserError: no values, or NaN among them.
     """
     values = np.asarray(values, np.float64)
     if not len(values) or np.isnan(values).any():
-        raise ValueError(
+        raise UserError(
             f"cannot bootstrap {len(values)} values with {np.isnan(values).sum()} NaN: need at least one user"
         )
     distinct, counts = np.unique(values, return_counts=True)

@@ -85,13 +85,20 @@ def provenance(dataset_fingerprint: str) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of the clone this module runs from, "-dirty" with tracked changes; None outside of a clone."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """The commit of the clone this module runs from, "-dirty" with tracked changes; None outside of a clone.
+
+    Installed, the module may lie in a .venv inside of another project's clone, whose git does not track it.
+    """
+    here = Path(__file__).resolve()
+    tracked = ["git", "ls-files", "--error-unmatch", here.name]
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    answer = ""
     try:
-        answer = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        for command in (tracked, describe):
+            answer = subprocess.run(command, cwd=here.parent, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
-    return answer.stdout.strip()
+    return answer.strip()
 
 
 def _version(distribution: str) -> str | None:

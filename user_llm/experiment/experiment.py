@@ -83,6 +83,13 @@ class Experiment(TaskData):
         return self._facts["fingerprint"]
 
     @functools.cached_property
+    def label_counts(self) -> np.ndarray:
+        """int64 `[I+1]`: how often each item is the label of a training window."""
+        windows = self.windows("train")
+        labels = self.table.item[windows.label_positions(np.arange(len(windows)))]
+        return np.bincount(labels, minlength=self.table.catalogue.num_items + 1)
+
+    @functools.cached_property
     def vocabulary(self) -> Vocabulary:
         """The LLM's vocabulary."""
         return load_vocabulary(self.workdir / VOCABULARY)

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
-from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
+from user_llm.experiment.assembly import Assembly
 from user_llm.experiment.stages import Stage
 from user_llm.parallel.processes import is_lead
 from user_llm.parallel.rules import partition_spec
+from user_llm.training.cross_entropy import logits_bytes
 from user_llm.training.trainable import trainable
 
 _MIN_WIDTH = 100  # columns; a narrower table would cut numbers
@@ -22,7 +23,7 @@ _HEADINGS = ("parameters", "that train", "parameters MiB", "gradients MiB", "opt
 
 
 def print_parameter_table(
-    config: ConfigDict,
+    assembly: Assembly,
     stage: Stage,
     shapes: Mapping[str, jax.ShapeDtypeStruct],
     axes: Mapping[str, Sequence[str | None]],
@@ -31,13 +32,14 @@ def print_parameter_table(
     """Prints one row a component and their total, of several processes on the lead.
 
     Args:
-      config: the experiment.
+      assembly: the experiment's.
       stage: which of its stages.
       shapes, axes: path → (abstract) parameter, and its logical axes.
       mesh: the devices they are cut over; an abstract one will do.
     """
     if not is_lead():
         return
+    config = assembly.config
     trains = trainable(shapes, stage.rules(config))
     rows: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(_HEADINGS), np.int64))
     for path, shape in shapes.items():
@@ -52,10 +54,17 @@ def print_parameter_table(
     strategy = f", strategy {config.strategy}" if stage.name == "user_llm" else ""
     table = Table(
         title=f"{config.name}: stage {stage.name}{strategy}, mesh {devices}",
-        caption="MiB per device; activations, the batch and a chunk of logits come on top",
+        caption="MiB per device; activations and the batch come on top, and a chunk of logits: "
+        f"{_logits_bytes(assembly, stage) / 2**20:,.1f} MiB over all devices",
     )
     for heading in ("component", *_HEADINGS):
         table.add_column(heading, justify="left" if heading == "component" else "right")
     for component, values in rows.items():
         table.add_row(component, *(f"{v:,}" for v in values[:2]), *(f"{v / 2**20:,.1f}" for v in values[2:]))
     Console(width=max(_MIN_WIDTH, Console().width)).print(table)
+
+
+def _logits_bytes(assembly: Assembly, stage: Stage) -> int:
+    config, (rows, classes) = assembly.config, stage.softmax(assembly)
+    training = config.training[stage.name]
+    return logits_bytes(training.batch_size // training.accumulate * rows, classes, config.encoder.chunk_rows)

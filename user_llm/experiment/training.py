@@ -18,7 +18,7 @@ def run_stages(experiment: Experiment, host: Host) -> Models:
     config, finished = experiment.config, _borrowed(experiment)
     for stage in stages_of(config):
         run = stage.training_run(experiment, stage.initial(experiment, finished))
-        print_parameter_table(config, stage, run.model.parameters, run.axes, experiment.mesh)
+        print_parameter_table(experiment.assembly, stage, run.model.parameters, run.axes, experiment.mesh)
         finished[stage.name] = train(run, experiment.workdir / stage.name, seed=config.seed, host=host)
         stage.export(experiment, finished[stage.name])
         wait_for_all(f"{stage.name} is exported")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from user_llm.errors import UserError
+from user_llm.errors import MissingFile, UserError
 from user_llm.files import replacing
 
 FORMAT = 2  # raised when what a workdir holds is no longer read as before
@@ -14,7 +14,7 @@ FORMAT = 2  # raised when what a workdir holds is no longer read as before
 CONFIG, ENVIRONMENT, VOCABULARY, CATALOGUE = "config.json", "environment.json", "vocabulary", "catalogue.json"
 
 
-class NoRun(UserError, FileNotFoundError):
+class NoRun(MissingFile):
     """A workdir without a run, or with one that is not finished."""
 
 

@@ -64,7 +64,7 @@ def print_dry_run(config: ConfigDict) -> None:
     for stage in stages_of(config):
         model = parameters.abstract(stage.builder(assembly))
         _, shapes, _ = parameters.split(model)
-        print_parameter_table(config, stage, shapes, parameters.logical_axes(model), mesh)
+        print_parameter_table(assembly, stage, shapes, parameters.logical_axes(model), mesh)
 
 
 def _abstract_mesh(sizes: Mapping[str, int]) -> AbstractMesh:

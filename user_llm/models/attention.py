@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from user_llm.errors import UserError
 from user_llm.models.layers import Projections, fan_in, make_norm, parameter, rotate
 from user_llm.models.sharding import shard
 
@@ -98,7 +99,7 @@ class Attention(Projections):
         output_bias: bool = False,
     ):
         if num_heads % num_kv_heads:
-            raise ValueError(f"num_heads ({num_heads}) must be a multiple of num_kv_heads ({num_kv_heads}).")
+            raise UserError(f"num_heads ({num_heads}) must be a multiple of num_kv_heads ({num_kv_heads}).")
         self.dtype, self.query_scale, self.score_cap = dtype, query_scale, score_cap
         keys = ((key_width, num_kv_heads, head_dim), (key_axis, "kv_heads", "head_dim"), param_dtype)
         self.q_DNH = parameter(

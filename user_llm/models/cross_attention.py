@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from user_llm.errors import UserError
 from user_llm.models.attention import Attention, Cache, Context
 from user_llm.models.language_model import LanguageModel, LanguageModelConfig
 from user_llm.models.layers import MLP, RMSNorm, parameter
@@ -105,14 +106,14 @@ class CrossAttention(nnx.Module):
       context_width: U, of the user embeddings.
 
     Raises:
-      ValueError: `every` is no number of the language model's layers.
+      UserError: `every` is no number of the language model's layers.
     """
 
     def __init__(
         self, config: CrossAttentionConfig, language_model: LanguageModelConfig, context_width: int, *, rngs: nnx.Rngs
     ):
         if not 1 <= config.every <= language_model.num_layers:
-            raise ValueError(
+            raise UserError(
                 f"Cross-attention every {config.every} layers does not fit a language model of "
                 f"{language_model.num_layers} layers: choose `every` from 1 to {language_model.num_layers}."
             )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from user_llm.errors import UserError
 from user_llm.models.event_embedding import FeatureEmbeddings
 from user_llm.models.layers import cast, fan_in, lookup, parameter
 from user_llm.models.perceiver import Perceiver, PerceiverConfig
@@ -29,10 +30,10 @@ class DualEncoderConfig(EncoderConfig):
 
     def __post_init__(self):
         if self.label not in LABELS:
-            raise ValueError(f"label {self.label!r} of the dual encoder: expected one of {LABELS}.")
+            raise UserError(f"label {self.label!r} of the dual encoder: expected one of {LABELS}.")
         for name in ("num_outputs", "fusion_layers"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} of the dual encoder must be at least 1, got {getattr(self, name)}.")
+                raise UserError(f"{name} of the dual encoder must be at least 1, got {getattr(self, name)}.")
 
     @property
     def fusion(self) -> PerceiverConfig:
@@ -162,7 +163,7 @@ class DualEncoder(nnx.Module):
         """float32 [B, I + 1], the logits of the item after the newest event; -inf for the padding item 0.
 
         Raises:
-          ValueError: the labels are categories.
+          UserError: the labels are categories.
         """
         return self._label_logits("item", history, mask)
 
@@ -170,13 +171,13 @@ class DualEncoder(nnx.Module):
         """float32 [B, C + 1], the logits of the next item's category; -inf for the padding category 0.
 
         Raises:
-          ValueError: the labels are items.
+          UserError: the labels are items.
         """
         return self._label_logits("category", history, mask)
 
     def _label_logits(self, label: str, history: History, mask: jax.Array) -> jax.Array:
         if label != self.config.label:
-            raise ValueError(
+            raise UserError(
                 f"This dual encoder's labels are of kind {self.config.label!r}, so it cannot rank by {label}: "
                 f"train one with label={label!r}."
             )

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from user_llm.errors import UserError
 from user_llm.models.layers import Buffer, cast, fan_in, lookup, normal, parameter
 from user_llm.models.sharding import ANY, shard
 
@@ -37,7 +38,7 @@ class FeatureEmbeddings(nnx.Module):
     ):
         unknown = [feature for feature in features if feature not in FEATURES]
         if unknown or not features or len(set(features)) != len(features):
-            raise ValueError(f"features {features}: expected one or more of {FEATURES}, each once.")
+            raise UserError(f"features {features}: expected one or more of {FEATURES}, each once.")
         self.features, self.dtype = tuple(features), dtype
         sizes = {"item": len(item_categories), "category": num_categories + 1, "rating": num_ratings + 1}
         for feature in features:
@@ -83,7 +84,7 @@ class EventEmbedding(FeatureEmbeddings):
 
     def __init__(self, features: tuple[str, ...], width: int, *, param_dtype: str, rngs: nnx.Rngs, **options):
         if "item" not in features:
-            raise ValueError(f"features {features}: 'item' must be one of them, as it is what is predicted.")
+            raise UserError(f"features {features}: 'item' must be one of them, as it is what is predicted.")
         super().__init__(features, width, param_dtype=param_dtype, rngs=rngs, **options)
         joined = len(features) * width
         self.projection_EU = parameter(rngs, fan_in(joined), (joined, width), ("feature", "user"), param_dtype)

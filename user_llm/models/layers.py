@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from user_llm.errors import UserError
 from user_llm.models.sharding import ANY, shard
 
 Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
@@ -122,7 +123,7 @@ NORMS = {"rms": RMSNorm, "rms_plus_one": functools.partial(RMSNorm, plus_one=Tru
 def make_norm(kind: str, width: int, *, epsilon: float, param_dtype: str, rngs: nnx.Rngs) -> nnx.Module:
     """The norm over `width` channels that a config names."""
     if kind not in NORMS:
-        raise ValueError(f"norm is {kind!r}; known: {', '.join(NORMS)}.")
+        raise UserError(f"norm is {kind!r}; known: {', '.join(NORMS)}.")
     return NORMS[kind](width, epsilon=epsilon, param_dtype=param_dtype, rngs=rngs)
 
 
@@ -164,7 +165,7 @@ class MLP(Projections):
         bias: bool = False,
     ):
         if activation not in ACTIVATIONS:
-            raise ValueError(f"activation is {activation!r}; known: {', '.join(ACTIVATIONS)}.")
+            raise UserError(f"activation is {activation!r}; known: {', '.join(ACTIVATIONS)}.")
         self.activation, self.gated, self.dtype = activation, gated, dtype
         if gated:
             self.gate_DF = parameter(rngs, fan_in(width), (width, hidden), (width_axis, hidden_axis), param_dtype)
@@ -204,11 +205,11 @@ class RopeScaling:
 
     def __post_init__(self):
         if self.kind not in ("linear", "llama3"):
-            raise ValueError(f"RopeScaling.kind is {self.kind!r}; known: linear, llama3.")
+            raise UserError(f"RopeScaling.kind is {self.kind!r}; known: linear, llama3.")
         if self.factor <= 0:
-            raise ValueError(f"RopeScaling.factor must be above 0, got {self.factor}.")
+            raise UserError(f"RopeScaling.factor must be above 0, got {self.factor}.")
         if self.low_frequency_factor >= self.high_frequency_factor:
-            raise ValueError(
+            raise UserError(
                 f"RopeScaling.low_frequency_factor ({self.low_frequency_factor}) must be below "
                 f"high_frequency_factor ({self.high_frequency_factor})."
             )

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from user_llm.errors import UserError
 from user_llm.models.layers import PROJECTIONS, Projections, cast, fan_in, parameter
 
 
@@ -22,10 +23,10 @@ class LoraConfig:
 
     def __post_init__(self):
         if self.rank < 1:
-            raise ValueError(f"lora.rank must be at least 1, got {self.rank}.")
+            raise UserError(f"lora.rank must be at least 1, got {self.rank}.")
         unknown = [target for target in self.targets if target not in PROJECTIONS]
         if unknown or not self.targets:
-            raise ValueError(f"lora.targets is {self.targets!r}: name one or more of {', '.join(PROJECTIONS)}.")
+            raise UserError(f"lora.targets is {self.targets!r}: name one or more of {', '.join(PROJECTIONS)}.")
 
     @property
     def scale(self) -> float:
@@ -56,13 +57,13 @@ def add_lora(config: LoraConfig, *modules: Projections, rngs: nnx.Rngs) -> None:
     """Gives every one of the `modules` adapters for those of its maps that the config names.
 
     Raises:
-      ValueError: a target is a map that no module has (`gate`, where the MLP is not gated).
+      UserError: a target is a map that no module has (`gate`, where the MLP is not gated).
     """
     for target in config.targets:
         name = target + "_" + "".join(PROJECTIONS[target])
         owners = [module for module in modules if hasattr(module, name)]
         if not owners:
-            raise ValueError(f"lora.targets names {target!r}, which this model does not have; remove it.")
+            raise UserError(f"lora.targets names {target!r}, which this model does not have; remove it.")
         for module in owners:
             if module.lora is None:
                 module.lora = nnx.Dict()
@@ -76,22 +77,22 @@ def merge_lora(parameters: Mapping[str, jax.Array], config: LoraConfig) -> dict[
       parameters: path → array, of a model or a part of one (any prefix), layers unrolled or stacked.
       config: the one the adapters were built with.
     Raises:
-      ValueError: there is no adapter, or one lacks its other half or its weight, or has another rank.
+      UserError: there is no adapter, or one lacks its other half or its weight, or has another rank.
     """
     merged = {path: value for path, value in parameters.items() if "/lora/" not in path}
     adapters = sorted(path for path in parameters if re.search(r"/lora/\w+/a_\w+$", path))
     if not adapters:
-        raise ValueError("No LoRA adapter among the parameters: expected paths such as layers/0/attention/lora/q/a_DR.")
+        raise UserError("No LoRA adapter among the parameters: expected paths such as layers/0/attention/lora/q/a_DR.")
     for a_path in adapters:
         module, target = re.fullmatch(r"(.*)/lora/(\w+)/a_\w+", a_path).groups()
         inputs, outputs = PROJECTIONS[target]
         path, b_path = f"{module}/{target}_{inputs}{outputs}", f"{module}/lora/{target}/b_R{outputs}"
         for needed in (path, b_path):
             if needed not in parameters:
-                raise ValueError(f"The LoRA adapter {a_path} needs the parameter {needed}, which is not there.")
+                raise UserError(f"The LoRA adapter {a_path} needs the parameter {needed}, which is not there.")
         a, b, weight = parameters[a_path], parameters[b_path], parameters[path]
         if a.shape[-1] != config.rank:
-            raise ValueError(f"{a_path} has rank {a.shape[-1]}, the config {config.rank}.")
+            raise UserError(f"{a_path} has rank {a.shape[-1]}, the config {config.rank}.")
         low_rank = f"...{inputs}R,...R{outputs}->...{inputs}{outputs}"
         change = jnp.einsum(low_rank, a.astype(jnp.float32), b.astype(jnp.float32), precision="highest")
         merged[path] = (weight.astype(jnp.float32) + config.scale * change).astype(weight.dtype)

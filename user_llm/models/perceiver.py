@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from user_llm.errors import UserError
 from user_llm.models.cross_attention import CrossBlock
 from user_llm.models.layers import RMSNorm, cast, normal, parameter
 from user_llm.models.stack import StackConfig, repeat
@@ -27,7 +28,7 @@ class PerceiverConfig:
     def stack(self, width: int) -> StackConfig:
         """The stack of a Perceiver whose embeddings and latents have `width` (U)."""
         if width % self.num_heads:
-            raise ValueError(f"Encoder width {width} must be a multiple of the Perceiver's num_heads {self.num_heads}.")
+            raise UserError(f"Encoder width {width} must be a multiple of the Perceiver's num_heads {self.num_heads}.")
         return StackConfig(
             num_layers=self.num_layers,
             width=width,
@@ -58,7 +59,7 @@ class Perceiver(nnx.Module):
       width: U, of the embeddings and of the latents.
 
     Raises:
-      ValueError: the width is no multiple of the number of heads.
+      UserError: the width is no multiple of the number of heads.
     """
 
     def __init__(self, config: PerceiverConfig, width: int, *, rngs: nnx.Rngs):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from user_llm.errors import UserError
 from user_llm.models.attention import Attention, Cache, Context, write_cache
 from user_llm.models.layers import MLP, RopeScaling, dropout, make_norm, rotary_angles, round_product, round_to_dtype
 from user_llm.models.lora import LoraConfig, add_lora
@@ -56,14 +57,14 @@ class StackConfig:
 
     def __post_init__(self):
         if self.local_layers and len(self.local_layers) != self.num_layers:
-            raise ValueError(f"local_layers has {len(self.local_layers)} entries; num_layers is {self.num_layers}.")
+            raise UserError(f"local_layers has {len(self.local_layers)} entries; num_layers is {self.num_layers}.")
         if bool(self.local_layers) != (self.sliding_window is not None):
-            raise ValueError(
+            raise UserError(
                 "sliding_window and local_layers belong together: got "
                 f"sliding_window={self.sliding_window}, local_layers={self.local_layers}."
             )
         if self.local_rope_theta is not None and not self.local_layers:
-            raise ValueError(f"local_rope_theta ({self.local_rope_theta}) needs local_layers.")
+            raise UserError(f"local_rope_theta ({self.local_rope_theta}) needs local_layers.")
 
     @property
     def output_scale(self) -> float:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from user_llm.errors import UserError
 from user_llm.models.event_embedding import FEATURES, EventEmbedding
 from user_llm.models.layers import RMSNorm, cast, dropout, fan_in, normal, parameter
 from user_llm.models.stack import StackConfig, apply_layers, init_layers
@@ -45,7 +46,7 @@ class EncoderConfig:
     @property
     def stack(self) -> StackConfig:
         if self.width % self.num_heads:
-            raise ValueError(f"Encoder width {self.width} must be a multiple of num_heads {self.num_heads}.")
+            raise UserError(f"Encoder width {self.width} must be a multiple of num_heads {self.num_heads}.")
         return StackConfig(
             num_layers=self.num_layers,
             width=self.width,
@@ -94,7 +95,7 @@ class HistoryTransformer(nnx.Module):
         """
         length, config = mask.shape[-1], self.config
         if length > config.max_length:
-            raise ValueError(f"History of {length} slots; this encoder was built for at most {config.max_length}.")
+            raise UserError(f"History of {length} slots; this encoder was built for at most {config.max_length}.")
         input_key, layers_key = (None, None) if key is None else jax.random.split(key)
         # Positions count from the newest event, so a shorter array of slots gives the same embeddings.
         x = x + cast(self.position_SU, config.dtype)[config.max_length - length :]

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import jax
 from flax import nnx
 
+from user_llm.errors import UserError
 from user_llm.models.attention import Cache, Context
 from user_llm.models.cross_attention import CrossAttention
 from user_llm.models.language_model import LanguageModel
@@ -25,7 +26,7 @@ class UserLLM(nnx.Module):
       connector: what the language model does with either.
 
     Raises:
-      ValueError: an encoder without a connector, or a Perceiver or a connector without an encoder.
+      UserError: an encoder without a connector, or a Perceiver or a connector without an encoder.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class UserLLM(nnx.Module):
         if (encoder is None) != (connector is None) or (encoder is None and perceiver is not None):
             parts = {"encoder": encoder, "Perceiver": perceiver, "connector": connector}
             given = " and ".join(name for name, part in parts.items() if part is not None)
-            raise ValueError(
+            raise UserError(
                 f"User-LLM with {given} alone: an encoder needs a connector, and a Perceiver or a connector an encoder."
             )
         if encoder is not None:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from user_llm.errors import UserError
 from user_llm.models import sharding
 
 AXES = ("data", "fsdp", "tensor")
@@ -17,14 +18,14 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
     """The mesh over all devices with `sizes` devices along each of `AXES`; one size may be -1 (the rest).
 
     Raises:
-      ValueError: the sizes do not multiply to the number of devices.
+      UserError: the sizes do not multiply to the number of devices.
     """
     shape = [sizes[axis] for axis in AXES]
     devices = jax.device_count()
     if shape.count(-1) == 1:
         shape[shape.index(-1)] = devices // max(1, math.prod(size for size in shape if size != -1))
     if math.prod(shape) != devices or min(shape) < 1:
-        raise ValueError(
+        raise UserError(
             f"config.compute.mesh = {dict(sizes)} does not cover the {devices} devices of this run: the sizes must "
             f"multiply to {devices}, and at most one may be -1 (take what is left)."
         )
@@ -47,7 +48,7 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     Processes that share slices of a batch (a `tensor` axis across hosts) hold the same rows.
 
     Raises:
-      ValueError: a batch that does not divide among `batch_shards`.
+      UserError: a batch that does not divide among `batch_shards`.
     """
     slices = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size)[rows] for (rows,) in slices]))

@@ -7,6 +7,7 @@ Processes wait for one another through JAX's coordination service, not on their 
 import itertools
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +21,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
+
+from user_llm.errors import UserError
 
 _HEARTBEAT_SECONDS = 30  # without a sign of life, after which a process counts as dead
 _SHUTDOWN_SECONDS = 20  # that a process which ends waits for the others
@@ -36,7 +39,14 @@ _BROKEN = ("Gloo", "NCCL", "CoordinationService", "coordination service", "Barri
 
 _logger = logging.getLogger(__name__)
 _waits = itertools.count()
+_polls = itertools.count(1)  # of all stages and evaluations: JAX agrees on one number of them, and passes it once
+_stopping = False  # SIGTERM has come, and nobody has ended because of it yet
+_savers = 0  # of `Interrupt`, in use
 _witness: subprocess.Popen | None = None
+
+
+class Preempted(Exception):
+    """SIGTERM arrived; everything is saved, and the same command goes on from here."""
 
 
 def start(
@@ -52,19 +62,19 @@ def start(
         the environment says that there are several.
 
     Raises:
-      ValueError: flags that do not go together, a port that is taken, or no cluster where one was to be found. Where
+      UserError: flags that do not go together, a port that is taken, or no cluster where one was to be found. Where
         another process does not come within five minutes, JAX aborts this one; the witness says what to do.
     """
     explicit = coordinator, num_processes, process_id
     options: dict[str, Any] = {}
     if any(value is not None for value in explicit):
         if None in explicit or distributed is not None:
-            raise ValueError(
+            raise UserError(
                 "--coordinator, --num_processes and --process_id belong together, without --distributed: give all "
                 "three on every host, as in --coordinator=10.0.0.1:8476 --num_processes=2 --process_id=0"
             )
         if not coordinator.rpartition(":")[2].isdecimal() or not 0 <= process_id < num_processes:
-            raise ValueError(
+            raise UserError(
                 f"--coordinator={coordinator} --num_processes={num_processes} --process_id={process_id}: expected "
                 "HOST:PORT, and a process_id from 0 to num_processes - 1"
             )
@@ -81,7 +91,7 @@ def start(
             **options, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS, shutdown_timeout_seconds=_SHUTDOWN_SECONDS
         )
     except (ValueError, RuntimeError) as error:
-        raise ValueError(f"the processes of this run did not find one another: {_first_line(error)}") from error
+        raise UserError(f"the processes of this run did not find one another: {_first_line(error)}") from error
     if several():
         wait_for_all("start")
         multihost_utils.sync_global_devices("start")  # CPU: processes connect now, while none is behind the others
@@ -91,7 +101,7 @@ def _check_port(coordinator: str) -> None:
     try:
         socket.create_server(("", int(coordinator.rpartition(":")[2]))).close()
     except OSError as error:  # JAX would end in a segmentation fault
-        raise ValueError(f"--coordinator={coordinator}: process 0 cannot listen there ({error})") from error
+        raise UserError(f"--coordinator={coordinator}: process 0 cannot listen there ({error})") from error
 
 
 def several_are_announced(environment: Any) -> bool:
@@ -121,25 +131,73 @@ def wait_for_all(name: str) -> None:
 
     Raises:
       RuntimeError: a process has died; see `end_if_lost`.
+      Preempted: see `end_if_preempted`.
     """
     if several():
         key = f"user_llm {next(_waits)}: {name}"
         multihost.get_barrier_sync_fn()(key=key, timeout_ms=_WAIT_MILLISECONDS)
+    end_if_preempted()
+
+
+class Interrupt:
+    """Holds SIGTERM back while in use, for what must save first: it asks `received`, and raises `Preempted` itself."""
+
+    def __enter__(self):
+        global _savers
+        _savers += 1
+        if not several():
+            self._previous = signal.signal(signal.SIGTERM, _note)
+        return self
+
+    def received(self) -> bool:
+        """Whether to save and end here. All processes must ask at the same points."""
+        return _must_stop()
+
+    def __exit__(self, kind, *_):
+        global _savers, _stopping
+        _savers -= 1
+        if not several():
+            signal.signal(signal.SIGTERM, self._previous)
+        if kind is Preempted:
+            _stopping = False
+
+
+def end_if_preempted() -> None:
+    """Raises `Preempted` where SIGTERM has come and no `Interrupt` is in use. All processes must call it at the same
+    points: between the batches of an evaluation, say."""
+    global _stopping
+    if _must_stop() and not _savers:
+        _stopping = False
+        raise Preempted("Stopped. The same command goes on from the last checkpoint.")
+
+
+def _note(*_) -> None:
+    global _stopping
+    _stopping = True
+
+
+def _must_stop() -> bool:
+    """Of several processes any may get the signal, and all must stop at the same point: JAX, which has its own handler
+    then, agrees on one of the next. One process outside of `Interrupt` ends in `main`'s handler."""
+    global _stopping
+    if several() and multihost_utils.reached_preemption_sync_point(next(_polls)):
+        _stopping = True
+    return _stopping
 
 
 def check_same(value: str, what: str) -> None:
-    """Raises ValueError on all processes where `value`, which is `what`, is not the same for all."""
+    """Raises UserError on all processes where `value`, which is `what`, is not the same for all."""
     if several():
         sums = multihost_utils.process_allgather(np.uint32(zlib.crc32(value.encode())))
         if len({*sums.tolist()}) > 1:
-            raise ValueError(f"the processes of this run have not got the same {what}: start the same command on all")
+            raise UserError(f"the processes of this run have not got the same {what}: start the same command on all")
 
 
 def lead_makes(path: Path, make: Callable[[], object]) -> None:
     """Lets the lead call `make`, which writes `path`, where that is not there yet; the others wait for it.
 
     Raises:
-      ValueError: another process does not see what the lead has made.
+      UserError: another process does not see what the lead has made.
     """
     if is_lead() and not path.exists():
         make()
@@ -147,7 +205,7 @@ def lead_makes(path: Path, make: Callable[[], object]) -> None:
     until = time.monotonic() + _SEEN_SECONDS
     while not is_lead() and not path.exists():
         if time.monotonic() > until:
-            raise ValueError(
+            raise UserError(
                 f"process {jax.process_index()} does not see {path}, which process 0 has written: "
                 "--workdir must be a folder that all hosts share"
             )

@@ -1,6 +1,5 @@
 """Task `favorite_category`: the category a user likes best; every row ranks all names, exactly (paper 4.3.2)."""
 
-import functools
 from collections.abc import Mapping
 
 import numpy as np
@@ -104,7 +103,9 @@ class FavoriteCategory(Task):
             found[DUAL_ENCODER] = rank_by_scores(scores, test, **options)
         batch, facts = test.gather(np.arange(len(test))), {"test_users_without_category": without}
         if user_llm := trained.get("user_llm"):
-            found |= llm_rows(study, test, functools.partial(self._ranker, study, user_llm, options))
+            for row in llm_rows(study, test):
+                scores = self._scores(study, user_llm, with_context=row.with_context)
+                found[row.name] = rank_by_scores(scores, row.source, description=row.name, **options)
             facts |= dropped_events(study, self.name, batch)
         ranks = {row: values for row, (values, _) in found.items()}
         rows = {row: {name: ranking_metrics(values)[name] for name in _METRICS} for row, values in ranks.items()}
@@ -155,8 +156,3 @@ class FavoriteCategory(Task):
     def _scores(self, study: Study, model: Model, *, with_context: bool):
         trie, eos_id = study.answer_trie(self.name), study.vocabulary.eos_id
         return user_llm_scores(model, trie=trie, eos_id=eos_id, with_context=with_context)
-
-    def _ranker(self, study: Study, model: Model, options: Mapping, with_context: bool):
-        """`(source, name) -> (ranks [n], categories [n, J])` by the probability of every category's name."""
-        scores = self._scores(study, model, with_context=with_context)
-        return lambda source, name: rank_by_scores(scores, source, description=name, **options)

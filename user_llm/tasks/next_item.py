@@ -1,6 +1,5 @@
 """Task `next_item`: the title of the next event, and how every row ranks it among the whole catalogue (paper 4.3.1)."""
 
-import functools
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -19,6 +18,7 @@ from user_llm.tasks.rows import (
     SHUFFLED,
     TEXT_PROMPT,
     USER_LLM,
+    LLMRow,
     dropped_events,
     encoder_row,
     llm_rows,
@@ -95,7 +95,7 @@ class NextItem(Task):
         items, facts = np.zeros((len(test), 0), np.int32), {}
         if user_llm := trained.get("user_llm"):
             prompted = Subset.evenly(study.source(self.name, "test"), config.max_users)
-            answered = llm_rows(study, prompted, functools.partial(self._ranker, study, user_llm))
+            answered = {row.name: self._rank(study, user_llm, row) for row in llm_rows(study, prompted)}
             ranks |= {row: found for row, (found, _) in answered.items()}
             items = (answered.get(USER_LLM) or answered[TEXT_PROMPT])[1]
             facts = dropped_events(study, self.name, batch)
@@ -138,25 +138,24 @@ class NextItem(Task):
             **{"exclude_history": True, **options},
         )
 
-    def _ranker(self, study: Study, model: Model, with_context: bool):
-        """`(source, name) -> (ranks [n], items [n, J])` by beams, or by the probability of every title."""
+    def _rank(self, study: Study, model: Model, row: LLMRow) -> tuple[np.ndarray, np.ndarray]:
+        """Ranks `[n]` and items `[n, J]` by beams, or by the probability of every title."""
         config, trie = study.config.evaluation, study.answer_trie(self.name)
+        shown = dict(batch_size=config.batch_size, description=row.name)
         if config.answers == "exact":
-            scores = user_llm_scores(model, trie=trie, eos_id=study.vocabulary.eos_id, with_context=with_context)
-            ranker = functools.partial(rank_by_scores, scores)
-            options = dict(exclude_history=config.exclude_history)
-        else:
-            beams = self._beams(
-                study,
-                model,
-                num_beams=config.num_beams,
-                constrained=config.constrained,
-                exclude_history=config.exclude_history,
-                with_context=with_context,
-            )
-            ranker = functools.partial(rank_by_beams, beams)
-            options = dict(trie=trie, read=None if config.constrained else title_reader(study))
-        return lambda source, name: ranker(source, batch_size=config.batch_size, description=name, **options)
+            eos_id = study.vocabulary.eos_id
+            scores = user_llm_scores(model, trie=trie, eos_id=eos_id, with_context=row.with_context)
+            return rank_by_scores(scores, row.source, exclude_history=config.exclude_history, **shown)
+        beams = self._beams(
+            study,
+            model,
+            num_beams=config.num_beams,
+            constrained=config.constrained,
+            exclude_history=config.exclude_history,
+            with_context=row.with_context,
+        )
+        read = None if config.constrained else title_reader(study)
+        return rank_by_beams(beams, row.source, trie=trie, read=read, **shown)
 
 
 def title_reader(study: Study) -> Callable[[np.ndarray], np.ndarray]:

@@ -1,6 +1,5 @@
 """Task `review_generation`: the review of an event, and the ROUGE of what every row writes (paper 4.3.2)."""
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from user_llm.tasks.rows import (
     SHUFFLED,
     TEXT_PROMPT,
     USER_LLM,
+    LLMRow,
     Values,
     dropped_events,
     llm_rows,
@@ -133,7 +133,7 @@ class ReviewGeneration(Task):
         }
         facts: dict[str, Any] = {"test_users_without_review": without}
         if user_llm := trained.get("user_llm"):
-            written |= llm_rows(study, test, functools.partial(self._writer, study, user_llm))
+            written |= {row.name: self._write(study, user_llm, row) for row in llm_rows(study, test)}
             facts |= dropped_events(study, self.name, batch)
         prompts = study.vocabulary.decode_batch(batch["prompt_tokens"], batch["prompt_lengths"])
         rows = {row: rouge(texts, truth) for row, texts in written.items()}
@@ -166,13 +166,9 @@ class ReviewGeneration(Task):
                 frequent[int(rating)] = str(found[counts.argmax()])
         return frequent
 
-    def _writer(self, study: Study, model: Model, with_context: bool):
-        """`(source, name) -> texts [n]`."""
-        texts = self._texts(study, model, with_context=with_context)
-        batch_size = study.config.evaluation.batch_size
-        return lambda source, name: write_texts(
-            texts, source, study.vocabulary, batch_size=batch_size, description=name
-        )
+    def _write(self, study: Study, model: Model, row: LLMRow) -> list[str]:
+        texts, size = self._texts(study, model, with_context=row.with_context), study.config.evaluation.batch_size
+        return write_texts(texts, row.source, study.vocabulary, batch_size=size, description=row.name)
 
     def asker(self, study: Study, model: Model, k: int) -> Asker:
         """The one review that the model writes, greedily; `k` is of no effect."""

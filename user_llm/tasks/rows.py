@@ -1,13 +1,13 @@
 """What the evaluations of all tasks share: rows of encoder and LLM, and tables for groups of test users."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from user_llm.config import ConfigError
 from user_llm.data.pipeline import Source
 from user_llm.encoders import ENCODERS
+from user_llm.errors import UserError
 from user_llm.evaluation.baselines import Scores
 from user_llm.evaluation.evaluator import ShuffledContexts, encoder_scores
 from user_llm.evaluation.metrics import compare, summarise
@@ -20,7 +20,6 @@ USER_LLM = "User-LLM"
 TEXT_PROMPT = "TextPrompt"
 SHUFFLED = "User-LLM, shuffled contexts"
 
-Answer = TypeVar("Answer")
 Values = dict[str, np.ndarray]  # metric → float [n], one a test user
 
 
@@ -38,21 +37,23 @@ def item_rankers(study: Study, trained: Mapping[str, Model]) -> dict[str, Scores
     return {} if scores is None else {ENCODER: scores}
 
 
-def llm_rows(
-    study: Study, test: Source, answer: Callable[[bool], Callable[[Source, str], Answer]]
-) -> dict[str, Answer]:
-    """The rows of a trained LLM: name → what `answer(with_context)(source, name)` gives.
+class LLMRow(NamedTuple):
+    """A row of the trained LLM: what it is asked about, and whether it reads the user's context."""
 
-    `answer` compiles: it is called once for all rows that read a context, and once for the one that does not.
-    """
+    name: str
+    source: Source
+    with_context: bool
+
+
+def llm_rows(study: Study, test: Source) -> list[LLMRow]:
+    """The rows of a trained LLM over the test users."""
     if study.config.integration.kind == "none":
-        return {TEXT_PROMPT: answer(False)(test, TEXT_PROMPT)}
-    with_context = answer(True)
-    return {
-        LLM: answer(False)(test, LLM),
-        USER_LLM: with_context(test, USER_LLM),
-        SHUFFLED: with_context(ShuffledContexts(test), SHUFFLED),
-    }
+        return [LLMRow(TEXT_PROMPT, test, False)]
+    return [
+        LLMRow(LLM, test, False),
+        LLMRow(USER_LLM, test, True),
+        LLMRow(SHUFFLED, ShuffledContexts(test), True),
+    ]
 
 
 def protocols(
@@ -67,11 +68,11 @@ def protocols(
       compared: (row, what it should beat): tested on the same users where both are there.
 
     Raises:
-      ConfigError: nobody is left to test.
+      UserError: nobody is left to test.
     """
     if not len(history):
         data = study.config.data
-        raise ConfigError(f"no test user of {data.dataset} has an answer for config.task={task!r}")
+        raise UserError(f"no test user of {data.dataset} has an answer for config.task={task!r}")
     full = (history > 0).all(axis=1)
     groups = {f"histories of {history.shape[1]} events (paper)": full}
     if not full.all():

@@ -8,7 +8,6 @@ import collections
 import dataclasses
 import functools
 import logging
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,17 +17,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from user_llm.checkpoints.manager import StageCheckpoints
+from user_llm.errors import UserError
 from user_llm.host import Host
 from user_llm.models import parameters
 from user_llm.models.model import Model
 from user_llm.models.parameters import Parameters
 from user_llm.parallel.mesh import put_batch
-from user_llm.parallel.processes import is_lead, several
+from user_llm.parallel.processes import Interrupt, Preempted, is_lead
 from user_llm.training.metric_writer import MetricWriter
 from user_llm.training.objectives import Objective
 from user_llm.training.optimizer import learning_rate_schedule, make_optimizer
@@ -40,12 +39,8 @@ _logger = logging.getLogger(__name__)
 _DISPATCH_AHEAD = 8  # steps; bounds memory
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(UserError, RuntimeError):
     """The loss or the gradient stopped being a number."""
-
-
-class Preempted(Exception):
-    """SIGTERM arrived; everything is saved, and the same command goes on from here."""
 
 
 class Batches(Protocol):
@@ -120,10 +115,10 @@ def train(run: TrainingRun, folder: Path, *, seed: int, host: Host) -> Model:
         # Virtual CPU devices share few threads: collectives of two steps at once wait for one another for ever.
         ahead = 1 if mesh.size > 1 and jax.default_backend() == "cpu" else _DISPATCH_AHEAD
         clock = time.perf_counter() - seconds
-        with _Interrupt() as interrupt, Progress(run.name, step, config.steps, config.batch_size) as progress:
+        with Interrupt() as interrupt, Progress(run.name, step, config.steps, config.batch_size) as progress:
             while True:
                 done = step == config.steps
-                stop = interrupt.at(step)  # once: a signal that comes later is handled after the next step
+                stop = interrupt.received()  # once: a signal that comes later is handled after the next step
                 checkpoint = done or _multiple(step, config.checkpoint_every)
                 logs, evaluates = _multiple(step, config.log_every), _multiple(step, config.eval_every)
                 if pending and (checkpoint or stop or logs or evaluates):
@@ -280,29 +275,3 @@ def _diverged(run: TrainingRun, folder: Path, step: int, checkpoints: StageCheck
         f"Lower config.training.{run.name}.learning_rate "
         "or set clip_norm, or look for odd values in the batch."
     )
-
-
-class _Interrupt:
-    """Notes SIGTERM while in use, so that the loop ends between two steps.
-
-    Of several processes any may get the signal, and all must stop after the same step: JAX, which has its own handler
-    then, agrees on one of the next.
-    """
-
-    _received = False
-
-    def __enter__(self):
-        if not several():
-            self._previous = signal.signal(signal.SIGTERM, self._receive)
-        return self
-
-    def at(self, step: int) -> bool:
-        """Whether to stop here, after `step` steps. To be asked at every step."""
-        return multihost_utils.reached_preemption_sync_point(step) if several() else self._received
-
-    def _receive(self, *_):
-        self._received = True
-
-    def __exit__(self, *_):
-        if not several():
-            signal.signal(signal.SIGTERM, self._previous)

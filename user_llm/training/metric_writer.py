@@ -11,8 +11,9 @@ from user_llm.parallel.processes import is_lead
 class MetricWriter:
     """Appends metrics; only the lead process writes.
 
-    A resumed stage goes on behind its checkpoint: rows of steps that were lost are cut off, so that
-    `metrics.jsonl` reads as one uninterrupted run.
+    A resumed stage goes on behind its checkpoint: rows of steps that were lost are cut off, so that `metrics.jsonl`
+    reads as one uninterrupted run. So do its events: a new file is written from the rows that are left, as the old one
+    has steps that were lost, and lacks those that were still in a buffer.
     """
 
     def __init__(self, folder: Path, *, restored_step: int = 0, tensorboard: bool = True):
@@ -29,7 +30,11 @@ class MetricWriter:
             if tensorboard:
                 from clu import metric_writers  # brings TensorFlow, which the loop itself never needs
 
+                for file in folder.glob("events.out.tfevents.*"):
+                    file.unlink()
                 self._events = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(folder)))
+                for row in kept:
+                    self._write_events(**row)
 
     def restored(self, step: int) -> bool:
         """Whether the validation of `step` is already written, by the run that is resumed."""
@@ -39,6 +44,9 @@ class MetricWriter:
         """Writes the values of `kind` ("train" or "validation") after `step` steps."""
         if self._file is not None:
             print(json.dumps({"step": step, "kind": kind, **values}), file=self._file, flush=True)
+        self._write_events(step, kind, **values)
+
+    def _write_events(self, step: int, kind: str, **values: float) -> None:
         if self._events is not None:
             self._events.write_scalars(step, {f"{kind}/{name}": value for name, value in values.items()})
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from user_llm.errors import UserError
 from user_llm.models.language_model import causal_mask
 from user_llm.training.cross_entropy import chunked_cross_entropy, soft_cross_entropy
 
@@ -50,10 +51,10 @@ def masked_objective(chunk_rows: int, mask_rate: float) -> Objective:
     that a step always masks the same. Without a key the label is, which is what the model is for.
 
     Raises:
-      ValueError: a rate outside (0, 1].
+      UserError: a rate outside (0, 1].
     """
     if not 0 < mask_rate <= 1:
-        raise ValueError(f"mask_rate is the share of events to mask, above 0 and at most 1, got {mask_rate}.")
+        raise UserError(f"mask_rate is the share of events to mask, above 0 and at most 1, got {mask_rate}.")
 
     def objective(model, batch: Batch, key: jax.Array | None):
         events = {feature: next_event(batch, feature) for feature in history(batch)[0]}
@@ -71,10 +72,9 @@ def masked_objective(chunk_rows: int, mask_rate: float) -> Objective:
         rows = jnp.arange(len(mask))[:, None]
         masked = jnp.zeros_like(mask).at[rows, slots].set(chosen)
         embeddings = model(events, mask, masked=masked, key=dropout_key)
-        targets = {feature: ids[rows, slots] for feature, ids in events.items()}
-        return _event_loss(
-            model, embeddings[rows, slots], targets, _example_weights(batch)[:, None] * chosen, chunk_rows
-        )
+        targets = {feature: jnp.take_along_axis(ids, slots, axis=1) for feature, ids in events.items()}
+        embeddings = jnp.take_along_axis(embeddings, slots[..., None], axis=1)
+        return _event_loss(model, embeddings, targets, _example_weights(batch)[:, None] * chosen, chunk_rows)
 
     return objective
 
@@ -197,8 +197,9 @@ def _text_loss(model, language_model, batch: Batch, chunk_rows: int, *, slots: j
     hidden, _ = model(tokens, batch["decoder_positions"], mask, **context)
     targets, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"] * _example_weights(batch)[:, None]
     if slots is not None:  # the softmax over the vocabulary is half of a small LLM's step: spare it the prompts
-        rows = jnp.arange(len(slots))[:, None]
-        hidden, targets, weights = hidden[rows, slots], targets[rows, slots], weights[rows, slots]
+        # Along their axis: indexed by rows too, half a batch would be moved between devices.
+        hidden = jnp.take_along_axis(hidden, slots[..., None], axis=1)
+        targets, weights = (jnp.take_along_axis(x, slots, axis=1) for x in (targets, weights))
     table, cap = language_model.output_table(), language_model.config.final_softcap
     loss, weight = chunked_cross_entropy(hidden, table, targets, weights, chunk_rows=chunk_rows, softcap=cap)
     return loss, weight, {"loss": (loss, weight)}

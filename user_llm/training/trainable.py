@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterable, Sequence
 
+from user_llm.errors import UserError
+
 Rules = Sequence[tuple[str, bool]]
 
 _CONNECTOR = r"(connector|perceiver)/.*"
@@ -22,7 +24,8 @@ def trainable(paths: Iterable[str], rules: Rules) -> dict[str, bool]:
     """Path → does it train, by the first row whose regex matches the whole path.
 
     Raises:
-      ValueError: a path that no row covers, or rules that leave nothing to train.
+      ValueError: a path that no row covers.
+      UserError: rules that leave nothing to train.
     """
     result: dict[str, bool] = {}
     for path in paths:
@@ -33,5 +36,5 @@ def trainable(paths: Iterable[str], rules: Rules) -> dict[str, bool]:
             )
         result[path] = row
     if not any(result.values()):
-        raise ValueError("The strategy trains no parameter of this model.")
+        raise UserError("The strategy trains no parameter of this model.")
     return result

@@ -79,6 +79,10 @@ class Stage(abc.ABC):
           sizes: path → number of parameters.
         """
 
+    @abc.abstractmethod
+    def softmax(self, assembly: Assembly) -> tuple[int, int]:
+        """Rows of logits that an example has in the loss, at most, and the classes of the widest."""
+
     def export(self, experiment: Experiment, model: Model) -> None:
         """Leaves its finished model for others to load, in a format that is not ours alone."""
         del experiment, model

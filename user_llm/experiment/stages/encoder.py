@@ -50,11 +50,15 @@ class EncoderStage(Stage):
     def objective(self, experiment):
         """See `Stage`."""
         config = experiment.config.encoder
-        return ENCODERS[config.kind].objective(config, lambda: experiment.item_counts)
+        return ENCODERS[config.kind].objective(config, lambda: experiment.label_counts)
 
     def positions(self, experiment, sizes):
         """See `Stage`."""
         return sum(sizes.values()) * experiment.config.data.history_length
+
+    def softmax(self, assembly):
+        """See `Stage`."""
+        return assembly.config.data.history_length, max(len(assembly.item_categories), assembly.num_categories + 1)
 
     def validation(self, experiment, objective):
         """The loss, and for an encoder of items how it ranks them."""

@@ -40,6 +40,10 @@ class LanguageModelStage(Stage):
         """See `Stage`."""
         return sum(sizes.values()) * (experiment.text_source.length - 1)
 
+    def softmax(self, assembly):
+        """See `Stage`."""
+        return assembly.config.llm.max_length - 1, assembly.language_model_config.vocab_size
+
     def export(self, experiment, model):
         """See `Stage`."""
         folder = experiment.workdir / self.name / "huggingface"

@@ -88,6 +88,10 @@ class UserLLMStage(Stage):
         tokens = experiment.answered_prompts("train").length - 1 + experiment.assembly.soft_prompt_length
         return encoder * experiment.config.data.history_length + (sum(sizes.values()) - encoder) * tokens
 
+    def softmax(self, assembly):
+        """See `Stage`."""
+        return assembly.config.prompt.max_targets, assembly.language_model_config.vocab_size
+
     def export(self, experiment, model):
         """See `Stage`."""
         folder = experiment.workdir / self.name / "adapters"
