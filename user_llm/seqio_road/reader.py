@@ -161,7 +161,6 @@ def llm_batches(
     mixed = [documents, *(task.replace(output_features=pieces) for task in tasks)]
     shares = [0.5, *(np.asarray(rates) / np.sum(rates) / 2)]
     lengths = {name: answered_lengths(sources)[name] for name in pieces}
-    lengths["targets"] = max(lengths["targets"], text.documents.length)
     return SeqIOBatches(
         TaskMixture("user_llm_text", mixed, shares),
         lengths,
