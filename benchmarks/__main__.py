@@ -82,7 +82,10 @@ def measure_road(road: str, reads: str, batches: int, malloc: str, rounds: int) 
         answers = [pipeline.round() for _ in range(rounds)]
     speeds = [answer["value"] / answer["seconds"] for answer in answers]
     return {
-        "malloc": malloc, "road": road, "reads": reads, "batch_size": PIPELINE_BATCH,
+        "malloc": malloc,
+        "road": road,
+        "reads": reads,
+        "batch_size": PIPELINE_BATCH,
         "examples_per_second": round(median(speeds)),
         "rounds": [round(speed) for speed in speeds],
         "versions": pipeline.versions,
