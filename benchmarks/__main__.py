@@ -63,18 +63,33 @@ BEAMS = Entry(report.BEAMS, main_python, "jax_beams", {})
 BEAM_RIVALS = (Entry(report.TRANSFORMERS, torch_python, "transformers_beams", {}),)
 
 
-def measure_pipeline(malloc: str, rounds: int) -> dict[str, Any]:
-    options = {"batch_size": PIPELINE_BATCH, "batches": 100}
+def measure_pipeline(malloc: str, rounds: int) -> list[dict[str, Any]]:
+    """Both roads, windows alone and answered prompts; a round takes about a second of each."""
+    return [
+        measure_road(road, reads, batches, malloc, rounds)
+        for road, reads, batches in (
+            (report.ARRAYS, "windows", 100),
+            (report.SEQIO, "windows", 2),
+            (report.ARRAYS, "prompts", 10),
+            (report.SEQIO, "prompts", 1),
+        )
+    ]
+
+
+def measure_road(road: str, reads: str, batches: int, malloc: str, rounds: int) -> dict[str, Any]:
+    options = {"road": road, "reads": reads, "batch_size": PIPELINE_BATCH, "batches": batches}
     with Contender(main_python(), "benchmarks.contenders.data_pipeline", options, malloc) as pipeline:
         answers = [pipeline.round() for _ in range(rounds)]
-        speeds = [answer["value"] / answer["seconds"] for answer in answers]
-        return {
-            "malloc": malloc,
-            "batch_size": PIPELINE_BATCH,
-            "windows_per_second": round(median(speeds)),
-            "rounds": [round(speed) for speed in speeds],
-            "versions": pipeline.versions,
-        }
+    speeds = [answer["value"] / answer["seconds"] for answer in answers]
+    return {
+        "malloc": malloc,
+        "road": road,
+        "reads": reads,
+        "batch_size": PIPELINE_BATCH,
+        "examples_per_second": round(median(speeds)),
+        "rounds": [round(speed) for speed in speeds],
+        "versions": pipeline.versions,
+    }
 
 
 def measure_encoder(batch_size: int, malloc: str, rounds: int) -> list[dict[str, Any]]:
@@ -148,7 +163,7 @@ def main() -> None:
     rounds = {128: 2} if arguments.quick else {128: 3, 512: 1}
     described = machine()
     parts = {
-        "pipeline": lambda: [measure_pipeline(malloc, 5) for malloc in mallocs],
+        "pipeline": lambda: [row for malloc in mallocs for row in measure_pipeline(malloc, 5)],
         "encoder": lambda: [
             row for size in rounds for malloc in mallocs for row in measure_encoder(size, malloc, rounds[size])
         ],

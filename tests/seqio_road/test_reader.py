@@ -132,3 +132,12 @@ def test_a_language_model_reads_documents_and_answered_prompts_half_and_half(stu
     assert set(found) <= documents | answered
     # Drawn by the thousand: of 100 rows, 50 are documents, give or take four deviations.
     assert 30 <= sum(row in documents for row in found) <= 70
+
+
+def test_unshuffled_it_reads_in_order_epoch_after_epoch(study):
+    name = register_study(study)[0]
+    source = study.source("next_item", "train")
+    options = dict(batch_size=10, seed=0, shuffle=False)
+    batches = SeqIOBatches(name, task_lengths(name), UserLLMFeatureConverter(), **options).iterator(1)
+    for start in (10, 20, 30):  # of 25 windows
+        assert_equal(next(batches), source.gather(np.arange(start, start + 10) % len(source)))

@@ -7,6 +7,8 @@ import seqio
 import tensorflow as tf
 
 _Spec = seqio.FeatureConverter.FeatureSpec
+# SeqIO's checks of lengths, example by example, cost more than all else; `ensure_shape` and `pad` refuse the same.
+_OPTIONS = dict(pack=False, apply_length_check=False)
 _HISTORY = {
     "history/item": _Spec(dtype=tf.int32),
     "history/rating": _Spec(dtype=tf.int32),
@@ -59,7 +61,7 @@ class EncoderFeatureConverter(seqio.FeatureConverter):
                 name: _Spec(dtype=tf.as_dtype(values.dtype), rank=values.ndim - 1) for name, values in batch.items()
             }
             self.TASK_FEATURES = _lifted(self.MODEL_FEATURES)
-        super().__init__(pack=False)
+        super().__init__(**_OPTIONS)
 
     def _convert_features(self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]) -> tf.data.Dataset:
         features = self.MODEL_FEATURES
@@ -98,7 +100,7 @@ class UserLLMFeatureConverter(seqio.FeatureConverter):
     PACKING_FEATURE_DTYPES = None
 
     def __init__(self):
-        super().__init__(pack=False)
+        super().__init__(**_OPTIONS)
 
     def _convert_features(self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]) -> tf.data.Dataset:
         lengths = task_feature_lengths
@@ -134,7 +136,7 @@ class TextFeatureConverter(seqio.FeatureConverter):
 
     def __init__(self, length: int):
         self._length = length
-        super().__init__(pack=False)
+        super().__init__(**_OPTIONS)
 
     def _convert_features(self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]) -> tf.data.Dataset:
         def convert(example):

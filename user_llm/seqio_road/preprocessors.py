@@ -15,14 +15,6 @@ NUMBERS = ("label/item", "label/rating", "label/answer", "user", "dropped_events
 """Features that are one number. In a task they are int32 [1]: SeqIO cuts every feature to its length, a scalar too."""
 
 
-def lift(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """The dataset with every number as a feature of length 1."""
-    return dataset.map(
-        lambda example: {name: value if value.shape.rank else value[None] for name, value in example.items()},
-        num_parallel_calls=tf.data.AUTOTUNE,
-    )
-
-
 class WriteAnsweredPrompts:
     """Adds a task's prompts and answers to windows: the one preprocessor of every task.
 

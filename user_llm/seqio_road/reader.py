@@ -21,8 +21,7 @@ from user_llm.seqio_road.feature_converters import (
     UserLLMFeatureConverter,
 )
 from user_llm.seqio_road.mixtures import TaskMixture
-from user_llm.seqio_road.preprocessors import lift
-from user_llm.seqio_road.sources import ArraySource
+from user_llm.seqio_road.sources import ArraySource, Lifted
 from user_llm.seqio_road.tasks import ArrayTask, answered_lengths, find, register_study
 from user_llm.tasks import Study
 
@@ -103,6 +102,7 @@ class SeqIOBatches:
             shard_info=seqio.ShardInfo(shard, self._shards),
             verbose=False,
             seed=self._seed,
+            trim_output_features=False,  # the converters give fixed lengths, and our tasks refuse to be cut
         )
         if skipped and not starts_anywhere:
             _logger.info("SeqIO reads and drops the %d examples before step %d, which takes a while", skipped, step)
@@ -118,7 +118,7 @@ def encoder_batches(source: Source, batch_size: int, seed: int, *, rows: np.ndar
         for name, values in batch.items()
     }
     lengths = {name: values.shape[1] if values.ndim > 1 else 1 for name, values in batch.items()}
-    task = _task("user_llm_encoder", source, features, [lift])
+    task = _task("user_llm_encoder", Lifted(source), features, [])
     return SeqIOBatches(task, lengths, EncoderFeatureConverter(batch), batch_size, seed, rows=rows)
 
 
@@ -161,7 +161,6 @@ def llm_batches(
     mixed = [documents, *(task.replace(output_features=pieces) for task in tasks)]
     shares = [0.5, *(np.asarray(rates) / np.sum(rates) / 2)]
     lengths = {name: answered_lengths(sources)[name] for name in pieces}
-    lengths["targets"] = max(lengths["targets"], text.documents.length)
     return SeqIOBatches(
         TaskMixture("user_llm_text", mixed, shares),
         lengths,

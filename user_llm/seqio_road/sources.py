@@ -33,6 +33,25 @@ class WindowEvents:
         return {**self._windows.gather(ids), "label/event": self._windows.label_positions(ids)}
 
 
+class Lifted:
+    """A source whose numbers [B] are features of length 1, [B, 1], as SeqIO's tasks have them.
+
+    Args:
+        source: of the numbers.
+    """
+
+    def __init__(self, source: Source):
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def gather(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """The examples `ids` [B]."""
+        batch = self._source.gather(ids)
+        return {name: values[:, None] if values.ndim == 1 else values for name, values in batch.items()}
+
+
 class ArraySource(seqio.DataSource):
     """A SeqIO source of whatever `Source.gather` gives, whose rows are the examples.
 
