@@ -192,7 +192,10 @@ def make_train_step(run: TrainingRun, optimizer: optax.GradientTransformation, s
             # Added in float32, whatever they are: a bfloat16 sum soon is too large for the next part to change it.
             shapes = jax.eval_shape(microbatch, jax.tree.map(lambda x: x[0], rows), 0)
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), shapes)
-            add = lambda total, item: (jax.tree.map(jnp.add, total, microbatch(*item)), None)  # noqa: E731
+
+            def add(total, part):
+                return jax.tree.map(jnp.add, total, microbatch(*part)), None
+
             sums, _ = jax.lax.scan(add, zeros, (rows, jnp.arange(accumulate)))
             grads, weight, metrics = jax.tree.map(lambda total, x: total.astype(x.dtype), sums, shapes)
 
