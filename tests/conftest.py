@@ -12,6 +12,8 @@ LONGEST_FIRST = (
     "end_to_end/test_two_processes.py",
     "end_to_end/test_options.py",
     "end_to_end/test_tasks.py",
+    "end_to_end/test_toys.py",
+    "end_to_end/test_seqio_reader.py",
     "end_to_end/test_open_llms.py",
     "parallel/test_mesh.py",
     "models/test_user_encoder.py",
