@@ -103,8 +103,8 @@ def _of_task(task: str, predictions: Iterable[Mapping[str, Any]]) -> Iterator[di
 
 def _print(config: ConfigDict, results: Mapping) -> None:
     for name, protocol in results["protocols"].items():
-        title = f"{config.name}, {config.task}: {name}, {protocol['users']:,} test users"
-        report.print_table(protocol["rows"], title=title)
+        which = name if "," in config.task else f"{config.task}: {name}"
+        report.print_table(protocol["rows"], title=f"{config.name}, {which}, {protocol['users']:,} test users")
         report.print_comparisons(protocol["comparisons"], protocol["headline"])
     for facts in (results, *(results.get(task, {}) for task in task_names(config))):
         if "samples" in facts:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from rouge_score import rouge_scorer
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
@@ -17,6 +16,8 @@ def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, np
     Raises:
       ValueError: not as many predictions as references.
     """
+    from rouge_score import rouge_scorer  # brings nltk and SciPy's statistics: three seconds of every start
+
     scorer = rouge_scorer.RougeScorer(list(ROUGE))
     scores = [
         scorer.score(reference, prediction) for prediction, reference in zip(predictions, references, strict=True)
