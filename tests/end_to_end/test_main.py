@@ -211,9 +211,9 @@ def test_a_finished_run_recommends_to_new_users(finished):
     titles = model.catalogue.titles
     history = [{"item": titles[item], "rating": 4.0} for item in (3, 5, 8)]
     answers = model.recommend(history, k=7)
-    assert len({answer.title for answer in answers}) == 7
-    assert not {answer.title for answer in answers} & {titles[3], titles[5], titles[8]}
-    assert {answer.title for answer in answers} <= set(titles)
+    assert len({answer.text for answer in answers}) == 7
+    assert not {answer.text for answer in answers} & {titles[3], titles[5], titles[8]}
+    assert {answer.text for answer in answers} <= set(titles)
     scores = [answer.score for answer in answers]
     assert scores == sorted(scores, reverse=True)
     # Only the latest `history_length` events are read.
