@@ -1,7 +1,7 @@
 """Every combination the paper speaks of, at toy size: encoder × integration × Perceiver × strategy × initialisation.
 
 One step of training each, on the models a config assembles. Compiled functions are shared by the cells that may.
-In CI are those in which every three of encoder, integration, Perceiver and strategy meet; the others are a drill.
+In CI are those in which every two of encoder, integration, Perceiver and strategy meet; the others are a drill.
 """
 
 import functools
@@ -39,15 +39,16 @@ CELLS = [
 
 
 def in_ci(cell, init) -> bool:
-    """Of each model two strategies, one pretrained and one random, by turns: so every three of the four meet."""
+    """Of each model one strategy and one beginning, by turns: so every two of the four choices meet."""
     encoder, integration, perceiver, strategy = cell
     if integration == "none":
         return init == "pretrained"
-    turn = (ENCODERS.index(encoder) + (integration == "soft_prompt") + PERCEIVER[perceiver]) % 2
-    first, second = (("full", "proj"), ("lora", "enc"))[turn]
-    return (strategy, init) in ((first, "pretrained"), (second, "random"))
+    place = ENCODERS.index(encoder), int(integration == "soft_prompt"), int(PERCEIVER[perceiver])
+    turn = place[0] + place[1] + 2 * place[2]
+    return (strategy, init) == (STRATEGIES_BY_TURNS[turn % 4], ("pretrained", "random")[sum(place) % 2])
 
 
+STRATEGIES_BY_TURNS = tuple(STRATEGIES)
 FROZEN = {"full": (), "lora": ("language_model",), "enc": ("language_model",), "proj": ("encoder", "language_model")}
 
 
@@ -205,8 +206,8 @@ def test_a_step_of_every_combination(cell, init):
     assert {path for path in before if after[path] != before[path]} == {path for path in before if expected(path)}
 
 
-def test_every_three_of_the_four_choices_meet_in_ci():
+def test_every_two_of_the_four_choices_meet_in_ci():
     chosen = {cell for cell in CELLS if in_ci(cell, "pretrained") or in_ci(cell, "random")}
-    for three in itertools.combinations(range(4), 3):
-        met, all_of_them = ({tuple(cell[i] for i in three) for cell in cells} for cells in (chosen, CELLS))
+    for two in itertools.combinations(range(4), 2):
+        met, all_of_them = ({tuple(cell[i] for i in two) for cell in cells} for cells in (chosen, CELLS))
         assert met == all_of_them

@@ -121,6 +121,7 @@ def data_dir(tmp_path_factory):
     return tmp_path_factory.mktemp("data")
 
 
+@pytest.mark.drill
 def test_two_processes_give_the_results_of_one_with_two_devices(tmp_path, data_dir):
     one = run_one(tmp_path / "one", data_dir, EVERYTHING)
     two = run_pair(tmp_path / "two", data_dir, EVERYTHING)
@@ -129,6 +130,7 @@ def test_two_processes_give_the_results_of_one_with_two_devices(tmp_path, data_d
     assert "User-LLM" not in log(two, 1).read_text()
 
 
+@pytest.mark.drill
 def test_killed_each_in_turn_and_started_again(tmp_path, data_dir):
     workdir = tmp_path / "two"
     flags = [*ENCODER, "--config.training.encoder.steps=60"]  # so that it cannot end before the signal comes

@@ -87,7 +87,7 @@ def naive(out, cell, user=None):
     ("table", "wanted"),
     [
         ("2", dict(dataset="movielens", column="USER-LLM", metric="recall@1")),
-        ("2", dict(dataset="amazon_reviews", column="DualEnc", metric="recall@1")),
+        ("2", dict(dataset="amazon_reviews", column="DualEnc", metric="recall@10")),
         ("4", dict(dataset="amazon_reviews", task="review_generation", column="TP")),
         ("4", dict(dataset="movielens", column="DualEnc")),
         ("fig3", dict(column="Frozen Len100 TP", metric="recall@10")),

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from user_llm.config import ConfigError
+from user_llm.errors import UserError
 from user_llm.evaluation.evaluator import ShuffledContexts
 from user_llm.evaluation.metrics import compare, summarise
 from user_llm.tasks import favorite_category, review_generation
@@ -70,7 +70,7 @@ def test_no_table_is_printed_twice_or_over_nobody(history, expected):
 
 
 def test_nobody_to_test_is_said():
-    with pytest.raises(ConfigError, match=r"no test user of custom/quiet has an answer for config\.task='review_gen"):
+    with pytest.raises(UserError, match=r"no test user of custom/quiet has an answer for config\.task='review_gen"):
         protocols(experiment(), "review_generation", np.zeros((0, 5), int), {}, ())
 
 

@@ -1,7 +1,5 @@
 """Gradients of microbatches, against their sum in NumPy."""
 
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +8,10 @@ from flax import nnx
 
 from configs.base import training
 from user_llm.models import parameters
+from user_llm.models.model import Model
+from user_llm.parallel.mesh import one_device
 from user_llm.training import loop
+from user_llm.training.trainable import EVERYTHING
 
 
 class Weights(nnx.Module):
@@ -29,10 +30,11 @@ def test_bfloat16_gradients_of_many_microbatches_are_their_float32_sum():
     """In bfloat16 a sum of ones ends at 256."""
     rows = jnp.asarray(np.random.default_rng(0).uniform(0.5, 1.5, (512, 4)), jnp.bfloat16)
     graphdef, values, buffers = parameters.split(Weights())
-    stage = SimpleNamespace(config=training(batch_size=512, accumulate=512), graphdef=graphdef, objective=objective)
+    model = Model(graphdef, values, buffers, one_device())
+    run = loop.TrainingRun("sum", training(batch_size=512, accumulate=512), model, {}, EVERYTHING, objective, None)
     optimizer = optax.sgd(1.0)  # from zero, the parameters after a step are minus the gradient
     state = {"parameters": values, **loop.fresh_state(optimizer, values)}
-    state, metrics = loop.make_train_step(stage, optimizer, seed=0)(state, {}, buffers, {"x": rows})
+    state, metrics = loop.make_train_step(run, optimizer, seed=0)(state, {}, buffers, {"x": rows})
     gradient = -state["parameters"]["w_D"]
     assert gradient.dtype == jnp.bfloat16
     assert all(value.dtype == jnp.float32 for value in jax.tree.leaves(metrics["loss"]))
