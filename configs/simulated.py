@@ -6,7 +6,7 @@
 `--config.data.dataset=amazon_reviews/simulated` and `google_local/simulated` (reviews need one of these).
 
 All three stages: a small LM from scratch, the user encoder, the contextualised LLM; then the results table. On two
-idle cores about 3 minutes. Expect Recall@10 of 0.05 for popularity, 0.58 for the encoder alone, 0.54 for User-LLM,
+idle cores about 3 minutes. Expect Recall@10 of 0.05 for popularity, 0.57 for the encoder alone, 0.54 for User-LLM,
 and 0.02 for User-LLM with shuffled contexts.
 """
 
