@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from user_llm.data.pipeline import Shuffled
+from user_llm.data.pipeline import Shuffled, Source, TrainBatches
 from user_llm.data.sources import AnsweredPrompts, UserLLMSource, answered_batch
 from user_llm.errors import UserError
 
@@ -145,3 +145,9 @@ class MixedOrder:
             mine = tasks == index
             ids[mine] = self._starts[index] + order.ids(numbers[mine])
         return ids
+
+
+def train_batches(source: Source, batch_size: int, seed: int, *, rows: np.ndarray | None = None) -> TrainBatches:
+    """What a stage trains on (`TrainBatches`): the examples of a source, or of a mixture in its order."""
+    order = source.order(seed) if isinstance(source, Mixture) else None
+    return TrainBatches(source, batch_size, seed, rows=rows, order=order)

@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from user_llm.config import RECALL_DEPTH
-from user_llm.data.mixture import Mixture
-from user_llm.data.pipeline import Source, TrainBatches
+from user_llm.data.mixture import Mixture, train_batches
+from user_llm.data.pipeline import Source
 from user_llm.data.windows import Windows
 from user_llm.evaluation import leaks
 from user_llm.evaluation.baselines import Scores, category_popularity_scores, popularity_scores
@@ -120,8 +120,7 @@ def _batches(experiment: Experiment, splits: tuple[str, ...]) -> Iterator[_Rows]
 def _train_batches(source: Source, stage: str, config: ConfigDict) -> Iterator[tuple[np.ndarray, Batch]]:
     """Example numbers and rows of the first batches of a stage."""
     batch_size = config.training[stage].batch_size
-    order = source.order(config.seed) if isinstance(source, Mixture) else None
-    stream = TrainBatches(source, batch_size, config.seed, order=order)
+    stream = train_batches(source, batch_size, config.seed)
     for step in range(min(_TRAIN_BATCHES, max(1, _MAX_PROMPTS // batch_size))):
         yield stream.ids(step), stream.batch(step)
 

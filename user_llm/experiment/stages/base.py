@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 
 from user_llm.checkpoints.manager import StageCheckpoints
 from user_llm.checkpoints.transfer import initialise
-from user_llm.data.mixture import Mixture
-from user_llm.data.pipeline import Source, TrainBatches
+from user_llm.data.mixture import train_batches
+from user_llm.data.pipeline import Source
 from user_llm.evaluation.evaluator import Subset, mean_metrics
 from user_llm.experiment.assembly import Assembly
 from user_llm.experiment.experiment import Experiment
@@ -126,9 +126,7 @@ class Stage(abc.ABC):
         rows = local_rows(experiment.mesh, size)
         if config.data.reader == "seqio":
             return self.seqio_batches(experiment, size, rows)
-        source = self.source(experiment, "train")
-        order = source.order(config.seed) if isinstance(source, Mixture) else None
-        return TrainBatches(source, size, config.seed, rows=rows, order=order)
+        return train_batches(self.source(experiment, "train"), size, config.seed, rows=rows)
 
     def seqio_batches(self, experiment: Experiment, batch_size: int, rows: np.ndarray) -> Batches:
         """The same through SeqIO: the `rows` of batches of `batch_size`. A source of windows is read as it is."""
