@@ -12,6 +12,7 @@ INSTALL_REQUIRES = [
     "absl-py>=2.5",
     "clu>=0.0.12",
     "duckdb>=2.0",
+    "filelock>=4.2",  # `fallback_to_soft`
     "flax>=0.12.8",
     "gin-config>=0.5",
     "grain>=0.2.18",

@@ -10,7 +10,13 @@ _logger = logging.getLogger(__name__)
 
 
 class UserError(ValueError):
-    """Says in one line what is wrong, what was expected and what to do; commands print it without a trace."""
+    """Says in one line what is wrong, what was expected and what to do; commands print it without a trace.
+
+    Attributes:
+      status: the exit status of a command that ends with it.
+    """
+
+    status = 1
 
 
 class MissingFile(UserError, FileNotFoundError):
@@ -21,7 +27,7 @@ class Unreachable(UserError, ConnectionError):
     """Something cannot be fetched."""
 
 
-def show(error: Exception, *, status: int = 1, doing: str = "") -> int:
+def show(error: Exception, *, status: int | None = None, doing: str = "") -> int:
     """Prints `error` in one line where a user can mend it, and returns the exit status; raises it again where not.
 
     That is a `UserError`, an OSError that names its file, or a full disk. All else, a ValueError of a library
@@ -29,7 +35,7 @@ def show(error: Exception, *, status: int = 1, doing: str = "") -> int:
 
     Args:
       error: what a command has caught.
-      status: the command's exit status for it.
+      status: the command's exit status for it, in place of the error's own.
       doing: what could not be done, as "movielens/1m was not built".
     """
     full = isinstance(error, OSError) and error.errno in _FULL
@@ -38,4 +44,4 @@ def show(error: Exception, *, status: int = 1, doing: str = "") -> int:
     _logger.debug("Where it happened:", exc_info=error)
     advice = ": make room and start the same command again" if full else ""
     print(f"error: {doing + ': ' if doing else ''}{error}{advice}", file=sys.stderr)
-    return status
+    return getattr(error, "status", 1) if status is None else status
