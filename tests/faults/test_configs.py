@@ -1,6 +1,7 @@
 """Wrong configs and flags of `user_llm.main`."""
 
 import pytest
+
 from tests.faults.harness import train
 
 CASES = {
