@@ -16,7 +16,7 @@ from configs import base
 from user_llm.api import TextModel
 from user_llm.checkpoints.manager import StageCheckpoints
 from user_llm.data.vocabularies import load_vocabulary
-from user_llm.experiment.workdir import write_config
+from user_llm.experiment.seal import claim
 from user_llm.models import parameters
 from user_llm.models.language_model import LanguageModel, LanguageModelConfig
 
@@ -146,7 +146,7 @@ def test_a_tokenizer_of_another_model_is_refused(llm, of_bytes):
 def workdir(folder, **changes):
     config = base.get_config()
     config.update(changes)
-    write_config(folder, config)
+    claim(folder, config, {})
     return folder
 
 

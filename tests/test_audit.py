@@ -18,7 +18,7 @@ from user_llm.evaluation.leaks import as_results
 from user_llm.experiment import experiment as experiment_lib
 from user_llm.experiment.experiment import Experiment
 from user_llm.experiment.prepare import prepare, vocabulary_events
-from user_llm.experiment.workdir import write_config
+from user_llm.experiment.seal import claim
 from user_llm.inspect import audit as auditor
 from user_llm.inspect.audit import audit, print_audit
 from user_llm.parallel.mesh import one_device
@@ -318,10 +318,9 @@ def test_labels_that_are_last_by_a_tie(make):
 def test_what_another_run_has_trained_on_our_validation_events(make, tmp_path, stage, validation):
     theirs = make(**{"data.validation": validation}).config
     (tmp_path / "other" / stage / "huggingface").mkdir(parents=True)
-    write_config(tmp_path / "other", theirs)
     experiment = make()
-    facts = {"dataset": experiment.table.fingerprint}
-    (tmp_path / "other" / "environment.json").write_text(json.dumps(facts))
+    (tmp_path / "other" / "catalogue.json").write_text(json.dumps({"fingerprint": experiment.table.fingerprint}))
+    claim(tmp_path / "other", theirs, {})
     other = tmp_path / "other"
     key, value = {"encoder": ("encoder", other), "llm": ("llm", other / "llm/huggingface")}[stage]
     config_path.set_value(f"{key}.checkpoint", experiment.config, str(value))
@@ -333,8 +332,8 @@ def test_what_another_run_has_trained_on_our_validation_events(make, tmp_path, s
 def test_what_a_run_on_another_dataset_has_trained_is_not_known(make, tmp_path):
     (tmp_path / "encoder").mkdir()
     other = make("review_generation")
-    write_config(tmp_path, other.config)
-    (tmp_path / "environment.json").write_text(json.dumps({"dataset": other.table.fingerprint}))
+    (tmp_path / "catalogue.json").write_text(json.dumps({"fingerprint": other.table.fingerprint}))
+    claim(tmp_path, other.config, {})
     experiment = make()
     experiment.config.encoder.checkpoint = str(tmp_path)
     found = {finding.check: finding for finding in audit(experiment)}

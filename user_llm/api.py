@@ -17,9 +17,11 @@ from user_llm.data.vocabularies import (
 )
 from user_llm.decoding.generate import generate
 from user_llm.errors import UserError
+from user_llm.experiment.borrowed import contents
 from user_llm.experiment.experiment import Experiment
+from user_llm.experiment.seal import check_kept, refuse_swapped
 from user_llm.experiment.training import restore_stages
-from user_llm.experiment.workdir import read_config
+from user_llm.experiment.workdir import BORROWED, read_config
 from user_llm.models.language_model import LanguageModel, LanguageModelConfig, causal_mask
 from user_llm.parallel.mesh import one_device
 from user_llm.tasks import TASKS, Answer, Asker
@@ -215,6 +217,9 @@ def load(workdir: str | Path) -> UserModel:
     """
     workdir = Path(workdir)
     config = read_config(workdir)
+    check_kept(workdir)
+    # The vocabulary's copy is in the workdir; all else that was borrowed is read where it lies.
+    refuse_swapped(workdir, config, contents(config, [key for key in BORROWED if key != "llm.vocabulary"]))
     if "user_llm" not in config.stages:
         raise UserError(f"{workdir} trained only {', '.join(config.stages)}: answering needs stage user_llm.")
     return UserModel(Experiment(config, workdir, one_device()))

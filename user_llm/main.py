@@ -6,6 +6,9 @@ results is printed. Run the same command again: finished stages are skipped, a b
 On several hosts start the same command on each, with a workdir that all share: `srun python -m user_llm.main …` in
 SLURM, with `--distributed` on the workers of a Cloud TPU slice, and elsewhere with `--coordinator=HOST:PORT
 --num_processes=2 --process_id=0` (and 1 on the other). Where one of them ends, so do the others; start all again.
+
+Exit status: 0 finished; 1 refused or failed; 2 a wrong command line or config; 75 another process works in the workdir,
+or builds the dataset; 143 or 130 stopped by SIGTERM or Ctrl-C, and the same command goes on.
 """
 
 import functools
@@ -50,11 +53,14 @@ _DISTRIBUTED = flags.DEFINE_bool(
     "the workers of a Cloud TPU slice, and --nodistributed for SLURM tasks that are runs of their own.",
 )
 
+_INTERRUPTED = 128 + signal.SIGINT
+
 _logger = logging.getLogger("user_llm")
 
 
 def main(_) -> None:
     _log_to_stderr()
+    sys.stdout.reconfigure(errors="replace")  # a terminal of ASCII: titles with "?" instead of an error at the end
     signal.signal(signal.SIGTERM, _stop)  # while a stage trains, the loop has its own; several processes have JAX's
     try:
         processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value)
@@ -64,8 +70,10 @@ def main(_) -> None:
         _run(Host())
     except processes.Preempted as message:
         _logger.info("%s", message)
+        sys.exit(processes.STOPPED)
     except KeyboardInterrupt:
-        sys.exit("Stopped. The same command goes on from the last checkpoint.")
+        _logger.info("Stopped. The same command goes on from the last checkpoint.")
+        sys.exit(_INTERRUPTED)
     except Exception as error:
         processes.end_if_lost(error)
         sys.exit(show(error))
@@ -99,7 +107,7 @@ def _parse_gin() -> None:
 
 def _stop(*_) -> None:
     _logger.info("Stopped. The same command goes on from the last checkpoint.")
-    sys.exit(0)
+    sys.exit(processes.STOPPED)
 
 
 def _log_to_stderr() -> None:

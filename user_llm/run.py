@@ -7,7 +7,6 @@ of them do next, so the lead writes it only after a wait for all, or after a com
 import itertools
 import json
 import logging
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,23 +17,18 @@ from ml_collections import ConfigDict
 from user_llm.config import task_names
 from user_llm.evaluation import report
 from user_llm.evaluation.leaks import as_results
+from user_llm.experiment.borrowed import contents
 from user_llm.experiment.experiment import Experiment
+from user_llm.experiment.ownership import is_finished, owning
 from user_llm.experiment.prepare import prepare
+from user_llm.experiment.seal import claim, refuse_swapped, seal
 from user_llm.experiment.training import run_stages
-from user_llm.experiment.workdir import (
-    CATALOGUE,
-    CONFIG,
-    ENVIRONMENT,
-    VOCABULARY,
-    defining,
-    refuse_another,
-    write_config,
-)
+from user_llm.experiment.workdir import ENVIRONMENT, OPERATIVE_GIN, PREDICTIONS, RESULTS, defining
 from user_llm.host import Host
 from user_llm.inspect.audit import audit
 from user_llm.inspect.cost import training_costs
 from user_llm.models.model import Model
-from user_llm.parallel.processes import check_same, is_lead, lead_makes
+from user_llm.parallel.processes import check_same, is_lead, lead_makes, lead_says
 from user_llm.tasks import Evaluation
 from user_llm.tasks.rows import item_rankers
 
@@ -45,31 +39,30 @@ def run(config: ConfigDict, workdir: Path, host: Host) -> dict:
     """Runs `config` in `workdir` and returns what `results.json` holds.
 
     Raises:
-      UserError: the workdir belongs to a run of another config.
+      Busy: another process works in the workdir.
+      UserError: the workdir holds a run of another config, a damaged one, or files of somebody else.
     """
     check_same(json.dumps(defining(config)), "config")
-    results_file = workdir / "results.json"
-    if (workdir / CONFIG).exists():
-        refuse_another(workdir, config)
-    elif is_lead():  # nothing here belongs to a run: a config that failed its checks may have left these
-        workdir.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(workdir / VOCABULARY, ignore_errors=True)
-        (workdir / CATALOGUE).unlink(missing_ok=True)
-    if not results_file.exists():
-        _make_results(Experiment(config, workdir), host, results_file)
-    results = json.loads(results_file.read_text())
+    if not is_finished(workdir, config):
+        with owning(workdir, config) as finished_meanwhile:
+            if not finished_meanwhile:
+                _make_results(Experiment(config, workdir), host)
+    results = json.loads((workdir / RESULTS).read_text())
     if is_lead():
         _print(config, results)
         _logger.info("Results, predictions and checkpoints are in %s", workdir)
     return results
 
 
-def _make_results(experiment: Experiment, host: Host, results_file: Path) -> None:
+def _make_results(experiment: Experiment, host: Host) -> None:
     workdir = experiment.workdir
+    borrowed = lead_says(lambda: contents(experiment.config))
+    lead_says(lambda: refuse_swapped(workdir, experiment.config, borrowed))
     prepare(experiment)
     if is_lead():
-        write_config(workdir, experiment.config)
         _write_environment(experiment)
+        claim(workdir, experiment.config, borrowed)
+        seal(workdir, ENVIRONMENT, OPERATIVE_GIN)
     trained = run_stages(experiment, host)
     found = _evaluate(experiment, trained)
     findings = audit(experiment, item_rankers(experiment, trained))
@@ -79,8 +72,9 @@ def _make_results(experiment: Experiment, host: Host, results_file: Path) -> Non
         report.write_predictions(workdir, found.predictions)
         provenance = report.provenance(experiment.fingerprint)
         report.write_results(workdir, protocols=found.protocols, facts=facts, provenance=provenance)
+        seal(workdir, RESULTS, PREDICTIONS)
 
-    lead_makes(results_file, write)
+    lead_makes(workdir / RESULTS, write)
 
 
 def _evaluate(experiment: Experiment, trained: Mapping[str, Model]) -> Evaluation:
@@ -118,4 +112,4 @@ def _write_environment(experiment: Experiment) -> None:
     table, path = experiment.table, experiment.workdir / ENVIRONMENT
     facts = {**report.provenance(table.fingerprint), "summary": table.summary}
     report.write_lines(path, [json.dumps(facts, indent=2)])
-    report.write_lines(experiment.workdir / "operative_config.gin", [gin.operative_config_str()])
+    report.write_lines(experiment.workdir / OPERATIVE_GIN, [gin.operative_config_str()])

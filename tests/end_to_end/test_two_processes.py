@@ -152,7 +152,7 @@ def test_sigterm_to_one_stops_both_at_a_saved_step(tmp_path, data_dir):
     with pair(workdir, data_dir, [*ENCODER, "--config.training.encoder.steps=100000"]) as started:
         wait_for_step(workdir, "encoder", 2)
         started[1].send_signal(signal.SIGTERM)
-        assert [process.wait(timeout=NOTICED) for process in started] == [0, 0]
+        assert [process.wait(timeout=NOTICED) for process in started] == [143, 143]
     assert "is saved at step" in log(workdir, 0).read_text()
     assert "Traceback" not in log(workdir, 0).read_text() + log(workdir, 1).read_text()
 
@@ -169,7 +169,7 @@ def test_sigterm_in_the_evaluation_ends_both_and_the_same_command_goes_on(tmp_pa
             assert time.monotonic() < until, log(workdir, 0).read_text()[-4000:]
             time.sleep(0.02)
         started[1].send_signal(signal.SIGTERM)
-        assert [process.wait(timeout=NOTICED) for process in started] == [0, 0]
+        assert [process.wait(timeout=NOTICED) for process in started] == [143, 143]
     assert not (workdir / "results.json").exists()
     assert "Stopped. The same command goes on" in log(workdir, 0).read_text()
     assert "Traceback" not in log(workdir, 0).read_text() + log(workdir, 1).read_text()

@@ -75,7 +75,9 @@ def _enter(module: str, arguments: Sequence[str], log: Path, env: dict[str, str]
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     # pytest's own streams, or the fork server's, stood there before.
-    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+    encoding = env.get("PYTHONIOENCODING", "utf-8")
+    sys.stdout = os.fdopen(1, "w", closefd=False, encoding=encoding)
+    sys.stderr = os.fdopen(2, "w", closefd=False, encoding=encoding, errors="backslashreplace")
     os.environ.update(env)
     os.chdir(REPOSITORY)
     sys.argv = [module, *arguments]

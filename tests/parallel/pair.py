@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from user_llm.errors import UserError
 from user_llm.parallel import mesh as meshes
 from user_llm.parallel import processes
 
@@ -41,6 +42,12 @@ def held_by(device: jax.Device, mesh: Mesh) -> range:
     return range(place * rows, (place + 1) * rows)
 
 
+def refuse():
+    error = UserError("somebody is at work: Zoë")
+    error.status = 75
+    raise error
+
+
 def main(port: str, process: str, folder: str) -> None:
     processes.start(f"localhost:{port}", 2, int(process))
     shared, calls = Path(folder) / "shared", []
@@ -69,6 +76,11 @@ def main(port: str, process: str, folder: str) -> None:
         processes.check_same(process, "number")
     except ValueError as error:
         found["other"] = str(error)
+    found["said"] = processes.lead_says(lambda: ["by", int(process)])
+    try:
+        processes.lead_says(lambda: int("no number") if processes.several() and int(process) else refuse())
+    except UserError as error:
+        found["refused"] = [str(error), error.status]
     print(json.dumps(found))
     processes.wait_for_all("end")
     processes.leave()

@@ -68,6 +68,11 @@ def test_a_workdir_that_is_not_shared_is_named(pair):
     assert "--workdir must be a folder that all hosts share" in other["error"]
 
 
+def test_what_the_lead_finds_all_know_and_what_it_refuses_all_refuse(pair):
+    assert [found["said"] for found in pair] == [["by", 0]] * 2
+    assert [found["refused"] for found in pair] == [["somebody is at work: Zoë", 75]] * 2
+
+
 def test_another_command_is_noticed_by_all(pair):
     for found in pair:
         assert "have not got the same number" in found["other"]

@@ -1,6 +1,7 @@
 """Checkpoints of one stage: written in the background, the newest and the best kept, restored to any mesh."""
 
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from user_llm.checkpoints.damage import STEPS, keep_checksums
 from user_llm.models.parameters import Parameters
+from user_llm.parallel.processes import is_lead
 
 _METRIC = "keep_best"  # the name the kept metric has beside a checkpoint; higher is better
 
@@ -17,7 +20,8 @@ class StageCheckpoints:
     """The checkpoints under `<folder>/checkpoints/`, one per saved step.
 
     A step holds the parameters, the rest of the training state, and a JSON note (iterator position, clock). A
-    step that was being written when the process died is no step: Orbax commits by renaming.
+    step that was being written when the process died is no step: Orbax commits by renaming. The lead process keeps
+    the checksums of a committed step's files (`damage.py`), while training goes on.
     """
 
     def __init__(self, folder: Path, *, keep_last: int = 1, keep_best: bool = False, read_only: bool = False):
@@ -28,9 +32,12 @@ class StageCheckpoints:
                     get_metric_fn=lambda metrics: metrics[_METRIC], n=1, keep_checkpoints_without_metrics=False
                 )
             )
-        self._keep_best = keep_best
+        self._folder, self._keep_best = folder, keep_best
+        self._keeps_checksums = is_lead() and not read_only
+        self._thread = ThreadPoolExecutor(1)
+        self._checksums: Future[None] | None = None
         self._manager = ocp.CheckpointManager(
-            (folder / "checkpoints").resolve(),
+            (folder / STEPS).resolve(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(keep),
                 best_fn=(lambda metrics: metrics[_METRIC]) if keep_best else None,
@@ -61,6 +68,7 @@ class StageCheckpoints:
             ),
             metrics=None if metric is None else {_METRIC: metric},
         )
+        self._keep_checksums()  # of the step before, which is committed now
 
     def restore(self, step: int, like: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Restores (state, note) of `step` to the shapes, dtypes and shardings of `like` (arrays or abstract)."""
@@ -81,6 +89,17 @@ class StageCheckpoints:
         """Waits for what is being written."""
         self._manager.wait_until_finished()
         self._manager.close()
+        self._keep_checksums()
+        if self._checksums is not None:
+            self._checksums.result()
+        self._thread.shutdown()
+
+    def _keep_checksums(self) -> None:
+        if not self._keeps_checksums:
+            return
+        if self._checksums is not None and self._checksums.done():
+            self._checksums.result()  # raises what was wrong
+        self._checksums = self._thread.submit(keep_checksums, self._folder)
 
 
 def _restore(like: Any) -> ocp.args.StandardRestore:

@@ -32,16 +32,18 @@ def print_table(rows: Mapping[str, Mapping[str, Interval]], *, title: str = "", 
 
     Metrics are those of the rows, the same for all; the best value of each is bold.
     """
-    table = Table(title=title or None, caption="± half of the 95 % bootstrap interval over users")
+    console = console or _console()
+    sign = _plus_minus(console)
+    table = Table(title=title or None, caption=f"{sign} half of the 95 % bootstrap interval over users")
     table.add_column("", overflow="fold")
     metrics = list(next(iter(rows.values())))
     for metric in metrics:
         table.add_column(metric, justify="right", no_wrap=True)
     best = {metric: max(row[metric]["value"] for row in rows.values()) for metric in metrics}
     for name, row in rows.items():
-        cells = [_cell(row[metric], bold=row[metric]["value"] == best[metric]) for metric in metrics]
+        cells = [_cell(row[metric], sign, bold=row[metric]["value"] == best[metric]) for metric in metrics]
         table.add_row(Text(name), *cells)
-    (console or _console()).print(table)
+    console.print(table)
 
 
 def print_comparisons(comparisons: Mapping[str, Mapping[str, Interval]], metric: str) -> None:
@@ -67,9 +69,13 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=_PLAIN_WIDTH)
 
 
-def _cell(interval: Interval, bold: bool) -> Text:
+def _plus_minus(console: Console) -> str:
+    return "±" if console.encoding.startswith("utf") else "+-"
+
+
+def _cell(interval: Interval, sign: str, bold: bool) -> Text:
     half = (interval["high"] - interval["low"]) / 2
-    return Text(f"{interval['value']:.3f} ±{half:.3f}", style="bold" if bold else "")
+    return Text(f"{interval['value']:.3f} {sign}{half:.3f}", style="bold" if bold else "")
 
 
 def provenance(dataset_fingerprint: str) -> dict[str, Any]:

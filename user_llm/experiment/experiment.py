@@ -1,7 +1,6 @@
 """The data and models of one experiment, each made once, on first use. Reads only: `prepare.py` makes the files."""
 
 import functools
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from user_llm.data.timelines import Catalogue, TimelineTable, load_timelines
 from user_llm.data.vocabularies import Vocabulary, load_vocabulary
 from user_llm.encoders import ENCODERS
 from user_llm.experiment.assembly import Assembly
-from user_llm.experiment.workdir import CATALOGUE, VOCABULARY
+from user_llm.experiment.workdir import ANEW, CATALOGUE, VOCABULARY
+from user_llm.files import read_json
 from user_llm.parallel.mesh import batch_shards, make_mesh
 from user_llm.tasks import TASKS, Task
 from user_llm.tasks.task_data import TaskData
@@ -63,7 +63,7 @@ class Experiment(TaskData):
     @functools.cached_property
     def _facts(self) -> dict[str, Any]:
         # Kept in the workdir: a finished run needs its dataset no more.
-        facts = json.loads((self.workdir / CATALOGUE).read_text())
+        facts = read_json(self.workdir / CATALOGUE, ANEW)
         facts["catalogue"]["item_categories"] = np.array(facts["catalogue"]["item_categories"], np.int32)
         return facts
 

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 from user_llm.experiment.experiment import Experiment
 from user_llm.experiment.parameter_table import print_parameter_table
+from user_llm.experiment.seal import is_sealed, seal
 from user_llm.experiment.stages import STAGES, stages_of
 from user_llm.host import Host
 from user_llm.models.model import Model
-from user_llm.parallel.processes import wait_for_all
+from user_llm.parallel.processes import is_lead, wait_for_all
 from user_llm.training.loop import train
 
 Models = dict[str, Model]
@@ -20,7 +21,9 @@ def run_stages(experiment: Experiment, host: Host) -> Models:
         run = stage.training_run(experiment, stage.initial(experiment, finished))
         print_parameter_table(experiment.assembly, stage, run.model.parameters, run.axes, experiment.mesh)
         finished[stage.name] = train(run, experiment.workdir / stage.name, seed=config.seed, host=host)
-        stage.export(experiment, finished[stage.name])
+        left = stage.export(experiment, finished[stage.name])
+        if left and is_lead() and not is_sealed(experiment.workdir, left):
+            seal(experiment.workdir, left)
         wait_for_all(f"{stage.name} is exported")
     return finished
 

@@ -7,11 +7,17 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from user_llm.errors import MissingFile, UserError
-from user_llm.files import replacing
+from user_llm.files import read_json
 
-FORMAT = 2  # raised when what a workdir holds is no longer read as before
+FORMAT = 3  # raised when what a workdir holds is no longer read as before
 
 CONFIG, ENVIRONMENT, VOCABULARY, CATALOGUE = "config.json", "environment.json", "vocabulary", "catalogue.json"
+RESULTS, PREDICTIONS = "results.json", "predictions.jsonl"
+OPERATIVE_GIN = "operative_config.gin"
+PREPARING = ".preparing"
+"""Stands in a workdir until its config is written: a start that fails its checks claims nothing."""
+
+ANEW = "put it back from a copy, or start anew in another --workdir"
 
 
 class NoRun(MissingFile):
@@ -23,10 +29,9 @@ def plain(config: ConfigDict) -> dict:
     return json.loads(config.to_json_best_effort())
 
 
-def write_config(workdir: Path, config: ConfigDict) -> None:
-    """Writes `config.json`."""
-    with replacing(workdir / CONFIG) as partial:
-        partial.write_text(json.dumps({"format": FORMAT, **plain(config)}, indent=2) + "\n")
+def config_text(config: ConfigDict) -> str:
+    """What `config.json` holds."""
+    return json.dumps({"format": FORMAT, **plain(config)}, indent=2) + "\n"
 
 
 def read_config(workdir: Path) -> ConfigDict:
@@ -34,14 +39,16 @@ def read_config(workdir: Path) -> ConfigDict:
 
     Raises:
       NoRun: there is none.
-      UserError: an older or a newer version of this package made it.
+      UserError: it is damaged, somebody else's, or an older or a newer version of this package made it.
     """
     path = workdir / CONFIG
     if not path.is_file():
         raise NoRun(f"{path} does not exist: name the --workdir of a finished run.")
-    values = json.loads(path.read_text())
+    values = read_json(path, ANEW)
+    if not {"stages", "training", "data"} <= {*values}:  # a Hugging Face folder has a config.json, too
+        raise UserError(f"{path} is no config of a run: {workdir} is somebody else's folder; name another one")
     if (found := values.pop("format", 1)) != FORMAT:
-        age = "an older" if found < FORMAT else "a newer"
+        age = "a newer" if isinstance(found, int) and found > FORMAT else "an older"
         raise UserError(
             f"{workdir} was made by {age} version of user_llm (format {found} of a workdir, this is {FORMAT}): "
             "run its config again in another --workdir, or take the version that environment.json names"
@@ -51,16 +58,19 @@ def read_config(workdir: Path) -> ConfigDict:
 
 def fingerprint(workdir: Path) -> str:
     """Of the dataset that a run was trained on."""
-    return json.loads((workdir / ENVIRONMENT).read_text())["dataset"]
+    return read_json(workdir / CATALOGUE, ANEW)["fingerprint"]
 
 
-# Where things lie on this machine: they may move between two runs. The dataset's fingerprint guards the data.
+# Where things lie on this machine: they may move between two runs. The dataset's fingerprint guards the data, and the
+# checksums of `seal.py` what is borrowed; of that only whether there is any defines a run.
 _PLACES = ("data.raw_path", "data.data_dir")
+BORROWED = ("llm.checkpoint", "llm.vocabulary", "llm.architecture", "lora.checkpoint", "encoder.checkpoint")
 
 
 def defining(config: ConfigDict) -> dict[str, object]:
     """Dotted key → value, of all that two starts of one run have in common."""
-    return {key: value for key, value in _flat(plain(config)).items() if key not in _PLACES}
+    values = {key: value for key, value in _flat(plain(config)).items() if key not in _PLACES}
+    return {key: bool(value) if key in BORROWED else value for key, value in values.items()}
 
 
 def refuse_another(workdir: Path, config: ConfigDict) -> None:

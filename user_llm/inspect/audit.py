@@ -22,6 +22,7 @@ from user_llm.evaluation.evaluator import Subset, rank_by_scores
 from user_llm.evaluation.leaks import Finding, leak, noteworthy
 from user_llm.experiment.experiment import Experiment
 from user_llm.experiment.prepare import prepare, vocabulary_events
+from user_llm.experiment.seal import check_kept
 from user_llm.experiment.workdir import CONFIG, fingerprint, read_config
 from user_llm.tasks import Task
 
@@ -63,7 +64,13 @@ def audit_config(config: ConfigDict, workdir: str | None) -> str:
 
     Args:
       workdir: of a run, whose vocabulary is then taken; None: one is made for the occasion.
+
+    Raises:
+      NoRun: the workdir holds none. Nothing is written there.
     """
+    if workdir:
+        read_config(Path(workdir))
+        check_kept(Path(workdir))
     with tempfile.TemporaryDirectory() as folder:
         experiment = Experiment(config, Path(workdir or folder))
         prepare(experiment)

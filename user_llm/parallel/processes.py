@@ -5,6 +5,7 @@ Processes wait for one another through JAX's coordination service, not on their 
 """
 
 import itertools
+import json
 import logging
 import os
 import signal
@@ -43,6 +44,10 @@ _polls = itertools.count(1)  # of all stages and evaluations: JAX agrees on one 
 _stopping = False  # SIGTERM has come, and nobody has ended because of it yet
 _savers = 0  # of `Interrupt`, in use
 _witness: subprocess.Popen | None = None
+
+
+STOPPED = 128 + signal.SIGTERM
+"""Exit status of a run that SIGTERM has stopped: it is not finished, and the same command goes on."""
 
 
 class Preempted(Exception):
@@ -210,6 +215,34 @@ def lead_makes(path: Path, make: Callable[[], object]) -> None:
                 "--workdir must be a folder that all hosts share"
             )
         time.sleep(0.1)
+
+
+def lead_says(find: Callable[[], Any]) -> Any:
+    """What `find` returns in the lead, where alone it is called: JSON can hold it. All processes must call this.
+
+    Raises:
+      UserError: `find` raised one; all processes then raise the same, with the same exit status.
+    """
+    if not several():
+        return find()
+    said: dict[str, Any] = {}
+    if is_lead():
+        try:
+            said = {"value": find()}
+        except UserError as error:
+            said = {"error": str(error), "status": error.status}
+    said = json.loads(_from_lead(json.dumps(said).encode()))
+    if "error" in said:
+        error = UserError(said["error"])
+        error.status = said["status"]
+        raise error
+    return said["value"]
+
+
+def _from_lead(words: bytes) -> bytes:
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(words))))
+    padded = np.frombuffer(words[:size].ljust(size), np.uint8)  # the lead's words alone are read
+    return bytes(multihost_utils.broadcast_one_to_all(padded))
 
 
 def fetch(array: Any) -> np.ndarray:

@@ -20,6 +20,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from user_llm.checkpoints.damage import put_aside_damaged
 from user_llm.checkpoints.manager import StageCheckpoints
 from user_llm.errors import UserError
 from user_llm.host import Host
@@ -27,7 +28,7 @@ from user_llm.models import parameters
 from user_llm.models.model import Model
 from user_llm.models.parameters import Parameters
 from user_llm.parallel.mesh import put_batch
-from user_llm.parallel.processes import Interrupt, Preempted, is_lead
+from user_llm.parallel.processes import Interrupt, Preempted, is_lead, lead_says
 from user_llm.training.metric_writer import MetricWriter
 from user_llm.training.objectives import Objective
 from user_llm.training.optimizer import learning_rate_schedule, make_optimizer
@@ -98,6 +99,7 @@ def train(run: TrainingRun, folder: Path, *, seed: int, host: Host) -> Model:
     frozen = {path: value for path, value in run.model.parameters.items() if not trains[path]}
     optimizer = make_optimizer(config, {path: run.axes[path] for path in tuned})
     state = replicate_scalars({"parameters": tuned, **fresh_state(optimizer, tuned)}, mesh)
+    lead_says(lambda: put_aside_damaged(folder, config.steps))
     checkpoints = StageCheckpoints(folder, keep_last=config.keep_last, keep_best=bool(config.keep_best))
     step, seconds = 0, 0.0
     if (latest := checkpoints.latest_step()) is not None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from user_llm.checkpoints.damage import refuse_damaged
 from user_llm.checkpoints.manager import StageCheckpoints
 from user_llm.checkpoints.transfer import initialise
 from user_llm.data.mixture import train_batches
@@ -83,8 +84,11 @@ class Stage(abc.ABC):
     def softmax(self, assembly: Assembly) -> tuple[int, int]:
         """Rows of logits that an example has in the loss, at most, and the classes of the widest."""
 
-    def export(self, experiment: Experiment, model: Model) -> None:
-        """Leaves its finished model for others to load, in a format that is not ours alone."""
+    def export(self, experiment: Experiment, model: Model) -> str | None:
+        """Leaves its finished model for others to load, in a format that is not ours alone.
+
+        Returns: the folder's name in the workdir; None for nothing.
+        """
         del experiment, model
 
     def component(self, path: str) -> str:
@@ -153,7 +157,9 @@ class Stage(abc.ABC):
             model = self.initial(experiment, finished)
             trains = trainable(model.parameters, self.rules(experiment.config))
             tuned = {path: value for path, value in model.parameters.items() if trains[path]}
-            tuned = checkpoints.restore_parameters(checkpoints.best_step(), tuned)
+            best = checkpoints.best_step()
+            refuse_damaged(folder, best)
+            tuned = checkpoints.restore_parameters(best, tuned)
         return model.with_parameters({**model.parameters, **tuned})
 
     def _finished_checkpoints(self, folder: Path, training: ConfigDict) -> StageCheckpoints:

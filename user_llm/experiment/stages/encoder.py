@@ -11,6 +11,7 @@ from user_llm.evaluation.evaluator import encoder_scores, mean_metrics, rank_by_
 from user_llm.evaluation.metrics import METRICS
 from user_llm.experiment import workdir as workdirs
 from user_llm.experiment.experiment import Experiment
+from user_llm.experiment.seal import check_kept
 from user_llm.experiment.stages.base import Stage
 
 # An encoder of another run must have read the same data in the same shape.
@@ -95,6 +96,7 @@ def lender_of(experiment: Experiment) -> Experiment | None:
     if not config.encoder.checkpoint or not reads_pretrained_encoder(config):
         return None
     theirs = workdirs.read_config(workdir)
+    check_kept(workdir)
     says = f"config.encoder.checkpoint={workdir}"
 
     def plain(value):

@@ -46,12 +46,14 @@ class LanguageModelStage(Stage):
 
     def export(self, experiment, model):
         """See `Stage`."""
-        folder = experiment.workdir / self.name / "huggingface"
+        left = f"{self.name}/huggingface"
+        folder = experiment.workdir / left
         if folder.exists():
-            return
+            return left
         trained = parameters.merge(model.graphdef, on_hosts(model.parameters), on_hosts(model.buffers))
         vocabulary = experiment.vocabulary
         if is_lead():
             with replacing(folder) as partial:
                 huggingface.save_language_model(trained, partial, bos_id=vocabulary.bos_id, eos_id=vocabulary.eos_id)
                 vocabulary.save(partial)
+        return left

@@ -94,13 +94,17 @@ class UserLLMStage(Stage):
 
     def export(self, experiment, model):
         """See `Stage`."""
-        folder = experiment.workdir / self.name / "adapters"
-        if experiment.config.strategy != "lora" or folder.exists():
-            return
+        left = f"{self.name}/adapters"
+        folder = experiment.workdir / left
+        if experiment.config.strategy != "lora":
+            return None
+        if folder.exists():
+            return left
         values = on_hosts({path: value for path, value in model.parameters.items() if "/lora/" in path})
         if is_lead():
             with replacing(folder) as partial:
                 save_adapters(without_prefix("language_model", values), experiment.assembly.adapted_config, partial)
+        return left
 
     def component(self, path):
         """See `Stage`."""

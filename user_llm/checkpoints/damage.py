@@ -1,0 +1,77 @@
+"""Checkpoints that are no longer what was written: found by their checksums, and put out of the way."""
+
+import contextlib
+import logging
+from pathlib import Path
+
+from tfds_builders.checksums import changed, checksums
+from user_llm.errors import UserError
+from user_llm.files import read_json, write_json
+
+STEPS, SUMS, DAMAGED = "checkpoints", "checksums", "damaged"
+"""Folders of a stage: a folder a step, the checksums of a step's files as `STEP.json`, steps that were put aside."""
+
+_logger = logging.getLogger(__name__)
+
+
+def keep_checksums(folder: Path) -> None:
+    """Keeps the checksums of each complete step that has none yet, and forgets those of steps that are gone."""
+    steps = complete_steps(folder)
+    for step in steps:
+        if not (path := _sums(folder, step)).exists():
+            with contextlib.suppress(FileNotFoundError):  # Orbax deletes old steps while this reads
+                write_json(path, checksums(folder / STEPS / str(step)))
+    for path in (folder / SUMS).glob("*.json"):
+        if path.stem.isdecimal() and int(path.stem) not in steps:
+            path.unlink(missing_ok=True)
+
+
+def complete_steps(folder: Path) -> list[int]:
+    """The steps that Orbax has finished writing, in order: it names them so in the end."""
+    paths = (folder / STEPS).glob("*") if (folder / STEPS).is_dir() else ()
+    return sorted(int(path.name) for path in paths if path.name.isdecimal())
+
+
+def damage(folder: Path, step: int) -> str | None:
+    """What of a step has changed; None where nothing has, or where it has no checksums (a process died between)."""
+    if not (path := _sums(folder, step)).exists():
+        return None
+    sums = read_json(path, "delete it")
+    return next(changed(folder / STEPS / str(step), sums), None)
+
+
+def put_aside_damaged(folder: Path, last: int) -> None:
+    """Leaves a stage with intact checkpoints alone: damaged ones that are newer than all intact go to `DAMAGED`.
+
+    Args:
+      folder: of the stage.
+      last: its number of steps.
+
+    Raises:
+      UserError: there is no way back to the same result, or there is a step beyond the last.
+    """
+    steps = complete_steps(folder)
+    if steps and steps[-1] > last:
+        raise UserError(f"{folder / STEPS / str(steps[-1])} is no step of this run, which ends at {last}: delete it")
+    broken = {step: line for step in steps if (line := damage(folder, step))}
+    intact = [step for step in steps if step not in broken]
+    for step, line in broken.items():
+        if not intact or step < max(intact):  # an older one that is kept is the best, for which there is no other
+            raise UserError(f"{line}: delete {folder}, and the same command trains this stage anew")
+    for step, line in broken.items():
+        aside = folder / DAMAGED / str(step)
+        aside.parent.mkdir(exist_ok=True)
+        (folder / STEPS / str(step)).rename(aside)
+        _logger.warning("%s: this checkpoint is now %s; step %d is intact", line, aside, max(intact))
+
+
+def refuse_damaged(folder: Path, step: int) -> None:
+    """Raises `UserError` where a step is not what was written, and says which one is."""
+    if line := damage(folder, step):
+        intact = [str(other) for other in complete_steps(folder) if other != step and not damage(folder, other)]
+        ways = f": step {' and '.join(intact)} of it is intact, and the run's command goes on there" if intact else ""
+        raise UserError(f"{line}{ways or ': put it back from a copy, or train anew'}")
+
+
+def _sums(folder: Path, step: int) -> Path:
+    return folder / SUMS / f"{step}.json"
