@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "tfds_builders": (),
     "user_llm.errors": ("tfds_builders",),  # the base class of our errors, which builders raise too
     "user_llm.registry": ("user_llm.errors",),
-    "user_llm.files": (),
+    "user_llm.files": ("user_llm.errors",),
     "user_llm.host": (),
     "user_llm.quiet_tensorflow": (),
     "user_llm.config": ("user_llm.errors",),
@@ -29,7 +29,13 @@ MAY_IMPORT = {
     "user_llm.data": ("user_llm.errors", "user_llm.files", "tfds_builders"),
     "user_llm.models": ("user_llm.errors",),
     "user_llm.parallel": ("user_llm.errors", "user_llm.models"),
-    "user_llm.checkpoints": ("user_llm.errors", "user_llm.models", "user_llm.parallel"),
+    "user_llm.checkpoints": (
+        "tfds_builders",
+        "user_llm.errors",
+        "user_llm.files",
+        "user_llm.models",
+        "user_llm.parallel",
+    ),
     "user_llm.training": (
         "user_llm.errors",
         "user_llm.files",

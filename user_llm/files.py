@@ -1,10 +1,14 @@
 """Files and folders that are whole or not there: what a killed process leaves half written never has the real name."""
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from user_llm.errors import UserError
 
 
 @contextlib.contextmanager
@@ -23,3 +27,19 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         if partial.is_dir():
             shutil.rmtree(partial)
         partial.unlink(missing_ok=True)
+
+
+def read_json(path: str | os.PathLike, advice: str) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+      UserError: it holds anything else; `advice` says what helps, as "delete it".
+      OSError: it cannot be read.
+    """
+    try:
+        value = json.loads(Path(path).read_bytes())
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or brackets without end
+        raise UserError(f"{path} is damaged ({error}): {advice}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged (it holds a {type(value).__name__}, not an object): {advice}")
+    return value
