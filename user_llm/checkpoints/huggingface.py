@@ -6,6 +6,7 @@ What the options and keys of a family mean is in `families.py`, how a tensor of 
 import contextlib
 import dataclasses
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,10 +47,13 @@ def resolve(name: str | Path) -> Path:
     Raises:
       CheckpointError: there is no such folder, and the hub cannot be asked, or has no such model for this user.
     """
-    if Path(name).is_dir():
-        return Path(name)
+    is_path = isinstance(name, (str, os.PathLike)) and str(name)
+    if is_path and (folder := Path(name)).is_dir():
+        if (exported := folder / "llm" / "huggingface").is_dir():
+            raise CheckpointError(f"{folder} is a run's workdir: name its language model, {exported}.")
+        return folder
     if not HUB_NAME.fullmatch(str(name)):
-        raise CheckpointError(f"{name}: no such folder; expected one, or a hub name such as google/gemma-3-270m.")
+        raise CheckpointError(f"{name!r}: no such folder; expected one, or a hub name such as google/gemma-3-270m.")
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
