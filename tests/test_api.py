@@ -13,6 +13,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 import user_llm
 from configs import base
+from tests.user_models import made_up
 from user_llm.api import TextModel
 from user_llm.checkpoints.manager import StageCheckpoints
 from user_llm.data.vocabularies import load_vocabulary
@@ -141,6 +142,54 @@ def test_a_saved_model_loads_again_with_its_tokenizer(of_bytes, llm, tokens, tmp
 def test_a_tokenizer_of_another_model_is_refused(llm, of_bytes):
     with pytest.raises(ValueError, match="has 512 tokens, but the model has rows for 260"):
         TextModel(of_bytes.model, llm.tokenizer)
+
+
+def seen(model, *items):
+    return [{"item": model.catalogue.titles[item], "rating": 4.0} for item in items]
+
+
+@pytest.fixture(scope="module")
+def user_model(tmp_path_factory):
+    return made_up(tmp_path_factory.mktemp("user_model"))
+
+
+@pytest.fixture
+def all_beams(user_model):
+    """As many beams as the catalogue has titles: nothing is cut."""
+    config = user_model.config.evaluation
+    with config.unlocked():
+        before, config.num_beams = config.num_beams, 1000
+        user_model._askers.clear()
+        yield user_model
+        config.num_beams = before
+        user_model._askers.clear()
+
+
+def test_more_answers_than_beams_are_the_same_ranking(all_beams):
+    """And so are its ties: a title that several items share stands once, for those that are not in the history."""
+    titles = all_beams.catalogue.titles
+    twins = [titles.index(title) for title in titles if "streets" in title]
+    assert len(twins) > 20
+    for history in (seen(all_beams, 3), seen(all_beams, *twins[:3]), seen(all_beams, 2, 2, 9)):
+        beams, exact = all_beams.recommend(history, k=100), all_beams.recommend(history, k=101)
+        assert len(beams) == 100
+        assert [answer.text for answer in exact[:100]] == [answer.text for answer in beams]
+        np.testing.assert_allclose([a.score for a in exact[:100]], [a.score for a in beams], rtol=1e-5)
+
+
+def test_more_answers_than_titles_are_all_titles(user_model):
+    trie = user_model._experiment.answer_trie("next_item")
+    assert trie.num_titles < user_model.catalogue.num_items  # some share their tokens
+    history = seen(user_model, 3, 4)
+    answers = user_model.recommend(history, k=10**12)
+    assert len(answers) == trie.num_titles - 2
+    assert len({answer.text for answer in answers}) == len(answers)
+    assert not {answer.text for answer in answers} & {event["item"] for event in history}
+    scores = [answer.score for answer in answers]
+    assert scores == sorted(scores, reverse=True)
+    categories = user_model.answer(history, "favorite_category", k=1000)
+    assert len(categories) == len(user_model.catalogue.category_names) - 1
+    assert user_model.answer(history, "favorite_category", k=2) == categories[:2]
 
 
 def workdir(folder, **changes):

@@ -21,12 +21,13 @@ MAY_IMPORT = {
     "tfds_builders": (),
     "user_llm.errors": ("tfds_builders",),  # the base class of our errors, which builders raise too
     "user_llm.registry": ("user_llm.errors",),
+    "user_llm.arguments": ("user_llm.errors",),
     "user_llm.files": ("user_llm.errors",),
     "user_llm.host": (),
     "user_llm.quiet_tensorflow": (),
     "user_llm.config": ("user_llm.errors",),
     "user_llm.command_line": ("user_llm.config",),
-    "user_llm.data": ("user_llm.errors", "user_llm.files", "tfds_builders"),
+    "user_llm.data": ("user_llm.arguments", "user_llm.errors", "user_llm.files", "tfds_builders"),
     "user_llm.models": ("user_llm.errors",),
     "user_llm.parallel": ("user_llm.errors", "user_llm.models"),
     "user_llm.checkpoints": (
@@ -44,7 +45,7 @@ MAY_IMPORT = {
         "user_llm.parallel",
         "user_llm.checkpoints",
     ),
-    "user_llm.decoding": ("user_llm.errors", "user_llm.models"),
+    "user_llm.decoding": ("user_llm.arguments", "user_llm.errors", "user_llm.models"),
     "user_llm.evaluation": (
         "user_llm.errors",
         "user_llm.files",

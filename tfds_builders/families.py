@@ -27,11 +27,11 @@ def builder_of(name: str, *, config: custom.CustomConfig | None = None, **kwargs
     Raises:
       UserError: there is no such dataset, or an argument does not belong to it.
     """
-    family, _, config_name = name.partition("/")
+    family, _, config_name = str(name).partition("/")
     if family == "custom" and config_name:
         return custom.Builder(config=config or config_name, **kwargs)
     if family not in FAMILIES or config_name not in FAMILIES[family].builder_configs:
-        near = difflib.get_close_matches(name, dataset_names(), n=3)
+        near = difflib.get_close_matches(str(name), dataset_names(), n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"the families are {', '.join(FAMILIES)}."
         raise UserError(f"unknown dataset {name!r}: {hint}")
     if config is not None:

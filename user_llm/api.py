@@ -1,6 +1,7 @@
 """The public face: language models and finished runs from Python (README, "In Python")."""
 
 import difflib
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from user_llm.arguments import folder_path, is_number, whole
 from user_llm.checkpoints import huggingface
 from user_llm.data.vocabularies import (
     Vocabulary,
@@ -27,6 +29,7 @@ from user_llm.parallel.mesh import one_device
 from user_llm.tasks import TASKS, Answer, Asker
 
 Event = Mapping[str, Any]
+_EVENT = '{"item": title, "rating": number}'
 
 
 class TextModel:
@@ -55,20 +58,38 @@ class TextModel:
         return self.model.config
 
     def logits(self, token_ids: np.ndarray) -> jax.Array:
-        """Next-token logits float32 `[B, T, V]` at every position of `token_ids`, int `[B, T]`, causal, no padding."""
-        tokens = jnp.asarray(token_ids, jnp.int32)
-        if tokens.ndim != 2:
-            raise UserError(f"token_ids must be [batch, tokens], got shape {tokens.shape}: put one text in a list.")
-        ids = np.asarray(token_ids)
-        if ids.size and (ids.min() < 0 or ids.max() >= self.config.vocab_size):
+        """Next-token logits float32 `[B, T, V]` at every position of `token_ids`, int `[B, T]`, causal, no padding.
+
+        Raises:
+          UserError: `token_ids` are no such array, outside of the vocabulary, or more than the model's `max_length`.
+        """
+        try:
+            ids = np.asarray(token_ids)
+        except ValueError:
+            raise UserError("token_ids must be [batch, tokens], got texts of several lengths: ask for each.") from None
+        if ids.ndim != 2 or not ids.size:
+            raise UserError(f"token_ids must be [batch, tokens], got shape {ids.shape}: put one text in a list.")
+        if ids.dtype.kind not in "iu":
+            raise UserError(f"token_ids must be whole numbers, got an array of {ids.dtype}.")
+        if ids.min() < 0 or ids.max() >= self.config.vocab_size:
             raise UserError(f"token ids run from 0 to {self.config.vocab_size - 1}, got {ids.min()} … {ids.max()}.")
-        return _logits(self.model, tokens)
+        if ids.shape[1] > self.config.max_length:
+            raise UserError(
+                f"{ids.shape[1]} tokens are more than the {self.config.max_length} this model was made for: cut them."
+            )
+        return _logits(self.model, jnp.asarray(ids, jnp.int32))
 
     def generate(self, prompt: str, max_new_tokens: int = 40, *, temperature: float = 0.0, seed: int = 0) -> str:
         """The text that continues `prompt`: greedy, or sampled with a temperature.
 
-        BOS is put in front of the prompt where the checkpoint's texts begin with it.
+        BOS is put in front of the prompt where the checkpoint's texts begin with it. The same seed, from 0 to
+        2**32 - 1, gives the same text.
+
+        Raises:
+          UserError: an argument is no such thing, or prompt and new tokens are more than the model's `max_length`.
         """
+        _check_text(prompt)
+        max_new_tokens, seed = whole("max_new_tokens", max_new_tokens, 1), whole("seed", seed, 0, 2**32 - 1)
         start, (words,) = text_start(self.tokenizer), self.tokenizer.encode_batch([prompt])
         length = len(start) + len(words)
         if not length:
@@ -88,18 +109,34 @@ class TextModel:
             key=jax.random.key(seed),
         )
         # Decoded together: a continuation alone would lose the space in front of it.
-        whole = np.array([words + np.asarray(new)[0].tolist()], np.int32)
-        return self.tokenizer.decode_batch(whole)[0][len(self.tokenizer.decode_batch(whole[:, : len(words)])[0]) :]
+        together = np.array([words + np.asarray(new)[0].tolist()], np.int32)
+        return self.tokenizer.decode_batch(together)[0][
+            len(self.tokenizer.decode_batch(together[:, : len(words)])[0]) :
+        ]
 
     def save(self, folder: str | Path) -> None:
         """Writes a Hugging Face folder, which `load_language_model` and `transformers` load.
 
         Raises:
-          CheckpointError: `folder` holds weights already.
+          UserError: `folder` is none.
+          CheckpointError: it holds weights already.
         """
+        folder = folder_path("folder", folder)
         ids = dict(bos_id=self.tokenizer.bos_id, eos_id=self.tokenizer.eos_id)
         huggingface.save_language_model(self.model, folder, **ids)
         self.tokenizer.save(folder)
+
+
+def _check_text(prompt: str) -> None:
+    if not isinstance(prompt, str):
+        raise UserError(f"prompt must be a text, got {reprlib.repr(prompt)}.")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"prompt holds {prompt[error.start]!r} at {error.start}, half a character: decode the text with "
+            "errors='replace'."
+        ) from None
 
 
 @jax.jit
@@ -144,11 +181,12 @@ class UserModel:
         Args:
           events: oldest first, each `{"item": title, "rating": number}`; the latest `history_length` are read. The
             rating may be left out only where no encoder reads it.
-          k: how many; beams are as many, or the config's where those are more.
+          k: how many; the whole rest of the catalogue where that is less. Up to 100 are found by beam search, with
+            as many beams or the config's where those are more; more are ranked exactly, in the same memory.
 
         Raises:
-          UserError: the run was not trained for it; no event, an unknown title or an unknown rating: the nearest
-            valid ones are named.
+          UserError: the run was not trained for it; no event, or one that is none (an unknown title, an unknown
+            rating: the nearest valid ones are named); a `k` that is no number of answers.
         """
         return self.answer(events, "next_item", k)
 
@@ -165,11 +203,12 @@ class UserModel:
         Raises:
           UserError: as `recommend`.
         """
-        task = task or self.tasks[0]
+        task = self.tasks[0] if task is None else task
         if task not in self.tasks:
             raise UserError(f"{self._experiment.workdir} answers {' and '.join(self.tasks)}: train a run of {task!r}.")
-        if not events or k < 1:
-            raise UserError(f"an answer needs at least one event and k of at least 1, got {len(events)} and k={k}.")
+        k = whole("k", k, 1)
+        if not isinstance(events, Sequence) or isinstance(events, (str, bytes)) or not events:
+            raise UserError(f"events must be a list of at least one event, {_EVENT}, got {reprlib.repr(events)}.")
         if (about is not None) != TASKS[task].asks_about_label:
             raise UserError(f"task {task!r} asks about {'an event: give it with about=' if about is None else 'none'}.")
         length = self.config.data.history_length
@@ -177,7 +216,9 @@ class UserModel:
         recent = list(enumerate(events))[-length:]
         for slot, (index, event) in enumerate(recent, start=length - len(recent)):
             history[:, 0, slot] = self._item(f"event {index}", event), self._rating(f"event {index}", event)
-        asked = [np.array([part("about", about)]) for part in (self._item, self._rating)] if about else []
+        asked = []
+        if about is not None:
+            asked = [np.array([part("about", about)]) for part in (self._item, self._rating)]
         tokens, lengths, _ = self._experiment.prompts(task).build(history[0], *asked)
         prompt = {"prompt_tokens": tokens, "prompt_lengths": lengths}
         (answers,) = self._asker(task, k)({**prompt, "history/item": history[0], "history/rating": history[1]})
@@ -189,8 +230,10 @@ class UserModel:
         return self._askers[task, k]
 
     def _item(self, where: str, event: Event) -> int:
-        title = event.get("item")
-        if title not in self._items:
+        if not isinstance(event, Mapping) or "item" not in event:
+            raise UserError(f"{where}: expected {_EVENT}, got {reprlib.repr(event)}.")
+        title = event["item"]
+        if not isinstance(title, str) or title not in self._items:
             near = difflib.get_close_matches(str(title), self._items, n=3)
             hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
             raise UserError(f"{where}: {title!r} is no title of the catalogue{hint}")
@@ -201,11 +244,11 @@ class UserModel:
         reads = where == "about" or (encodes and "rating" in self.config.encoder.features)
         if "rating" not in event and not reads:
             return 0
-        try:
-            return self._ratings[float(event.get("rating"))]
-        except (TypeError, ValueError, KeyError):
+        rating = event.get("rating")
+        if not is_number(rating) or float(rating) not in self._ratings:
             known = ", ".join(f"{value:g}" for value in self._ratings)
-            raise UserError(f"{where}: rating {event.get('rating')!r}; expected one of {known}") from None
+            raise UserError(f"{where}: rating {reprlib.repr(rating)}; expected one of {known}")
+        return self._ratings[float(rating)]
 
 
 def load(workdir: str | Path) -> UserModel:
@@ -213,9 +256,9 @@ def load(workdir: str | Path) -> UserModel:
 
     Raises:
       FileNotFoundError: the folder holds no run, or one that is not finished.
-      UserError: a run that trained no contextualised LLM, or one of another version.
+      UserError: no folder; a run that trained no contextualised LLM, or one of another version.
     """
-    workdir = Path(workdir)
+    workdir = folder_path("workdir", workdir)
     config = read_config(workdir)
     check_kept(workdir)
     # The vocabulary's copy is in the workdir; all else that was borrowed is read where it lies.

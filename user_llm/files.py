@@ -36,7 +36,7 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 def read_json(path: str | os.PathLike, advice: str) -> dict[str, Any]:
-    """The object in a JSON file of ours.
+    """The object in a JSON file.
 
     Raises:
       UserError: it holds anything else; `advice` says what helps, as "delete it".
@@ -44,7 +44,7 @@ def read_json(path: str | os.PathLike, advice: str) -> dict[str, Any]:
     """
     try:
         value = json.loads(Path(path).read_bytes())
-    except ValueError as error:  # no JSON, or no UTF-8
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or brackets without end
         raise UserError(f"{path} is damaged ({error}): {advice}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} is damaged (it holds a {type(value).__name__}, not an object): {advice}")

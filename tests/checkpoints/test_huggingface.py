@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from user_llm.checkpoints.huggingface import (
     CheckpointError,
+    content,
     load_config,
     load_language_model,
     load_parameters,
@@ -23,6 +24,7 @@ from user_llm.checkpoints.huggingface import (
     save_language_model,
 )
 from user_llm.checkpoints.tensors import Row
+from user_llm.errors import UserError
 from user_llm.models import parameters
 from user_llm.models.language_model import LanguageModel, LanguageModelConfig, causal_mask
 from user_llm.models.lora import LoraConfig
@@ -315,10 +317,32 @@ def test_a_broken_folder_says_what_is_wrong(folder, tmp_path):
     (folder / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(CheckpointError, match="has no weight_map"):
         load_language_model(folder)
-    for text, message in (("{", "is not JSON"), ("[]", "is no JSON object")):
+    for text, message in (("{", "is damaged .*: fetch"), ("[]", "holds a list, not an object")):
         (folder / "config.json").write_text(text)
-        with pytest.raises(CheckpointError, match=message):
+        with pytest.raises(UserError, match=message):
             load_language_model(folder)
+
+
+@pytest.mark.parametrize("max_shard_bytes", [2000, 2**30], ids=["shards", "one_file"])
+def test_content_is_what_loading_reads_and_nothing_else(untied, tmp_path, max_shard_bytes):
+    folder = tmp_path / "saved"
+    save_language_model(untied, folder, max_shard_bytes=max_shard_bytes)
+    (folder / "README.md").write_text("a model")
+    sums = content(folder)
+    assert {path.name for path in folder.iterdir()} - sums.keys() == {"README.md"}
+    for name in sums:
+        (tmp_path / "part").mkdir()
+        for other in sums.keys() - {name}:
+            shutil.copyfile(folder / other, tmp_path / "part" / other)
+        with pytest.raises(CheckpointError, match="has no"):
+            load_language_model(tmp_path / "part")
+        shutil.copyfile(folder / name, tmp_path / "part" / name)
+        _same_parameters(load_language_model(tmp_path / "part"), untied)
+        assert content(tmp_path / "part") == sums
+        (tmp_path / "part" / name).write_bytes((folder / name).read_bytes() + b" ")
+        assert [key for key, value in content(tmp_path / "part").items() if value != sums[key]] == [name]
+        shutil.rmtree(tmp_path / "part")
+    assert content(folder / "config.json") == {"config.json": sums["config.json"]}
 
 
 def test_a_missing_shard_is_named(untied, tmp_path):

@@ -15,6 +15,7 @@ from user_llm.data.huggingface_vocabulary import HuggingFaceVocabulary
 from user_llm.data.prompts import Prompts
 from user_llm.data.sentencepiece_vocabulary import SentencePieceVocabulary
 from user_llm.data.vocabularies import (
+    content,
     encode_continuations,
     load_vocabulary,
     pad_rows,
@@ -290,8 +291,18 @@ def test_a_folder_with_both_gives_its_sentencepiece_model(folders, shared_dir, t
         ({"config.json": {"eos_token_id": []}}, "says what ends a text"),
         ({"tokenizer_config.json": {"eos_token": None}, "config.json": {"eos_token_id": 3}}, "says what ends a text"),
         ({"tokenizer_config.json": {"eos_token": "<end>"}}, r"tokenizer_config\.json: eos_token is '<end>', which"),
+        ({"tokenizer_config.json": {"eos_token": 3}}, "eos_token is 3, which"),
+        ({"tokenizer_config.json": {"eos_token": {"id": 3}}}, "eos_token is {'id': 3}, which"),
         ({"config.json": {"eos_token_id": 9999}}, r"config\.json: eos_token_id is 9999, which"),
-        ({"tokenizer_config.json": ["</s>"]}, r"tokenizer_config\.json: expected a JSON object, got list"),
+        ({"config.json": {"eos_token_id": -1}}, "eos_token_id is -1, which"),
+        ({"config.json": {"eos_token_id": 2**40}}, "eos_token_id is 1099511627776, which"),
+        ({"config.json": {"eos_token_id": "</s>"}}, "eos_token_id is '</s>', which"),
+        ({"config.json": {"eos_token_id": [[1]]}}, r"eos_token_id is \[\[1\]\], which"),
+        (
+            {"tokenizer_config.json": {"eos_token": "</s>", "add_bos_token": "no"}},
+            "add_bos_token is 'no'; expected true",
+        ),
+        ({"tokenizer_config.json": ["</s>"]}, r"tokenizer_config\.json is damaged \(it holds a list"),
     ],
 )
 def test_conventions_that_cannot_be_are_named(tmp_path, beside, message):
@@ -315,5 +326,19 @@ def test_a_file_that_is_no_tokenizer_is_named(tmp_path):
         load_vocabulary(tmp_path)
     write(tmp_path / "folder", byte_level(["</s>"]), {})
     (tmp_path / "folder" / "tokenizer_config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"tokenizer_config\.json is not JSON"):
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json is damaged .*: fetch"):
         load_vocabulary(tmp_path / "folder")
+
+
+@pytest.mark.parametrize("by_id", [False, True])
+def test_content_is_what_loading_reads(tmp_path, by_id):
+    tokenizer = byte_level(["</s>"])
+    end = tokenizer.token_to_id("</s>")
+    name = "generation_config.json" if by_id else "tokenizer_config.json"
+    values = {"eos_token_id": end, "bos_token_id": end} if by_id else {"eos_token": "</s>", "bos_token": None}
+    unread = {"config.json": {"eos_token_id": 9999}, "special_tokens_map.json": {"eos_token": "<end>"}}
+    write(tmp_path / "one", tokenizer, {name: values, **unread})
+    write(tmp_path / "two", tokenizer, {name: values | {"more": 1}})
+    one, two = content(tmp_path / "one"), content(tmp_path / "two" / "tokenizer.json")
+    assert one.keys() == two.keys() == {"tokenizer.json", name}
+    assert [file for file in one if one[file] != two[file]] == [name]

@@ -61,7 +61,7 @@ def test_every_label_is_in_exactly_one_split(min_history, validation):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0,), "history_length must be at least 1"),
+        ((0,), "history_length must be a whole number of at least 1"),
         ((5, 6), "between 1 and history_length=5, got 6"),
         ((5, 0), "between 1 and history_length=5, got 0"),
     ],

@@ -152,9 +152,9 @@ def test_bad_arguments_are_named(truth):
         options = {"num_beams": 2, "max_steps": 2, "eos_id": 2} | changes
         return beam_search(truth.model, truth.prompts, truth.lengths, truth.context, **options)
 
-    with pytest.raises(ValueError, match="num_beams must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_beams must be a whole number of at least 1, got 0"):
         call(num_beams=0)
-    with pytest.raises(ValueError, match="max_steps must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="max_steps must be a whole number of at least 1, got 0"):
         call(max_steps=0)
     with pytest.raises(ValueError, match="excluded_items needs trie="):
         call(excluded_items=jnp.zeros((3, 1), jnp.int32))

@@ -8,6 +8,7 @@ import sentencepiece
 
 from user_llm.checkpoints.huggingface import load_language_model
 from user_llm.decoding.generate import generate
+from user_llm.errors import UserError
 
 
 def test_greedy_is_the_argmax_of_full_forward_passes(truth):
@@ -87,9 +88,11 @@ def test_bad_arguments_are_named(truth):
         options = {"max_new_tokens": 2, "eos_id": 2} | changes
         return generate(truth.model, truth.prompts, truth.lengths, truth.context, **options)
 
-    with pytest.raises(ValueError, match="max_new_tokens must be at least 1, got 0"):
-        call(max_new_tokens=0)
-    with pytest.raises(ValueError, match="temperature must be 0"):
-        call(temperature=-1.0)
+    for wrong in (0, 2.0, "2", True, None):
+        with pytest.raises(UserError, match="max_new_tokens must be a whole number of at least 1, got "):
+            call(max_new_tokens=wrong)
+    for wrong in (-1.0, float("nan"), float("inf"), 1e-30, 10**400, True, "1", None):
+        with pytest.raises(UserError, match=r"temperature must be 0 \(greedy\) or a number of at least 1e-06, got "):
+            call(temperature=wrong)
     with pytest.raises(ValueError, match=r"pass key=jax.random.key\(seed\)"):
         call(temperature=1.0)

@@ -225,7 +225,7 @@ def test_a_finished_run_recommends_to_new_users(finished):
     ("event", "message"),
     [
         ({"item": "No Such Film (1999)", "rating": 4.0}, "event 0: 'No Such Film .1999.' is no title"),
-        ({"rating": 4.0}, "event 0: None is no title"),
+        ({"rating": 4.0}, r"event 0: expected {\"item\": title, \"rating\": number}, got {'rating': 4.0}"),
         ({"item": "{title}", "rating": 11}, "event 0: rating 11; expected one of 0.5, 1,"),
         ({"item": "{title}"}, "event 0: rating None; expected one of"),
     ],

@@ -16,8 +16,10 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from tfds_builders.checksums import checksums
 from user_llm.checkpoints.families import write_config
-from user_llm.checkpoints.tensors import CheckpointError, Row
+from user_llm.checkpoints.tensors import ANEW, CheckpointError, Row
+from user_llm.files import read_json
 from user_llm.models import parameters
 from user_llm.models.language_model import LanguageModel, LanguageModelConfig
 from user_llm.models.layers import PROJECTIONS
@@ -61,6 +63,24 @@ def save_adapters(values: Parameters, config: LanguageModelConfig, folder: str |
     (folder / CONFIG_NAME).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
+def content(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """The checksums, by name, of the files that `load_adapters` reads.
+
+    Raises:
+      CheckpointError: one of them is missing.
+    """
+    return checksums(folder, [file.name for file in _files(Path(folder))])
+
+
+def _files(folder: Path) -> tuple[Path, Path]:
+    """Settings and weights."""
+    files = folder / CONFIG_NAME, folder / WEIGHTS_NAME
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing: expected a folder that PEFT or we saved.")
+    return files
+
+
 def load_adapters(folder: str | Path, config: LanguageModelConfig) -> Parameters:
     """The adapters in `folder` as flat parameters of a language model with `config.lora`, in its `param_dtype`.
 
@@ -70,13 +90,12 @@ def load_adapters(folder: str | Path, config: LanguageModelConfig) -> Parameters
     folder = Path(folder)
     rows = _rows(config)
     shapes = parameters.split(parameters.abstract(lambda rngs: LanguageModel(config, rngs=rngs)))[1]
+    settings_file, weights_file = _files(folder)
+    found = read_json(settings_file, ANEW)
     try:
-        found = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-        modules = load_file(folder / WEIGHTS_NAME)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{error.filename} is missing: expected a folder that PEFT or we saved.") from error
-    except (ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} cannot be read: {error}") from error
+        modules = load_file(weights_file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{weights_file} cannot be read, perhaps cut short ({error}): {ANEW}") from error
     for key, value in _settings(rows, config).items():
         if found.get(key, value) not in (value, None):
             raise CheckpointError(f"{folder / CONFIG_NAME}: {key} is {found[key]!r}; this model needs {value!r}.")

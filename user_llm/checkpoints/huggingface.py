@@ -6,6 +6,7 @@ What the options and keys of a family mean is in `families.py`, how a tensor of 
 import contextlib
 import dataclasses
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +19,10 @@ from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from tfds_builders.checksums import checksums
 from user_llm.checkpoints.families import Family, family_of, read_config, write_config
-from user_llm.checkpoints.tensors import FLOATS, CheckpointError, Shapes, Tensor, read_parameters, tensors_of
+from user_llm.checkpoints.tensors import ANEW, FLOATS, CheckpointError, Shapes, Tensor, read_parameters, tensors_of
+from user_llm.files import read_json
 from user_llm.models import parameters
 from user_llm.models.language_model import LanguageModel, LanguageModelConfig
 from user_llm.models.lora import merge_lora
@@ -44,10 +47,13 @@ def resolve(name: str | Path) -> Path:
     Raises:
       CheckpointError: there is no such folder, and the hub cannot be asked, or has no such model for this user.
     """
-    if Path(name).is_dir():
-        return Path(name)
+    is_path = isinstance(name, (str, os.PathLike)) and str(name)
+    if is_path and (folder := Path(name)).is_dir():
+        if (exported := folder / "llm" / "huggingface").is_dir():
+            raise CheckpointError(f"{folder} is a run's workdir: name its language model, {exported}.")
+        return folder
     if not HUB_NAME.fullmatch(str(name)):
-        raise CheckpointError(f"{name}: no such folder; expected one, or a hub name such as google/gemma-3-270m.")
+        raise CheckpointError(f"{name!r}: no such folder; expected one, or a hub name such as google/gemma-3-270m.")
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
@@ -75,14 +81,23 @@ def load_config(name: str | Path) -> LanguageModelConfig:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        return read_json(file, ANEW)
     except FileNotFoundError:
         raise CheckpointError(f"{file.parent} has no {file.name}: expected a Hugging Face model folder.") from None
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{file} is no JSON object: expected {{…}}.")
-    return values
+
+
+def content(name: str | Path) -> dict[str, dict[str, Any]]:
+    """The checksums, by name, of the files that loading `name` (folder, hub name, or a config.json alone) reads.
+
+    Raises:
+      CheckpointError: one of them is missing.
+    """
+    if Path(name).is_file():
+        return checksums(Path(name).parent, [Path(name).name])
+    folder = resolve(name)
+    _read_json(folder / CONFIG_NAME)
+    index = [INDEX_NAME] if (folder / INDEX_NAME).exists() else []
+    return checksums(folder, [CONFIG_NAME, *index, *_weight_names(folder)])
 
 
 def load_language_model(
@@ -137,22 +152,37 @@ def load_parameters(name: str | Path, config: LanguageModelConfig, mesh: Mesh | 
 @contextlib.contextmanager
 def _open_weights(folder: Path) -> Iterator[tuple[dict[Path, Any], dict[str, Path]]]:
     """File → its open handle, and key → its file, of all weights in `folder`."""
+    with contextlib.ExitStack() as stack:
+        handles = {}
+        for file in (folder / name for name in _weight_names(folder)):
+            try:
+                handles[file] = stack.enter_context(safe_open(file, framework="numpy"))
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(f"{file} cannot be read, perhaps cut short ({error}): {ANEW}") from error
+        files: dict[str, Path] = {}
+        for file, handle in handles.items():
+            for key in handle.keys():  # noqa: SIM118
+                if key in files:
+                    raise CheckpointError(f"{key} stands in both {files[key]} and {file.name}: {ANEW}")
+                files[key] = file
+        yield handles, files
+
+
+def _weight_names(folder: Path) -> list[str]:
+    """The names of the safetensors in `folder`: one, or those in the index."""
     names = [WEIGHTS_NAME]
     if (index := folder / INDEX_NAME).exists():
         weight_map = _read_json(index).get("weight_map")
-        if not weight_map:
-            raise CheckpointError(f"{index} has no weight_map: expected one from keys to files.")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"{index} has no weight_map from keys to files: {ANEW}")
+        for key, name in weight_map.items():
+            if not isinstance(name, str) or name in ("", "..") or Path(name).name != name:
+                raise CheckpointError(f"{index}: {key} is in {name!r}; expected the name of a file beside it: {ANEW}")
         names = sorted(set(weight_map.values()))
-    with contextlib.ExitStack() as stack:
-        handles = {}
-        for file in (folder / name for name in names):
-            try:
-                handles[file] = stack.enter_context(safe_open(file, framework="numpy"))
-            except FileNotFoundError:
-                raise CheckpointError(f"{folder} has no {file.name}: weights are read from safetensors only.") from None
-            except SafetensorError as error:
-                raise CheckpointError(f"{file} cannot be read, perhaps cut short: {error}") from error
-        yield handles, {key: file for file, handle in handles.items() for key in handle.keys()}  # noqa: SIM118
+    for name in names:
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder} has no {name} (a file): weights are read from safetensors only.")
+    return names
 
 
 def _match(folder: Path, family: Family, tensors: Sequence[Tensor], files: Mapping[str, Path]) -> dict[str, str]:

@@ -18,6 +18,7 @@ from user_llm.models.parameters import Parameters
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 Index = tuple[slice, ...]
+ANEW = "fetch or copy it anew"
 
 
 class CheckpointError(UserError):

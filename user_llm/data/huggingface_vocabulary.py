@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from user_llm.data.vocabulary import Vocabulary
 from user_llm.errors import UserError
+from user_llm.files import read_json
 
 TOKENIZER_JSON = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -52,7 +53,7 @@ class HuggingFaceVocabulary(Vocabulary):
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self.tokenizer.encode_special_tokens = True  # as text
-        self._config = _read_json(self.file.with_name(TOKENIZER_CONFIG))
+        self._config = self._beside(TOKENIZER_CONFIG)
         self.bos_id, self.eos_id = self._id_of("bos"), self._id_of("eos")
         if self.eos_id < 0:
             raise UserError(
@@ -66,30 +67,49 @@ class HuggingFaceVocabulary(Vocabulary):
         self.vocab_size = 1 + max(ids)
         self.rows = 1 + max({*ids} - special | {self.bos_id, self.eos_id})
         adds_bos = self._config.get("add_bos_token")
+        if adds_bos not in (None, True, False):
+            config = self.file.with_name(TOKENIZER_CONFIG)
+            raise UserError(f"{config}: add_bos_token is {adds_bos!r}; expected true or false.")
         starts_with_bos = self.tokenizer.encode("a").ids[:1] == [self.bos_id]
         self.adds_bos = self.bos_id >= 0 and (starts_with_bos if adds_bos is None else adds_bos)
         self._puts_space = False
         self._puts_space = self.decode_rows(self.encode_batch(["a"])) == [" a"]
 
+    def _beside(self, name: str) -> dict[str, Any]:
+        """The object in the file `name` beside the tokenizer's; empty where there is no such file."""
+        file = self.file.with_name(name)
+        try:
+            values = read_json(file, "fetch or copy it anew")
+        except FileNotFoundError:
+            return {}
+        if file not in self.files:
+            self.files.append(file)
+        return values
+
+    def _unknown(self, file: str, found: str) -> UserError:
+        return UserError(
+            f"{self.file.with_name(file)}: {found}, which {self.file.name} does not have: name one of its tokens."
+        )
+
     def _id_of(self, name: str) -> int:
         """The id of `bos` or `eos`, -1 for none."""
         if f"{name}_token" in self._config:
             token = self._config[f"{name}_token"]
-            token = token["content"] if isinstance(token, dict) else token
-            found = None if token is None else self.tokenizer.token_to_id(token)
-            if found is None and token is not None:
-                raise UserError(
-                    f"{self.file.with_name(TOKENIZER_CONFIG)}: {name}_token is {token!r}, which {self.file.name} "
-                    "does not have: name one of its tokens."
-                )
-            return -1 if found is None else found
-        for file in map(self.file.with_name, _ID_FILES):
-            ids = _read_json(file).get(f"{name}_token_id")
-            ids = ids if isinstance(ids, list) else [ids]
-            if ids and ids[0] is not None:
-                if self.tokenizer.id_to_token(ids[0]) is None:
-                    raise UserError(f"{file}: {name}_token_id is {ids[0]}, which {self.file.name} does not have.")
-                return ids[0]
+            token = token.get("content", token) if isinstance(token, dict) else token
+            if token is None:
+                return -1
+            found = self.tokenizer.token_to_id(token) if isinstance(token, str) else None
+            if found is None:
+                raise self._unknown(TOKENIZER_CONFIG, f"{name}_token is {token!r}")
+            return found
+        for file in _ID_FILES:
+            ids = self._beside(file).get(f"{name}_token_id")
+            first = (ids or [None])[0] if isinstance(ids, list) else ids
+            if first is not None:
+                known = type(first) is int and 0 <= first < 2**32 and self.tokenizer.id_to_token(first) is not None
+                if not known:
+                    raise self._unknown(file, f"{name}_token_id is {ids!r}")
+                return first
         return -1
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -114,16 +134,3 @@ class HuggingFaceVocabulary(Vocabulary):
         named = {name: self.tokenizer.id_to_token(token) if token >= 0 else None for name, token in tokens.items()}
         text = json.dumps(self._config | named, indent=2, ensure_ascii=False) + "\n"
         (folder / TOKENIZER_CONFIG).write_text(text, encoding="utf-8")
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    """The object in `file`; empty where there is no such file."""
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{file}: expected a JSON object, got {type(values).__name__}.")
-    return values

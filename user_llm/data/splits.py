@@ -7,6 +7,7 @@ shorter histories are admitted). The last label is `test`. The last but one is `
 
 import numpy as np
 
+from user_llm.arguments import whole
 from user_llm.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -16,13 +17,12 @@ def resolve_min_history(history_length: int, min_history: int | None) -> int:
     """The fewest events a label may have behind it; `history_length` unless said otherwise.
 
     Raises:
-        UserError: a length below 1, or a minimum above the history length.
+        UserError: no whole numbers, a length below 1, or a minimum above the history length.
     """
-    if history_length < 1:
-        raise UserError(f"history_length must be at least 1 event, got {history_length}.")
+    history_length = whole("history_length", history_length, 1)
     if min_history is None:
         return history_length
-    if not 1 <= min_history <= history_length:
+    if not 1 <= whole("min_history", min_history, 0) <= history_length:
         raise UserError(
             f"min_history must lie between 1 and history_length={history_length}, got {min_history}; "
             "leave it out to admit full histories only."

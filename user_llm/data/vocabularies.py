@@ -8,9 +8,11 @@ import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from tfds_builders.checksums import checksums
 from user_llm.data.huggingface_vocabulary import TOKENIZER_JSON, HuggingFaceVocabulary
 from user_llm.data.sentencepiece_vocabulary import TOKENIZER_FILE, SentencePieceVocabulary, train_sentencepiece
 from user_llm.data.vocabulary import Vocabulary
@@ -20,6 +22,7 @@ __all__ = [
     "TOKENIZER_FILE",
     "NameTokens",
     "Vocabulary",
+    "content",
     "cut_tokens",
     "encode_continuations",
     "load_vocabulary",
@@ -41,6 +44,12 @@ def load_vocabulary(path: str | os.PathLike) -> Vocabulary:
     """
     file = _tokenizer_file(Path(path))
     return HuggingFaceVocabulary(file) if file.suffix == ".json" else SentencePieceVocabulary(file)
+
+
+def content(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
+    """The checksums, by name, of the files that `load_vocabulary(path)` reads; raises what that raises."""
+    vocabulary = load_vocabulary(path)
+    return checksums(vocabulary.file.parent, [file.name for file in vocabulary.files])
 
 
 def _tokenizer_file(path: Path) -> Path:

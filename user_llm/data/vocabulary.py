@@ -21,6 +21,7 @@ class Vocabulary(abc.ABC):
 
     Attributes:
         file: as given.
+        files: that and those beside it, of which this vocabulary was made.
         pad_id: 0, with which arrays are filled up whatever the checkpoint padded with; it may be an ordinary token.
         bos_id: -1 without one.
         eos_id: what ends a text.
@@ -31,6 +32,7 @@ class Vocabulary(abc.ABC):
     """
 
     file: Path
+    files: list[Path]
     pad_id: int = 0
     bos_id: int
     eos_id: int
@@ -41,6 +43,7 @@ class Vocabulary(abc.ABC):
 
     def __init__(self, file: str | os.PathLike, content: bytes):
         self.file = Path(file)
+        self.files = [self.file]
         self._digest = hashlib.sha256(content).digest()
 
     @abc.abstractmethod

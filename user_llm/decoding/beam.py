@@ -11,9 +11,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from user_llm.arguments import whole
 from user_llm.decoding.catalogue_trie import CatalogueTrie
 from user_llm.decoding.prefill import Context, DecodingModel, Prompt, extend, prefill
-from user_llm.errors import UserError
 from user_llm.models.attention import Cache
 
 # The root and the titles' first words ("The") branch far wider than the rest: these levels of the trie have a
@@ -80,8 +80,7 @@ def beam_search(
         ValueError: items are excluded without a trie.
     """
     for name, value in (("num_beams", num_beams), ("max_steps", max_steps)):
-        if value < 1:
-            raise UserError(f"{name} must be at least 1, got {value}")
+        whole(name, value, 1)
     if excluded_items is not None and trie is None:
         raise ValueError("excluded_items needs trie=: free beams know no items")
     steps = max_steps if trie is None else min(max_steps, len(trie.fan_out))

@@ -6,9 +6,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from user_llm.arguments import is_number, whole
 from user_llm.decoding.prefill import Context, DecodingModel, Prompt, extend, prefill
 from user_llm.errors import UserError
 from user_llm.models.attention import Cache
+
+COLDEST = 1e-6  # temperature; logits divided by much less than this are infinite in float32
 
 
 class _State(NamedTuple):
@@ -46,10 +49,9 @@ def generate(
     Raises:
         UserError: an argument is out of range, or sampling was asked for without a key.
     """
-    if max_new_tokens < 1:
-        raise UserError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    if temperature < 0:
-        raise UserError(f"temperature must be 0 (greedy) or more, got {temperature}")
+    max_new_tokens = whole("max_new_tokens", max_new_tokens, 1)
+    if not is_number(temperature) or not (temperature == 0 or temperature >= COLDEST):
+        raise UserError(f"temperature must be 0 (greedy) or a number of at least {COLDEST}, got {temperature!r}.")
     if temperature > 0 and key is None:
         raise UserError(f"temperature {temperature} samples: pass key=jax.random.key(seed)")
     return _generate(

@@ -55,7 +55,7 @@ def rank_by_scores(
         values[:, 0] = -np.inf
         if exclude_history:
             np.put_along_axis(values, _seen(history, labels), -np.inf, axis=1)
-        items.append(_best(values))
+        items.append(best(values, TOP))
     return np.concatenate(ranks), np.concatenate(items)
 
 
@@ -107,9 +107,12 @@ def _open_counts(trie: CatalogueTrie, items: np.ndarray, excluded: np.ndarray) -
     return np.where(items > 0, group_size[items] - closed, 0)
 
 
-def _best(scores: np.ndarray) -> np.ndarray:
-    """The `TOP` items `[n, TOP]` of each row, best first, of a tie the lower; 0 behind the last answer (not -inf)."""
-    count = min(TOP, scores.shape[1])
+def best(scores: np.ndarray, count: int) -> np.ndarray:
+    """The `count` items `[n, count]` of each row of `scores` `[n, I+1]`, or all where these are fewer.
+
+    Best first, of a tie the lower; 0 behind the last answer (not -inf).
+    """
+    count = min(count, scores.shape[1])
     last = np.partition(scores, -count, axis=1)[:, [-count]]
     tied = scores == last
     better = scores > last

@@ -14,6 +14,7 @@ from user_llm.data.timelines import Catalogue, TimelineTable
 from user_llm.data.vocabularies import NameTokens, Vocabulary
 from user_llm.data.windows import Windows
 from user_llm.decoding.catalogue_trie import CatalogueTrie
+from user_llm.evaluation.evaluator import best
 from user_llm.evaluation.text_metrics import recall_of_names
 from user_llm.models.model import Model
 
@@ -89,6 +90,14 @@ class Answer(NamedTuple):
 
 
 Asker = Callable[[Batch], list[list[Answer]]]
+
+
+def best_answers(names: Sequence[str], scores: np.ndarray, k: int) -> list[list[Answer]]:
+    """The `k` names of the highest `scores` float `[B, names]` in each row, or as many as are above -inf."""
+    return [
+        [Answer(names[name], float(row[name])) for name in order if name]
+        for row, order in zip(scores, best(scores, k).tolist(), strict=True)
+    ]
 
 
 MetricFn = Callable[[Sequence[str], Sequence[Any]], dict[str, float]]

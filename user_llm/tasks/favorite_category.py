@@ -15,7 +15,7 @@ from user_llm.evaluation.metrics import ranking_metrics
 from user_llm.evaluation.report import ranking_predictions
 from user_llm.models.model import Model
 from user_llm.parallel.processes import fetch
-from user_llm.tasks.base import Answer, Asker, Batch, Evaluation, Study, Task
+from user_llm.tasks.base import Asker, Batch, Evaluation, Study, Task, best_answers
 from user_llm.tasks.rows import (
     LLM,
     SHUFFLED,
@@ -128,16 +128,7 @@ class FavoriteCategory(Task):
         """The likeliest categories, by the probability of every category's name."""
         names = study.catalogue.category_names
         scores = self._scores(study, model, with_context=True)
-
-        def ask(batch: Batch) -> list[list[Answer]]:
-            values = np.asarray(fetch(scores(batch)))
-            best = np.argsort(-values[:, 1:], axis=1, kind="stable")[:, :k] + 1
-            return [
-                [Answer(names[category], float(row[category])) for category in order.tolist()]
-                for row, order in zip(values, best, strict=True)
-            ]
-
-        return ask
+        return lambda batch: best_answers(names, np.asarray(fetch(scores(batch))), k)
 
     def _with_favorite(self, study: Study) -> tuple[Subset, int]:
         """Test users with a favourite category, and how many of them have none."""

@@ -11,7 +11,8 @@ from user_llm.evaluation.evaluator import Beams, Subset, rank_by_beams, rank_by_
 from user_llm.evaluation.metrics import ranking_metrics
 from user_llm.evaluation.report import ranking_predictions
 from user_llm.models.model import Model
-from user_llm.tasks.base import Answer, Asker, Batch, Evaluation, Study, Task
+from user_llm.parallel.processes import fetch
+from user_llm.tasks.base import Answer, Asker, Batch, Evaluation, Study, Task, best_answers
 from user_llm.tasks.rows import (
     ENCODER,
     LLM,
@@ -27,6 +28,10 @@ from user_llm.tasks.rows import (
 
 POPULARITY = "Popularity"
 CATEGORY = "Popularity in the latest category"
+
+MOST_BEAMS = 100  # of an answer; their memory grows with their number
+
+TitleReader = Callable[[np.ndarray], np.ndarray]
 
 COMPARED = (
     (ENCODER, POPULARITY),
@@ -95,7 +100,9 @@ class NextItem(Task):
         items, facts = np.zeros((len(test), 0), np.int32), {}
         if user_llm := trained.get("user_llm"):
             prompted = Subset.evenly(study.source(self.name, "test"), config.max_users)
-            answered = {row.name: self._rank(study, user_llm, row) for row in llm_rows(study, prompted)}
+            free = study.config.evaluation.answers == "beams" and not study.config.evaluation.constrained
+            read = title_reader(study) if free else None
+            answered = {row.name: self._rank(study, user_llm, row, read) for row in llm_rows(study, prompted)}
             ranks |= {row: found for row, (found, _) in answered.items()}
             items = (answered.get(USER_LLM) or answered[TEXT_PROMPT])[1]
             facts = dropped_events(study, self.name, batch)
@@ -113,9 +120,17 @@ class NextItem(Task):
         )
 
     def asker(self, study: Study, model: Model, k: int) -> Asker:
-        """The next items by beam search, none of which is in the history."""
+        """The next items, none of which is in the history.
+
+        Up to `MOST_BEAMS` by beam search, more by the probability of every title: exact, in memory that `k` does not
+        change, and slower for a few.
+        """
+        return self._by_beams(study, model, k) if k <= MOST_BEAMS else self._by_scores(study, model, k)
+
+    def _by_beams(self, study: Study, model: Model, k: int) -> Asker:
         titles = study.catalogue.titles
-        beams = self._beams(study, model, num_beams=max(k, study.config.evaluation.num_beams))
+        num_beams = min(max(k, study.config.evaluation.num_beams), study.answer_trie(self.name).num_titles)
+        beams = self._beams(study, model, num_beams=num_beams)
 
         def ask(batch: Batch) -> list[list[Answer]]:
             result, _ = beams(batch)
@@ -124,6 +139,19 @@ class NextItem(Task):
                 [Answer(titles[item], score) for item, score in zip(items, scores, strict=True) if item][:k]
                 for items, scores in rows
             ]
+
+        return ask
+
+    def _by_scores(self, study: Study, model: Model, k: int) -> Asker:
+        titles, trie = study.catalogue.titles, study.answer_trie(self.name)
+        scores = user_llm_scores(model, trie=trie, eos_id=study.vocabulary.eos_id)
+
+        def ask(batch: Batch) -> list[list[Answer]]:
+            values, history = np.array(fetch(scores(batch))), batch["history/item"]
+            items = np.broadcast_to(np.arange(values.shape[1]), values.shape)
+            # A title stands for its open items, under the lowest of them; all others are no answer of their own.
+            values[np.asarray(trie.open_items(items, history)) != items] = -np.inf
+            return best_answers(titles, values, k)
 
         return ask
 
@@ -138,8 +166,8 @@ class NextItem(Task):
             **{"exclude_history": True, **options},
         )
 
-    def _rank(self, study: Study, model: Model, row: LLMRow) -> tuple[np.ndarray, np.ndarray]:
-        """Ranks `[n]` and items `[n, J]` by beams, or by the probability of every title."""
+    def _rank(self, study: Study, model: Model, row: LLMRow, read: TitleReader | None) -> tuple[np.ndarray, np.ndarray]:
+        """Ranks `[n]` and items `[n, J]` by beams (free ones are read with `read`), or by every title's probability."""
         config, trie = study.config.evaluation, study.answer_trie(self.name)
         shown = dict(batch_size=config.batch_size, description=row.name)
         if config.answers == "exact":
@@ -150,15 +178,14 @@ class NextItem(Task):
             study,
             model,
             num_beams=config.num_beams,
-            constrained=config.constrained,
+            constrained=read is None,
             exclude_history=config.exclude_history,
             with_context=row.with_context,
         )
-        read = None if config.constrained else title_reader(study)
         return rank_by_beams(beams, row.source, trie=trie, read=read, **shown)
 
 
-def title_reader(study: Study) -> Callable[[np.ndarray], np.ndarray]:
+def title_reader(study: Study) -> TitleReader:
     """Reads the items that free beams name: tokens int `[B, J, T]` → item ids int32 `[B, J]`, 0 for no title."""
     names, vocabulary = study.names.titles, study.vocabulary
     # As the tokens spell them: a title cut at max_targets is answered by what is left of it.
