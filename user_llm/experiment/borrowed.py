@@ -11,14 +11,15 @@ from tfds_builders.checksums import checksums
 from user_llm.checkpoints import adapters, huggingface
 from user_llm.checkpoints.damage import SUMS
 from user_llm.data import vocabularies
-from user_llm.errors import MissingFile
+from user_llm.errors import UserError
 from user_llm.experiment.workdir import BORROWED, CATALOGUE
+
 
 def contents(config: ConfigDict, keys: Iterable[str] = BORROWED) -> dict[str, dict[str, Any]]:
     """Config key (of `keys`, where it names anything) → name → checksum, of the files that lie where the config says.
 
     Raises:
-      MissingFile: nothing lies there.
+      UserError: nothing lies there.
     """
     return {key: _contents(key, value) for key in keys if (value := config_path.get_value(key, config))}
 
@@ -26,8 +27,9 @@ def contents(config: ConfigDict, keys: Iterable[str] = BORROWED) -> dict[str, di
 def _contents(key: str, value: str) -> dict[str, Any]:
     try:
         return _READERS[key](value)
-    except MissingFile as error:
-        raise MissingFile(f"config.{key}={value}: {error} Start the run with the place it was moved to.") from error
+    except UserError as error:
+        moved = "" if Path(value).exists() else " If it was moved, start the run's command with its new place."
+        raise UserError(f"config.{key}: {error}{moved}") from error
 
 
 def _encoder(workdir: str) -> dict[str, Any]:
