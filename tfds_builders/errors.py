@@ -2,6 +2,8 @@
 
 import errno
 import logging
+import os
+import shutil
 import sys
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -42,6 +44,14 @@ def show(error: Exception, *, status: int | None = None, doing: str = "") -> int
     if not (isinstance(error, UserError) or full or (isinstance(error, OSError) and error.filename is not None)):
         raise error
     _logger.debug("Where it happened:", exc_info=error)
-    advice = ": make room and start the same command again" if full else ""
+    advice = f": {_room(error)}, and start the same command again: it goes on" if full else ""
     print(f"error: {doing + ': ' if doing else ''}{error}{advice}", file=sys.stderr)
     return getattr(error, "status", 1) if status is None else status
+
+
+def _room(error: OSError) -> str:
+    path = os.path.abspath(error.filename or os.curdir)
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    usage = shutil.disk_usage(path)
+    return f"{usage.free / 1e6:,.1f} of {usage.total / 1e6:,.0f} MB are free there; make room (old runs' checkpoints)"

@@ -1,6 +1,7 @@
 """Files and folders that are whole or not there: what a killed process leaves half written never has the real name."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -27,6 +28,21 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         if partial.is_dir():
             shutil.rmtree(partial)
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming_full_disk(folder: str | os.PathLike) -> Iterator[None]:
+    """Makes an OSError that names `folder` of whatever a library raises when the disk it writes to is full.
+
+    TensorStore (RESOURCE_EXHAUSTED, which means a full device memory too) and TensorFlow only say it in words.
+    """
+    try:
+        yield
+    except Exception as error:
+        for number in (errno.ENOSPC, errno.EDQUOT):
+            if os.strerror(number) in str(error):
+                raise OSError(number, os.strerror(number), str(folder)) from error
+        raise
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

@@ -111,9 +111,10 @@ def _stop(*_) -> None:
 
 
 def _log_to_stderr() -> None:
-    """Our own lines at INFO (--verbosity=1: DEBUG); of the libraries only errors."""
-    level = logging.DEBUG if absl_logging.get_verbosity() > 0 else logging.INFO
-    absl_logging.set_verbosity(absl_logging.ERROR)
+    """Our own lines at INFO; of the libraries nothing: they raise what is wrong. --verbosity=1: DEBUG, and errors."""
+    told = absl_logging.get_verbosity() > 0
+    level = logging.DEBUG if told else logging.INFO
+    absl_logging.set_verbosity(absl_logging.ERROR if told else absl_logging.FATAL)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     for logger in (_logger, logging.getLogger("tfds_builders")):

@@ -1,5 +1,8 @@
 """Checkpoints of one stage: written in the background, the newest and the best kept, restored to any mesh."""
 
+import errno
+import os
+import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -10,9 +13,11 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from user_llm.checkpoints.damage import STEPS, keep_checksums
+from user_llm.files import naming_full_disk
 from user_llm.models.parameters import Parameters
 from user_llm.parallel.processes import is_lead
 
+_METADATA_BYTES = 1 << 18  # of a checkpoint, beside its values
 _METRIC = "keep_best"  # the name the kept metric has beside a checkpoint; higher is better
 
 
@@ -58,16 +63,18 @@ class StageCheckpoints:
 
     def save(self, step: int, state: Mapping[str, Any], note: Mapping[str, Any], metric: float | None = None) -> None:
         """Copies `state` (its `parameters`, and the rest) off the devices and returns; writing goes on behind."""
+        self._check_room(state)
         rest = {key: value for key, value in state.items() if key != "parameters"}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                parameters=ocp.args.StandardSave(state["parameters"]),
-                rest=ocp.args.StandardSave(rest),
-                note=ocp.args.JsonSave(dict(note)),
-            ),
-            metrics=None if metric is None else {_METRIC: metric},
-        )
+        with naming_full_disk(self._folder):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    parameters=ocp.args.StandardSave(state["parameters"]),
+                    rest=ocp.args.StandardSave(rest),
+                    note=ocp.args.JsonSave(dict(note)),
+                ),
+                metrics=None if metric is None else {_METRIC: metric},
+            )
         self._keep_checksums()  # of the step before, which is committed now
 
     def restore(self, step: int, like: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -87,12 +94,20 @@ class StageCheckpoints:
 
     def close(self) -> None:
         """Waits for what is being written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        with naming_full_disk(self._folder):
+            self._manager.wait_until_finished()
+            self._manager.close()
         self._keep_checksums()
         if self._checksums is not None:
             self._checksums.result()
         self._thread.shutdown()
+
+    def _check_room(self, state: Mapping[str, Any]) -> None:
+        """Raises OSError before a disk is full: Orbax' threads would say so each in its own way, at length."""
+        needed = sum(value.nbytes for value in jax.tree.leaves(state)) + _METADATA_BYTES
+        if shutil.disk_usage(self._folder).free < needed:
+            words = f"{os.strerror(errno.ENOSPC)} for a checkpoint of {needed / 1e6:,.1f} MB"
+            raise OSError(errno.ENOSPC, words, str(self._folder))
 
     def _keep_checksums(self) -> None:
         if not self._keeps_checksums:

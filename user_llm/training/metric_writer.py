@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from user_llm.files import replacing
+from user_llm.files import naming_full_disk, replacing
 from user_llm.parallel.processes import is_lead
 
 
@@ -18,6 +18,7 @@ class MetricWriter:
 
     def __init__(self, folder: Path, *, restored_step: int = 0, tensorboard: bool = True):
         folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
         self._evaluated: set[int] = set()
         self._file, self._events = None, None
         path = folder / "metrics.jsonl"
@@ -43,17 +44,20 @@ class MetricWriter:
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """Writes the values of `kind` ("train" or "validation") after `step` steps."""
         if self._file is not None:
-            print(json.dumps({"step": step, "kind": kind, **values}), file=self._file, flush=True)
+            with naming_full_disk(self._folder):
+                print(json.dumps({"step": step, "kind": kind, **values}), file=self._file, flush=True)
         self._write_events(step, kind, **values)
 
     def _write_events(self, step: int, kind: str, **values: float) -> None:
         if self._events is not None:
-            self._events.write_scalars(step, {f"{kind}/{name}": value for name, value in values.items()})
+            with naming_full_disk(self._folder):
+                self._events.write_scalars(step, {f"{kind}/{name}": value for name, value in values.items()})
 
     def close(self) -> None:
         """Waits for the events to be written."""
         if self._events is not None:
-            self._events.close()
+            with naming_full_disk(self._folder):
+                self._events.close()
         if self._file is not None:
             self._file.close()
 
