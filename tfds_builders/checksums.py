@@ -1,6 +1,7 @@
 """What files held when they were written: checksums of their blocks, so that a part can be checked without the rest."""
 
 import hashlib
+import json
 import os
 import random
 from collections.abc import Iterable, Iterator, Mapping
@@ -36,6 +37,16 @@ def fingerprint(sums: Mapping[str, Checksum]) -> str:
     for name, one in sorted(sums.items()):
         whole.update(repr((name, one["bytes"], list(one["blocks"]))).encode())
     return whole.hexdigest()
+
+
+def signed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """`value`, which JSON can hold, with a `digest` of itself: the file of checksums may be damaged as well."""
+    return {**value, "digest": hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()}
+
+
+def is_signed(value: Mapping[str, Any]) -> bool:
+    """Whether `value` is what `signed` returned."""
+    return dict(value) == signed({key: one for key, one in value.items() if key != "digest"})
 
 
 def changed(folder: str | os.PathLike, sums: Mapping[str, Checksum], *, sampled: bool = False) -> Iterator[str]:

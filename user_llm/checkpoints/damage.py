@@ -4,12 +4,14 @@ import contextlib
 import logging
 from pathlib import Path
 
-from tfds_builders.checksums import changed, checksums
+from tfds_builders.checksums import changed, checksums, is_signed, signed
 from user_llm.errors import UserError
 from user_llm.files import read_json, write_json
 
 STEPS, SUMS, DAMAGED = "checkpoints", "checksums", "damaged"
 """Folders of a stage: a folder a step, the checksums of a step's files as `STEP.json`, steps that were put aside."""
+
+_DELETE = "delete it; the checkpoint is then read as it is"
 
 _logger = logging.getLogger(__name__)
 
@@ -20,7 +22,7 @@ def keep_checksums(folder: Path) -> None:
     for step in steps:
         if not (path := _sums(folder, step)).exists():
             with contextlib.suppress(FileNotFoundError):  # Orbax deletes old steps while this reads
-                write_json(path, checksums(folder / STEPS / str(step)))
+                write_json(path, signed({"files": checksums(folder / STEPS / str(step))}))
     for path in (folder / SUMS).glob("*.json"):
         if path.stem.isdecimal() and int(path.stem) not in steps:
             path.unlink(missing_ok=True)
@@ -36,8 +38,10 @@ def damage(folder: Path, step: int) -> str | None:
     """What of a step has changed; None where nothing has, or where it has no checksums (a process died between)."""
     if not (path := _sums(folder, step)).exists():
         return None
-    sums = read_json(path, "delete it")
-    return next(changed(folder / STEPS / str(step), sums), None)
+    sums = read_json(path, _DELETE)
+    if not is_signed(sums):
+        raise UserError(f"{path} is damaged: {_DELETE}")
+    return next(changed(folder / STEPS / str(step), sums["files"]), None)
 
 
 def put_aside_damaged(folder: Path, last: int) -> None:

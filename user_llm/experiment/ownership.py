@@ -18,6 +18,7 @@ from user_llm.experiment.workdir import (
     PREPARING,
     RESULTS,
     VOCABULARY,
+    read_config,
     refuse_another,
 )
 from user_llm.parallel.processes import lead_says
@@ -49,8 +50,9 @@ def owning(workdir: Path, config: ConfigDict) -> Iterator[bool]:
 
 def _is_finished(workdir: Path, config: ConfigDict) -> bool:
     if (workdir / CONFIG).exists():
-        refuse_another(workdir, config)
+        read_config(workdir)
         check_kept(workdir)
+        refuse_another(workdir, config)
         return check_made(workdir)
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file: name a folder, or a new one")

@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_path
 
-from tfds_builders.checksums import Checksum, changed, checksum, checksums
+from tfds_builders.checksums import Checksum, changed, checksum, checksums, is_signed, signed
 from user_llm.errors import UserError
 from user_llm.experiment.workdir import (
     ANEW,
@@ -38,7 +38,7 @@ def claim(workdir: Path, config: ConfigDict, borrowed: Contents) -> None:
         made = _all_below(workdir, CATALOGUE, VOCABULARY)
         before = _read(workdir)["files"] if (workdir / SEAL).exists() else {}
         files = {**before, **checksums(workdir, made), CONFIG: checksum(partial)}
-        write_json(workdir / SEAL, {"files": files, "borrowed": borrowed})
+        _write(workdir, {"files": files, "borrowed": borrowed})
     (workdir / PREPARING).unlink(missing_ok=True)
 
 
@@ -46,7 +46,7 @@ def seal(workdir: Path, *names: str) -> None:
     """Keeps the checksums of files, and of all in folders, that are finished."""
     kept = _read(workdir)
     kept["files"] |= checksums(workdir, _all_below(workdir, *names))
-    write_json(workdir / SEAL, kept)
+    _write(workdir, kept)
 
 
 def is_sealed(workdir: Path, name: str) -> bool:
@@ -100,9 +100,13 @@ def _read(workdir: Path) -> dict[str, Any]:
     if not (workdir / SEAL).is_file():
         raise UserError(f"{workdir / SEAL} is missing, without which nothing in {workdir} can be trusted: {ANEW}")
     kept = read_json(workdir / SEAL, ANEW)
-    if {"files", "borrowed"} != {*kept}:
+    if not is_signed(kept):
         raise UserError(f"{workdir / SEAL} is damaged: {ANEW}")
-    return kept
+    return {"files": kept["files"], "borrowed": kept["borrowed"]}
+
+
+def _write(workdir: Path, kept: Mapping[str, Any]) -> None:
+    write_json(workdir / SEAL, signed(kept))
 
 
 def _is_kept(name: str) -> bool:
