@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LONGEST_FIRST = (
@@ -59,6 +60,28 @@ def _compiled_programs_end_with_their_module():
     import jax
 
     jax.clear_caches()
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory, worker_id) -> tuple[Path, list[str], str]:
+    """A finished run of `end_to_end/tiny.py`, not to be changed: its workdir, its other flags, what it printed.
+
+    One for all workers: the first that needs it runs it.
+    """
+    from tests.faults.harness import train
+
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder if worker_id == "master" else folder.parent) / "tiny"
+    workdir, printed = folder / "run", folder / "printed.txt"
+    config = REPOSITORY / "tests" / "end_to_end" / "tiny.py"
+    flags = [f"--config={config}", f"--config.data.data_dir={folder / 'data'}", "--gin=Host.tensorboard=False"]
+    with FileLock(f"{folder}.lock"):
+        if not printed.exists():
+            folder.mkdir(exist_ok=True)
+            done = train(*flags, f"--workdir={workdir}", folder=folder, timeout=500)
+            done.check(0)
+            printed.write_text(done.text)
+    return workdir, flags, printed.read_text()
 
 
 @pytest.fixture(scope="session")

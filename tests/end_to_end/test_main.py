@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import user_llm
+from tests.faults.harness import train
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG = Path(__file__).with_name("tiny.py")
@@ -58,22 +59,19 @@ def parameters(workdir: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("data")
+def finished(tiny_run):
+    return tiny_run[0]
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, data_dir):
-    workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
-    done = run(workdir, data_dir)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return workdir, done
+def data_dir(finished):
+    return finished.parent / "data"
 
 
-def test_a_run_prints_the_table_and_leaves_its_files(finished):
-    workdir, done = finished
+def test_a_run_prints_the_table_and_leaves_its_files(tiny_run):
+    workdir, _, printed = tiny_run
     for row in ("Popularity", "Encoder alone", "LLM without context", "User-LLM", "User-LLM, shuffled contexts"):
-        assert row in done.stdout
+        assert row in printed
     written = json.loads((workdir / "results.json").read_text())
     everyone, paper = written["protocols"].values()
     assert everyone["users"] == 48 > paper["users"] > 0
@@ -103,8 +101,8 @@ def test_stopped_then_killed_and_started_again_gives_the_same_bits(finished, tmp
     done = run(workdir, data_dir)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "user_llm: restored step" in done.stderr
-    assert results(workdir) == results(finished[0])
-    assert parameters(workdir) == parameters(finished[0])
+    assert results(workdir) == results(finished)
+    assert parameters(workdir) == parameters(finished)
 
 
 @pytest.mark.drill
@@ -116,81 +114,18 @@ def test_killed_in_every_stage_and_started_again_gives_the_same_bits(finished, t
     done = run(workdir, data_dir)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "user_llm: restored step" in done.stderr
-    assert results(workdir) == results(finished[0])
-    assert parameters(workdir) == parameters(finished[0])
+    assert results(workdir) == results(finished)
+    assert parameters(workdir) == parameters(finished)
 
 
-# Runs the command in a fork for each list of arguments: the imports, most of such an answer's time, happen once.
-ANSWERS = """
-import json, os, runpy, sys
-from user_llm import quiet_tensorflow, run
-answers = []
-for arguments in json.load(sys.stdin):
-    reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
-        os.dup2(writing, 2)
-        os.close(writing)
-        sys.argv = ["main", *arguments]
-        runpy.run_module("user_llm.main", run_name="__main__", alter_sys=True)
-        sys.exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as said:
-        stderr = said.read()
-    answers.append((os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), stderr))
-print(json.dumps(answers))
-"""
-WRONG = {
-    "no config": ([], "name an experiment: --config="),
-    "no workdir": ([f"--config={CONFIG}"], "name the folder of this run: --workdir="),
-    "no such key": (
-        [f"--config={CONFIG}", "--workdir=x", "--config.encoder.widht=8"],
-        "did you mean --config.encoder.width",
-    ),
-    "no such binding": ([f"--config={CONFIG}", "--workdir=x", "--gin=Host.colour=1"], "colour"),
-    "a colon": ([f"--config={CONFIG}:x", "--workdir=x"], "takes nothing behind a colon"),
-}
-
-
-@pytest.fixture(scope="module")
-def answers():
-    """(status, stderr) of every wrong command."""
-    asked = json.dumps([arguments for arguments, _ in WRONG.values()])
-    done = subprocess.run(
-        [sys.executable, "-c", ANSWERS], input=asked, cwd=REPOSITORY, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return dict(zip(WRONG, json.loads(done.stdout), strict=True))
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_command_is_answered_in_a_line(answers, name):
-    status, stderr = answers[name]
-    assert status in (1, 2)
-    assert WRONG[name][1] in stderr
-    assert "Traceback" not in stderr
-
-
-def test_what_a_later_stage_could_not_run_is_said_before_the_first(data_dir, tmp_path):
-    refused = run(tmp_path / "run", data_dir, "--config.prompt.max_inputs=3")
-    assert refused.returncode == 1
-    assert "raise max_inputs" in refused.stderr
-    assert not (tmp_path / "run" / "encoder").exists()
-    # Nothing of the refused config is in the way of the right one.
-    assert not (tmp_path / "run" / "config.json").exists()
-
-
-def test_a_finished_run_is_not_run_again(finished, data_dir):
-    workdir, _ = finished
-    before = {path: os.stat(path).st_mtime_ns for path in workdir.rglob("*")}
-    again = run(workdir, data_dir)
-    assert again.returncode == 0
-    assert "User-LLM" in again.stdout
-    assert {path: os.stat(path).st_mtime_ns for path in workdir.rglob("*")} == before
+def test_a_finished_run_is_not_run_again(finished, tiny_run, tmp_path):
+    before = {path: os.stat(path).st_mtime_ns for path in finished.rglob("*")}
+    train(*tiny_run[1], f"--workdir={finished}", folder=tmp_path).check(0, "User-LLM")
+    assert {path: os.stat(path).st_mtime_ns for path in finished.rglob("*")} == before
 
 
 def test_the_results_say_what_training_cost(finished):
-    costs = json.loads((finished[0] / "results.json").read_text())["training"]
+    costs = json.loads((finished / "results.json").read_text())["training"]
     assert list(costs) == ["llm", "encoder", "user_llm"]
     assert [cost["examples"] for cost in costs.values()] == [12 * 16, 18 * 16, 18 * 16]
     # An encoder's positions are events alone, and every parameter of it meets each (24 a history).
@@ -198,16 +133,13 @@ def test_the_results_say_what_training_cost(finished):
     assert costs["user_llm"]["parameters"] > costs["llm"]["parameters"] + costs["encoder"]["parameters"] // 2
 
 
-def test_the_workdir_of_another_config_is_refused(finished, data_dir):
-    refused = run(finished[0], data_dir, "--config.seed=1")
-    assert refused.returncode == 1
-    assert "holds a run of another config" in refused.stderr
-    assert "config.seed was 0, is 1" in refused.stderr
-    assert "Traceback" not in refused.stderr
+def test_the_workdir_of_another_config_is_refused(finished, tiny_run, tmp_path):
+    refused = train(*tiny_run[1], f"--workdir={finished}", "--config.seed=1", folder=tmp_path)
+    refused.check(1, "holds a run of another config", "config.seed was 0, is 1")
 
 
 def test_a_finished_run_recommends_to_new_users(finished):
-    model = user_llm.load(finished[0])
+    model = user_llm.load(finished)
     titles = model.catalogue.titles
     history = [{"item": titles[item], "rating": 4.0} for item in (3, 5, 8)]
     answers = model.recommend(history, k=7)
@@ -231,7 +163,7 @@ def test_a_finished_run_recommends_to_new_users(finished):
     ],
 )
 def test_an_event_that_cannot_be_read_is_named(finished, event, message):
-    model = user_llm.load(finished[0])
+    model = user_llm.load(finished)
     event = {key: model.catalogue.titles[3] if value == "{title}" else value for key, value in event.items()}
     with pytest.raises(ValueError, match=message):
         model.recommend([event])

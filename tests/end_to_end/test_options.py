@@ -119,13 +119,9 @@ def test_a_variant_runs_to_its_results(name, data_dir, tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def pretrained(data_dir, tmp_path_factory):
-    """The workdir of a run that trained an encoder and a language model, and no more."""
-    workdir = tmp_path_factory.mktemp("pretrained") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "make_mesh", lambda sizes: one_device())
-        run(configured(data_dir, {"stages": ("llm", "encoder")}), workdir, Host(tensorboard=False))
-    return workdir
+def pretrained(tiny_run):
+    """The workdir of a run that trained an encoder and a language model."""
+    return tiny_run[0]
 
 
 def borrowing(data_dir, pretrained, **overrides):

@@ -49,6 +49,8 @@ def test_a_folder_of_somebody_else_is_left_as_it_is(fault, mini, tmp_path):
 def test_a_failed_start_claims_nothing_and_its_debris_is_cleared(mini, tmp_path):
     workdir = tmp_path / "w"
     train(*mini, f"--workdir={workdir}", "--config.prompt.max_inputs=3", folder=tmp_path).check(1, "raise max_inputs")
+    assert not (workdir / "encoder").exists()  # what a later stage cannot run is said before the first
+    assert not (workdir / "config.json").exists()
     write(workdir / "vocabulary.123.partial", "half")
     (workdir / "llm/huggingface.7.partial").mkdir(parents=True)
     encoder = "--config.stages=('encoder',)"
@@ -151,27 +153,27 @@ def step_file(run: Path, step: int) -> Path:
 def test_an_intact_earlier_checkpoint_is_used_when_the_newest_is_damaged(mini, finished, copied, tmp_path):
     (copied / "results.json").unlink()
     steps = sorted(int(path.name) for path in (copied / "encoder/checkpoints").iterdir())
-    assert steps == [2, 4]
-    path = step_file(copied, 4)
+    assert steps == [12, 18]
+    path = step_file(copied, 18)
     path.write_bytes(path.read_bytes()[:-9])
     done = train(*mini, f"--workdir={copied}", folder=tmp_path)
-    done.check(0, str(path), "step 2 is intact", "encoder: restored step 2 of 4")
+    done.check(0, str(path), "step 12 is intact", "encoder: restored step 12 of 18")
     assert (copied / "results.json").read_bytes() == (finished / "results.json").read_bytes()
-    assert (copied / "encoder/damaged/4").is_dir()
+    assert (copied / "encoder/damaged/18").is_dir()
 
 
 def test_the_only_checkpoint_damaged_is_refused_by_name(mini, copied, tmp_path):
     (copied / "results.json").unlink()
-    shutil.rmtree(copied / "encoder/checkpoints/2")
-    path = step_file(copied, 4)
+    shutil.rmtree(copied / "encoder/checkpoints/12")
+    path = step_file(copied, 18)
     path.unlink()
     train(*mini, f"--workdir={copied}", folder=tmp_path).check(1, f"{path} is missing", f"delete {copied / 'encoder'}")
 
 
 def test_a_step_beyond_the_last_is_refused(mini, copied, tmp_path):
     (copied / "results.json").unlink()
-    shutil.copytree(copied / "encoder/checkpoints/4", copied / "encoder/checkpoints/50")
-    train(*mini, f"--workdir={copied}", folder=tmp_path).check(1, "50 is no step of this run, which ends at 4")
+    shutil.copytree(copied / "encoder/checkpoints/18", copied / "encoder/checkpoints/50")
+    train(*mini, f"--workdir={copied}", folder=tmp_path).check(1, "50 is no step of this run, which ends at 18")
 
 
 def test_a_second_start_ends_at_once_and_names_the_first(mini, tmp_path):

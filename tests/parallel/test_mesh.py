@@ -159,7 +159,13 @@ def show(value):
     return value if isinstance(value, str) else ",".join(f"{axis}={size}" for axis, size in value.items() if size > 1)
 
 
-CASES = [("user_llm", 0), ("user_llm", 1), ("user_llm", 2), ("encoder", 2), ("user_llm scanned", 2)]
+CASES = [
+    pytest.param("user_llm", 0, marks=pytest.mark.drill),
+    ("user_llm", 1),
+    ("user_llm", 2),
+    ("encoder", 2),
+    ("user_llm scanned", 2),
+]
 WATCHED = ("encoder", "user_llm")  # compiled anew at each run of the tests
 
 
