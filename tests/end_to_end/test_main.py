@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import user_llm
-from tests.faults.harness import train
+from tests.faults.harness import results, train
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG = Path(__file__).with_name("tiny.py")
@@ -43,13 +43,6 @@ def kill_when(workdir: Path, data_dir: Path, stage: str, step: int, number: int)
         process.send_signal(number)
         process.wait(timeout=120)
     return process
-
-
-def results(workdir: Path) -> dict:
-    """What results.json says, but for the commit: somebody may be editing the clone while the tests run."""
-    content = json.loads((workdir / "results.json").read_text())
-    del content["provenance"]["commit"]
-    return content
 
 
 def parameters(workdir: Path) -> dict[str, str]:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.harness import results
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG = Path(__file__).with_name("tiny.py")
 MESSAGE = "error: another process of this run has ended"
@@ -100,13 +102,6 @@ def wait_for_checkpoint(workdir: Path, stage: str, step: int) -> None:
     while not any(path.name.isdecimal() and int(path.name) >= step for path in folder.glob("*")):
         assert time.monotonic() < until, log(workdir, 0).read_text()[-4000:]
         time.sleep(0.02)
-
-
-def results(workdir: Path) -> str:
-    """What results.json says, but for the commit: somebody may be editing the clone while the tests run."""
-    content = json.loads((workdir / "results.json").read_text())
-    del content["provenance"]["commit"]
-    return json.dumps(content)
 
 
 def assert_same(workdir: Path, reference: Path, *files: str) -> None:

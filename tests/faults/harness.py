@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import multiprocessing
 import os
 import signal
@@ -67,6 +68,13 @@ def train(*arguments: str | Path, folder: Path, **options) -> Outcome:
 def build(*arguments: str | Path, folder: Path, **options) -> Outcome:
     """`python -m tfds_builders.build`."""
     return command("tfds_builders.build", *arguments, folder=folder, **options)
+
+
+def results(workdir: Path) -> dict:
+    """What results.json says, but for the commit: somebody may be editing the clone while the tests run."""
+    content = json.loads((workdir / "results.json").read_text())
+    del content["provenance"]["commit"]
+    return content
 
 
 def _enter(module: str, arguments: Sequence[str], log: Path, env: dict[str, str]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import user_llm
-from tests.faults.harness import train
+from tests.faults.harness import results, train
 from tfds_builders.locks import owned
 from user_llm.errors import UserError
 
@@ -98,8 +98,8 @@ DAMAGED = {
     "config cut": (cut("config.json"), "config.json is damaged"),
     "config empty": (cut("config.json", 0), "config.json is damaged"),
     "config a list": (lambda run: write(run / "config.json", "[]"), "config.json is damaged"),
-    "rope_theta edited": (edit("config.json", '"rope_theta": 1', '"rope_theta": 2'), "rope_theta"),
-    "width edited": (edit("config.json", '"width": 16', '"width": 64'), "config"),
+    "rope_theta edited": (edit("config.json", '"rope_theta": 1', '"rope_theta": 2'), "config.json has changed"),
+    "width edited": (edit("config.json", '"width": 16', '"width": 64'), "config.json has changed"),
     "catalogue cut": (cut("catalogue.json"), COPY),
     "catalogue lost": (lost("catalogue.json"), COPY),
     "titles reversed": (reverse_titles, COPY),
@@ -141,7 +141,8 @@ def test_what_is_deleted_is_made_again(mini, finished, copied, tmp_path):
         (copied / name).unlink()
     shutil.rmtree(copied / "llm/huggingface")
     train(*mini, f"--workdir={copied}", folder=tmp_path).check(0)
-    for name in ("results.json", "predictions.jsonl", "llm/huggingface/model.safetensors"):
+    assert results(copied) == results(finished)
+    for name in ("predictions.jsonl", "llm/huggingface/model.safetensors"):
         assert (copied / name).read_bytes() == (finished / name).read_bytes()
 
 
@@ -158,7 +159,7 @@ def test_an_intact_earlier_checkpoint_is_used_when_the_newest_is_damaged(mini, f
     path.write_bytes(path.read_bytes()[:-9])
     done = train(*mini, f"--workdir={copied}", folder=tmp_path)
     done.check(0, str(path), "step 12 is intact", "encoder: restored step 12 of 18")
-    assert (copied / "results.json").read_bytes() == (finished / "results.json").read_bytes()
+    assert results(copied) == results(finished)
     assert (copied / "encoder/damaged/18").is_dir()
 
 
@@ -188,13 +189,13 @@ def test_what_was_borrowed_may_move_but_not_change(mini, finished, tmp_path):
     first = shutil.copytree(finished / "llm/huggingface", tmp_path / "first")
     flags = [*mini, f"--workdir={workdir}", "--config.stages=('user_llm',)", "--config.encoder.init=random"]
     train(*flags, f"--config.llm.checkpoint={first}", folder=tmp_path).check(0)
-    results = (workdir / "results.json").read_bytes()
+    before = results(workdir)
     (workdir / "results.json").unlink()
     first.rename(moved)
     with pytest.raises(UserError, match="no such"):
         user_llm.load(workdir)
     train(*flags, f"--config.llm.checkpoint={moved}", folder=tmp_path).check(0)
-    assert (workdir / "results.json").read_bytes() == results
+    assert results(workdir) == before
     user_llm.load(workdir)
     flip("model.safetensors", -1)(moved)
     words = "model.safetensors is another"
