@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -93,7 +94,7 @@ def test_stopped_in_the_middle_it_lets_the_run_save_and_goes_on_from_there(tmp_p
 
 def test_commands_for_a_cluster_come_in_two_waves(tmp_path, monkeypatch):
     raw = tmp_path / "ml.zip"
-    raw.touch()
+    zipfile.ZipFile(raw, "w").close()
     assert sweep(tmp_path, "--write_commands", "--raw", f"movielens={raw}", "--data_dir=data", tables="3,7") == 0
     assert not (tmp_path / "starts.txt").exists()
     first, second = ((tmp_path / f"wave{number}.txt").read_text().splitlines() for number in (1, 2))
@@ -118,7 +119,7 @@ def test_a_folder_of_another_sweep_is_refused(tmp_path, capsys):
     ("flags", "says"),
     [
         (["--set", "strategy=enc"], "the tables give strategy its values"),
-        (["--set", "strategie=enc"], "did you mean --config.strategy"),
+        (["--set", "strategie=enc"], "did you mean config.strategy"),
         (["--set", "steps"], "expected key=value"),
         (["--seeds=0,x"], "expected whole numbers"),
         (["--jobs=0"], "expected a whole number of at least 1"),
