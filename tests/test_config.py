@@ -220,15 +220,17 @@ def test_a_config_from_json_is_the_same_config():
 
 
 def test_keys_that_are_not_the_schema_s_are_told_before_any_is_looked_up():
-    config = ConfigDict(base.get_config(), type_safe=False).unlock()
-    config.encoder.witdh = 3
-    config.seed = "zero"
-    del config.llm.width, config.evaluation
-    heading, *lines = message(config).splitlines()
+    values = json.loads(base.get_config().to_json_best_effort())
+    values["encoder"]["witdh"] = 3
+    values["seed"] = "zero"
+    del values["llm"]["width"], values["evaluation"]
+    heading, *lines = message(ConfigDict(values)).splitlines()
     assert heading == "3 values cannot be used:"
-    assert lines[0].startswith("  config.seed='zero': expected a whole number, as in --config.seed=0")
-    assert lines[1].startswith("  config.encoder.witdh: no such key; did you mean config.encoder.width")
-    assert lines[2].startswith("  it lacks llm.width, evaluation.batch_size, evaluation.answers and 6 more: start with")
+    assert sorted(line.strip().split(":")[0] for line in lines) == [
+        "config.encoder.witdh",
+        "config.seed='zero'",
+        "it lacks evaluation.answers, evaluation.batch_size, evaluation.bootstrap_samples and 7 more",
+    ]
 
 
 def test_all_problems_are_told_at_once():

@@ -127,6 +127,7 @@ def _reason(error: BaseException, file: Path) -> str:
         where, line, what = error.filename, error.lineno, error.msg
     else:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
-        where, line, what = file, lines[-1] if lines else None, " ".join(str(error).split())
-    place = f"{where}, line {line}" if line else str(where or file)
-    return f"{place}: {type(error).__name__}: {what}" if what else f"{place}: {type(error).__name__}"
+        where, line, what = None, lines[-1] if lines else None, " ".join(str(error).split())
+    elsewhere = where if where not in (None, str(file)) else ""
+    place = [elsewhere, f"line {line}" if line else ""]
+    return ": ".join(filter(None, [", ".join(filter(None, place)), type(error).__name__, what]))

@@ -28,7 +28,7 @@ def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]
         if isinstance(value, ConfigDict):
             yield from flatten(value, f"{prefix}{name}.")
         else:
-            yield prefix + name, value
+            yield f"{prefix}{name}", value
 
 
 DEFAULTS = dict(flatten(schema.get_config()))

@@ -191,7 +191,7 @@ def test_settings_have_the_type_of_their_key(setting, value):
         ("strategie=enc", "did you mean config.strategy"),
         ("encoder.width=wide", "expected a whole number"),
         ("encoder.width", "expected key=value"),
-        ("encoder.features=(item", "expected a tuple"),
+        ("encoder.features=(item,", "expected a tuple"),
     ],
 )
 def test_a_setting_that_cannot_be_is_named(setting, says):
