@@ -1,10 +1,13 @@
 """A config that cannot run is answered with the key, what was expected and the way out."""
 
+import functools
 import json
 import zipfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from configs import base
@@ -13,7 +16,7 @@ from user_llm import command_line
 from user_llm import config as config_lib
 from user_llm.experiment.stages import STAGES
 from user_llm.experiment.validation import problems, validate
-from user_llm.keys import flatten
+from user_llm.keys import DEFAULTS, flatten
 from user_llm.models import event_embedding, layers
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -219,6 +222,30 @@ def test_a_config_from_json_is_the_same_config():
     validate(ConfigDict(json.loads(base.get_config().to_json_best_effort())))
 
 
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=9)
+    | st.sampled_from([10**400, -(10**19)]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text("ab", min_size=1, max_size=2), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(sorted(DEFAULTS)), VALUES), min_size=1, max_size=3))
+def test_whatever_a_key_holds_it_is_taken_or_answered(changes):
+    values = json.loads(base.get_config().to_json_best_effort())
+    for key, value in changes:
+        *groups, name = key.split(".")
+        functools.reduce(dict.__getitem__, groups, values)[name] = value
+    assert all(isinstance(line, str) and line.count("\n") == 0 for line in problems(ConfigDict(values)))
+
+
 def test_keys_that_are_not_the_schema_s_are_told_before_any_is_looked_up():
     values = json.loads(base.get_config().to_json_best_effort())
     values["encoder"]["witdh"] = 3
@@ -229,7 +256,7 @@ def test_keys_that_are_not_the_schema_s_are_told_before_any_is_looked_up():
     assert sorted(line.strip().split(":")[0] for line in lines) == [
         "config.encoder.witdh",
         "config.seed='zero'",
-        "it lacks evaluation.answers, evaluation.batch_size, evaluation.bootstrap_samples and 7 more",
+        "it lacks evaluation.answers, evaluation.batch_size, evaluation.bootstrap_samples and 6 more",
     ]
 
 

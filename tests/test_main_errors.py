@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import pytest
 from absl import flags
@@ -80,6 +81,7 @@ def efficiency(monkeypatch):
         monkeypatch.setattr(command, "_CONFIG", UNSET)
         monkeypatch.setattr(command, "_USERS", UNSET)
         monkeypatch.setattr(command, "_ROUNDS", UNSET)
+        monkeypatch.setattr(command, "_OUTPUT", UNSET)
         monkeypatch.setattr(command, "measure", raiser(error))
         with pytest.raises(SystemExit) as ended:
             command.main(None)
@@ -139,6 +141,8 @@ MENDED_BY_USERS = [
     PermissionError(errno.EACCES, "Permission denied", "/root/results.json"),
     OSError(errno.ENOSPC, "No space left on device"),
     OSError(errno.EDQUOT, "Disk quota exceeded"),
+    MemoryError("Unable to allocate 37.3 GiB for an array"),
+    jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 40000000000 bytes."),
 ]
 BUGS = [
     of_jax(),
@@ -146,7 +150,7 @@ BUGS = [
     OSError("Bad file descriptor"),
     ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
     KeyError("encoder"),
-    RuntimeError("INTERNAL: XLA"),
+    jax.errors.JaxRuntimeError("INTERNAL: XLA"),
 ]
 
 
