@@ -78,7 +78,7 @@ def test_a_binding_of_an_experiments_key_is_refused():
         ("Host.tensorbord=False", "--gin=Host.tensorbord=False: "),
         ("Hots.tensorboard=False", "Hots"),
         ("Host.tensorboard=(", "expected as in --gin="),
-        ("Host.reader_threads=x", "--gin=Host.reader_threads=x: "),
+        ("Host.reader_threads=x", "--gin=Host.reader_threads=x: Failed to parse token 'x' (line 1); expected as in"),
         ("Host.reader_threads='x'", "Host.reader_threads='x', of --gin or --gin_file: expected a whole number"),
         ("Host.reader_threads=True", "Host.reader_threads=True"),
         ("Host.prefetch_batches=-3", "Host.prefetch_batches=-3"),

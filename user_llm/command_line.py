@@ -28,7 +28,7 @@ def flags_parser(argv: Sequence[str], validate: Callable[[ConfigDict], None]) ->
     """Parses `argv` (program name first) into `absl.flags.FLAGS`, and validates its flag `config`.
 
     Args:
-      validate: `experiment.validation.validate`. Launchers, which have no JAX, only load configs.
+      validate: `experiment.validation.validate`, which brings JAX; XManager's launcher, without it, only loads configs.
 
     Returns the program name. What a user can mend is printed as `error: …` and ends the program with status 2.
     """

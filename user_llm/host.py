@@ -1,11 +1,14 @@
 """Wiring of the host, bound by gin (`configs/gin/`): nothing here can change a reported number."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 import gin
 
 from user_llm.errors import UserError
+
+_PYTHONS_OWN = re.compile(r"malformed node or string[^<]*<[^>]*> ")  # ahead of what gin says in words
 
 
 @gin.configurable
@@ -37,7 +40,7 @@ def bound_host(files: Sequence[str], bindings: Sequence[str]) -> Host:
             try:
                 parse(text)
             except Exception as error:  # gin has no class of its own, and all it says is about what it parses
-                reason = " ".join(str(error).split())
+                reason = _PYTHONS_OWN.sub("", " ".join(str(error).split()))
                 raise UserError(f'--{name}={text}: {reason}; expected as in --gin="Host.tensorboard=False"') from error
     gin.finalize()
     host = Host()

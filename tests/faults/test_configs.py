@@ -7,12 +7,14 @@ import pytest
 from tests.faults.harness import train
 
 FILE = "--config=configs/simulated.py"
+HERE = "--workdir=F/w --config.data.data_dir=F/data"
+USERS = "--config.data.simulated.num_users=2000000000 --config.data.simulated.mean_events=2000000000"
 
 # What stands in F/mine.py (for `--config=F/mine.py`), and what is said of it.
 FILES = {
     "g3d_cfg_syntax": ("def get_config(:\n", "mine.py: line 1: SyntaxError: "),
-    "g3d_cfg_nul": ("a = 1\n\0\n", "SyntaxError: source code string cannot contain null bytes"),
-    "not UTF-8": (b"name = '\xff'\n", "mine.py: line 1: SyntaxError: "),
+    "g3d_cfg_nul": ("a = 1\n\0\n", "SyntaxError: ", "cannot contain null bytes"),
+    "not UTF-8": (b"name = '\xff'\n", "SyntaxError: "),
     "g3d_cfg_importerr": ("\nimport nonexistentmod\n", "mine.py: line 2: ModuleNotFoundError: No module named 'non"),
     "an unknown name": ("config = base\n", "mine.py: line 1: NameError: name 'base' is not defined"),
     "g3d_cfg_raises": ("def get_config():\n    return 1 / 0\n", "mine.py: line 2: ZeroDivisionError: division"),
@@ -130,15 +132,19 @@ LATER = {
     ),
     "g3r_gin_threads": (f"""{FILE} --dry_run '--gin=Host.reader_threads="x"'""", "Host.reader_threads='x', of --gin"),
     "g3r_bs_huge": (
-        f"{FILE} --workdir=F/w --config.data.data_dir=F/data --config.training.encoder.batch_size=2000000000",
+        f"{FILE} {HERE} --config.training.encoder.batch_size=2000000000",
         "batch_size=2000000000, config.data.history_length=20, config.encoder.width=64: together they need",
     ),
     "g3r_bighuge": (
-        f"{FILE} --workdir=F/w --config.data.data_dir=F/data --config.encoder.width=1000000",
+        f"{FILE} {HERE} --config.encoder.width=1000000",
         "config.encoder.num_layers=2, config.encoder.width=1000000: together they need",
     ),
+    "users without end": (
+        f"{FILE} {HERE} {USERS}",
+        "config.data.simulated.num_users=2000000000, config.data.simulated.mean_events=2000000000: together they need",
+    ),
     "layers without end": (
-        f"{FILE} --workdir=F/w --config.data.data_dir=F/data --config.llm.num_layers=2000000000",
+        f"{FILE} {HERE} --config.llm.num_layers=2000000000",
         "config.llm.num_layers=2000000000",
     ),
 }

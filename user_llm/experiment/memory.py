@@ -21,25 +21,28 @@ _NEEDS = {
     "encoder": (*_ENCODER, ("training.encoder.batch_size", "data.history_length", "encoder.width")),
     "user_llm": (("training.user_llm.batch_size", "prompt.max_targets"),),
 }
+_EVENTS = ("data.simulated.num_users", "data.simulated.mean_events")  # of a dataset that is made as it is asked for
 
 
 def check_memory(config: ConfigDict) -> None:
-    """Raises ConfigError, with keys and bytes, where no step of a stage fits into all devices together."""
+    """Raises ConfigError, with keys and bytes, where all devices together cannot hold what a stage or its data need."""
     available = _available()
-    sizes = (jnp.dtype(config.compute[key]).itemsize for key in ("dtype", "param_dtype", "frozen_dtype"))
-    smallest = min(sizes)
-    for stage in stages_of(config):
-        for keys in _NEEDS.get(stage.name, ()):
-            if config.llm.architecture and keys in _LLM:
-                continue  # whose dimensions are those of that file
-            parts = config.training[stage.name].accumulate if keys[0].startswith("training.") else 1
-            needed = math.prod(config_path.get_value(key, config) for key in keys) // parts * smallest
-            if needed > available:
-                values = ", ".join(says(config, key) for key in dict.fromkeys(keys))
-                raise ConfigError(
-                    f"{values}: together they need {needed / 2**30:,.0f} GiB at the least, and the devices have "
-                    f"{available / 2**30:,.0f} GiB: lower one of them"
-                )
+    smallest = min(jnp.dtype(config.compute[key]).itemsize for key in ("dtype", "param_dtype", "frozen_dtype"))
+    needs = [keys for stage in stages_of(config) for keys in _NEEDS.get(stage.name, ())]
+    if config.data.dataset.endswith("/simulated"):
+        needs.append(_EVENTS)
+    for keys in needs:
+        if config.llm.architecture and keys in _LLM:
+            continue  # whose dimensions are those of that file
+        group, _, name = keys[0].rpartition(".")
+        parts = config_path.get_value(f"{group}.accumulate", config) if name == "batch_size" else 1
+        needed = math.prod(config_path.get_value(key, config) for key in keys) // parts * smallest
+        if needed > available:
+            values = ", ".join(says(config, key) for key in dict.fromkeys(keys))
+            raise ConfigError(
+                f"{values}: together they need {needed / 2**30:,.0f} GiB at the least, and the devices have "
+                f"{available / 2**30:,.0f} GiB: lower one of them"
+            )
 
 
 def _available() -> int:
