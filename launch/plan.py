@@ -10,8 +10,9 @@ from launch.resolve import Overrides
 from launch.runs import Run, with_needs
 from launch.scales import DATASETS, SCALES
 from launch.sweeps import TABLES, Cell, cells
-from user_llm.config import ConfigError
+from user_llm.config import ConfigError, refuse
 from user_llm.files import replacing
+from user_llm.keys import wrong_key
 
 PLAN = "sweep.json"
 _RUN = "config.json"  # what `user_llm.main` leaves in its workdir
@@ -99,6 +100,7 @@ def _read(out: Path) -> Plan | None:
 def _parsed(text: str) -> Plan:
     values = json.loads(text)
     settings = tuple((key, tuple(value) if isinstance(value, list) else value) for key, value in values["settings"])
+    refuse(line for setting in settings for line in wrong_key(*setting))
     seeds, tables, datasets = (tuple(values[name]) for name in ("seeds", "tables", "datasets"))
     for names, known in (((values["scale"],), SCALES), (tables, TABLES), (datasets, DATASETS)):
         if strange := [name for name in names if name not in known]:

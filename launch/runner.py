@@ -27,7 +27,7 @@ _NO_RESULTS = (FAILED, SKIPPED, STOPPED)  # which a job that needs them cannot d
 
 _POLL_SECONDS = 0.2
 _BUSY_SECONDS = 60.0  # until a job is tried again that another process kept from starting: a try takes seconds of CPU
-_STOPPED_BY = (signal.SIGTERM, signal.SIGINT)
+_STOPPED_STATUSES = {status for number in (signal.SIGTERM, signal.SIGINT) for status in (128 + number, -number)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,9 +192,9 @@ class Runner:
             message = _last_line(self._log(name))
             self._note(name, BUSY, message)
             console.print(f"{_clock()} {name} waits: {message}", style="yellow", markup=False, soft_wrap=True)
-        elif process.returncode in (*(128 + number for number in _STOPPED_BY), *(-number for number in _STOPPED_BY)):
+        elif process.returncode in _STOPPED_STATUSES:
             self._note(name, STOPPED, "the same command goes on")
-            console.print(f"{_clock()} {name} was stopped, by another", style="yellow", soft_wrap=True)
+            console.print(f"{_clock()} {name} was stopped, not by us", style="yellow", soft_wrap=True)
         else:
             message = f"exit status {process.returncode}: {_last_line(self._log(name))}"
             self._note(name, FAILED, message)

@@ -124,7 +124,14 @@ MAY_IMPORT = {
     "launch.resolve": ("user_llm.keys", "user_llm.config", "user_llm.command_line"),
     "launch.runs": ("user_llm.keys", "launch.scales", "launch.models", "launch.resolve"),
     "launch.sweeps": ("launch.scales", "launch.models", "launch.runs"),
-    "launch.plan": ("user_llm.config", "user_llm.files", "launch.kept", "launch.resolve", *_WHAT_TO_RUN),
+    "launch.plan": (
+        "user_llm.files",
+        "user_llm.keys",
+        "user_llm.config",
+        "launch.kept",
+        "launch.resolve",
+        *_WHAT_TO_RUN,
+    ),
     "launch.arguments": (
         "tfds_builders",
         "user_llm.errors",

@@ -143,9 +143,20 @@ def test_what_is_right_is_written(case, launched, tmp_path):
     assert Plan.load(tmp_path / "out").scale == "laptop"
 
 
-@pytest.mark.parametrize("garbage", GARBAGE)
+WHOLE = {"scale": "laptop", "seeds": [0], "settings": [], "tables": ["5"], "datasets": ["movielens"]}
+SWEEPS = GARBAGE | {
+    "no tables": json.dumps({**WHOLE, "tables": None}),
+    "an unknown table": json.dumps({**WHOLE, "tables": ["5", "99"]}),
+    "an unknown scale": json.dumps({**WHOLE, "scale": "large"}),
+    "a seed of another type": json.dumps({**WHOLE, "seeds": ["zero"]}),
+    "a setting that is none": json.dumps({**WHOLE, "settings": [["encoder.witdh", 3]]}),
+    "a setting of another type": json.dumps({**WHOLE, "settings": [["encoder.width", "wide"]]}),
+}
+
+
+@pytest.mark.parametrize("garbage", SWEEPS)
 def test_g7_sweepjson_garbage(garbage, launched, tmp_path):
-    put(tmp_path / "out" / "sweep.json", GARBAGE[garbage])
+    put(tmp_path / "out" / "sweep.json", SWEEPS[garbage])
     for line, main in ((f"{SWEEP} --out=F/out", local.main), ("--out=F/out", report.main)):
         status, said = launched(line, main)
         assert status == 2
