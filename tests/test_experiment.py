@@ -12,10 +12,8 @@ from user_llm.encoders import dual_encoder
 from user_llm.experiment.experiment import Experiment
 from user_llm.experiment.prepare import prepare
 from user_llm.experiment.stages import STAGES
-from user_llm.experiment.workdir import CATALOGUE, CONFIG, write_config
-from user_llm.host import Host
+from user_llm.experiment.workdir import CATALOGUE
 from user_llm.parallel.mesh import one_device
-from user_llm.run import run
 
 TINY = {"num_users": 24, "num_items": 60, "mean_events": 26}
 
@@ -42,16 +40,6 @@ def test_a_prompt_that_drops_every_event_of_every_user_is_refused(tmp_path, conf
         prepare(Experiment(config, tmp_path, one_device()))
     config.prompt.max_inputs = words + int(prompts.event_lengths.max())
     prepare(Experiment(config, tmp_path, one_device()))
-
-
-def test_a_refused_start_does_not_claim_its_workdir(tmp_path, config):
-    """Fault g3r_enc_dims_fixed: what was mended is then no run of another config."""
-    (tmp_path / "lender").mkdir()
-    write_config(tmp_path / "lender", config)
-    config.encoder.checkpoint, config.encoder.width = str(tmp_path / "lender"), 64
-    with pytest.raises(ConfigError, match=r"made with config\.encoder\.width=128, this run has 64: they must agree"):
-        run(config, tmp_path / "run", Host())
-    assert not (tmp_path / "run" / CONFIG).exists()
 
 
 def test_other_raw_files_than_the_workdir_was_made_of_are_refused(tmp_path, config):
