@@ -1,15 +1,19 @@
 """The command line that all launchers share: which tables, at which scale, where the data lie."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 from launch.plan import Plan
-from launch.resolve import Overrides, parse_setting
+from launch.resolve import Overrides, parse_setting, resolve
 from launch.runs import Run
 from launch.scales import DATASETS, SCALES
 from launch.sweeps import TABLES
-from user_llm.config import ConfigError
+from tfds_builders.paths import local_path
+from user_llm.config import ConfigError, refuse
+from user_llm.errors import UserError
 
 
 def sweep_parser(program: str, description: str) -> argparse.ArgumentParser:
@@ -20,7 +24,7 @@ def sweep_parser(program: str, description: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--tables", required=True, type=_names(tuple(TABLES), "table"), help=f"all, or some of {','.join(TABLES)}")
     add("--scale", required=True, choices=SCALES, help="the paper's datasets and sizes, or small ones")
-    add("--out", required=True, type=Path, help="folder of the sweep")
+    add("--out", required=True, type=_folder, help="folder of the sweep")
     add("--datasets", default=DATASETS, type=_names(DATASETS, "dataset"), help=f"some of {','.join(DATASETS)} (all)")
     add("--seeds", default=(0,), type=_seeds, help="comma between them (0)")
     add("--jobs", default=1, type=_positive, help="runs at a time (1)")
@@ -30,21 +34,40 @@ def sweep_parser(program: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def plan_of(arguments: argparse.Namespace) -> Plan:
-    """The sweep that the command line asks for.
+Problems = Callable[[ConfigDict, Collection[str]], Iterable[str]]
+"""Of a config, and the keys whose places other runs will have filled: a line for each value that cannot be."""
+
+
+def plan_of(arguments: argparse.Namespace, problems: Problems) -> Plan:
+    """The sweep that the command line asks for; nothing is written.
+
+    Args:
+      problems: `experiment.validation.problems`, or what of it needs no JAX.
 
     Raises:
-      ConfigError: a setting that is no key of the configs, or one that the tables vary themselves.
+      ConfigError: a setting that is no key of the configs, or one that the tables vary themselves; a run whose config
+        cannot be; a folder that holds something else.
     """
-    file = next(iter(SCALES[arguments.scale].settings.values())).config
-    settings = tuple(parse_setting(setting, file) for setting in arguments.set)
+    settings = tuple(parse_setting(setting) for setting in arguments.set)
     borrowed = tuple(setting for setting in settings if setting[0] == "llm.checkpoint")
     bare = Plan(arguments.scale, arguments.seeds, borrowed, arguments.tables, arguments.datasets)
     own = {key for run in bare.runs() for key, _ in run.values(Path())} - {key for key, _ in borrowed}
-    for key, _ in settings:
+    keys = [key for key, _ in settings]
+    for key in keys:
         if key in own:
             raise ConfigError(f"--set {key}: the tables give {key} its values; leave it out")
-    return Plan(arguments.scale, arguments.seeds, settings, arguments.tables, arguments.datasets)
+        if keys.count(key) > 1:
+            raise ConfigError(f"--set {key}: it has {keys.count(key)} values; name one")
+    plan = Plan(arguments.scale, arguments.seeds, settings, arguments.tables, arguments.datasets)
+    found: dict[str, str] = {}  # problem → the first run that has it
+    for run in plan.runs():
+        places = places_of(run, arguments.raw, arguments.data_dir)
+        config = resolve(run.config, [*run.values(arguments.out), *places])
+        for problem in problems(config, run.awaited):
+            found.setdefault(problem, run.name)
+    refuse(f"{problem} (run {name})" for problem, name in found.items())
+    plan.joined(arguments.out)
+    return plan
 
 
 def places_of(run: Run, raw: Mapping[str, str], data_dir: str) -> Overrides:
@@ -64,6 +87,15 @@ def _names(known: Sequence[str], what: str):
         return names
 
     return parse
+
+
+def _folder(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("expected the name of a folder")
+    try:
+        return local_path(text, "--out")
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _seeds(text: str) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ def board(
         table.add_row(name, progress or "starts", duration(seconds), style="bold")
     waiting = [name for name, (state, _) in others.items() if not state]
     for name, (state, message) in others.items():
-        if state in ("failed", "skipped"):
+        if state in ("failed", "skipped", "stopped", "busy"):
             table.add_row(name, f"{state}: {message}", "", style="red" if state == "failed" else "yellow")
     for name in waiting[:_MOST]:
         table.add_row(name, "waits", "", style="dim")

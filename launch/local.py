@@ -9,8 +9,11 @@ again. A run that fails stops only those that need it. Ctrl-C lets running proce
 tables, datasets or seeds with the same --out join those that are there.
 
 At the end `report.md` and `report.html` are written there (also by `python -m launch.report --out=…`, at any time);
-`runs.json` says what became of each run, and `logs/` what it printed. Exit status: 0 all finished, 1 some failed,
-2 nothing was started, 130 stopped.
+`runs.json` says what became of each run, and `logs/` what it printed. One launcher works on a folder at a time. A run
+that another process holds, as one that a killed launcher has left, is waited for.
+
+Exit status: 0 all finished, 1 some failed or were stopped, 2 nothing was started, 75 another launcher works on --out,
+130 stopped.
 """
 
 import argparse
@@ -27,7 +30,9 @@ from launch.report import write_report
 from launch.runner import Job, Runner
 from launch.runs import Run
 from launch.starts import noted
+from tfds_builders.locks import owned
 from user_llm.errors import show
+from user_llm.experiment.validation import problems
 from user_llm.files import replacing
 
 PYTHON = (sys.executable,)
@@ -58,12 +63,13 @@ def main(argv: Sequence[str] | None = None, python: Sequence[str] = PYTHON) -> i
     arguments = parser.parse_args(argv)
     console = Console(highlight=False)
     try:
-        plan = plan_of(arguments)
-        plan.save(arguments.out)
+        plan = plan_of(arguments, problems)
     except Exception as error:
         return show(error, status=2)
     try:
-        return _run(plan.runs(), arguments, python, console)
+        with owned(arguments.out):
+            plan.save(arguments.out)
+            return _run(plan.runs(), arguments, python, console)
     except KeyboardInterrupt:
         print("Stopped. The same command goes on.", file=sys.stderr)
         return 130

@@ -5,14 +5,17 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from launch.kept import kept
 from launch.resolve import Overrides
 from launch.runs import Run, with_needs
-from launch.scales import DATASETS
+from launch.scales import DATASETS, SCALES
 from launch.sweeps import TABLES, Cell, cells
-from user_llm.config import ConfigError
+from user_llm.config import ConfigError, refuse
 from user_llm.files import replacing
+from user_llm.keys import wrong_key
 
 PLAN = "sweep.json"
+_RUN = "config.json"  # what `user_llm.main` leaves in its workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,26 +45,36 @@ class Plan:
         by_seed = [cell.runs[index] for index in range(len(self.seeds)) for cell in wanted if index < len(cell.runs)]
         return with_needs(by_seed)
 
+    def joined(self, out: Path) -> "Plan":
+        """This plan and the one in `out`, where there is one.
+
+        Raises:
+          ConfigError: a run lives there, or a sweep of another scale or with other settings.
+        """
+        before = _read(out)
+        if before is None:
+            if (out / _RUN).exists():
+                raise ConfigError(f"{out} holds a run, no sweep ({_RUN} is there, {PLAN} is not): name another --out")
+            return self
+        if (before.scale, before.settings) != (self.scale, self.settings):
+            raise ConfigError(
+                f"{out} holds a sweep of scale {before.scale} with settings {dict(before.settings)}; this one has "
+                f"scale {self.scale} and settings {dict(self.settings)}: name another --out"
+            )
+        return dataclasses.replace(
+            self,
+            seeds=tuple(sorted({*before.seeds, *self.seeds})),
+            tables=tuple(name for name in TABLES if name in {*before.tables, *self.tables}),
+            datasets=tuple(name for name in DATASETS if name in {*before.datasets, *self.datasets}),
+        )
+
     def save(self, out: Path) -> "Plan":
         """Adds this plan to the one in `out`, and returns what is there now.
 
         Raises:
-          ConfigError: a sweep of another scale, or with other settings, lives there.
+          ConfigError: see `joined`.
         """
-        plan = self
-        if (out / PLAN).is_file():
-            before = Plan.load(out)
-            if (before.scale, before.settings) != (self.scale, self.settings):
-                raise ConfigError(
-                    f"{out} holds a sweep of scale {before.scale} with settings {dict(before.settings)}; this one has "
-                    f"scale {self.scale} and settings {dict(self.settings)}: name another --out"
-                )
-            plan = dataclasses.replace(
-                self,
-                seeds=tuple(sorted({*before.seeds, *self.seeds})),
-                tables=tuple(name for name in TABLES if name in {*before.tables, *self.tables}),
-                datasets=tuple(name for name in DATASETS if name in {*before.datasets, *self.datasets}),
-            )
+        plan = self.joined(out)
         out.mkdir(parents=True, exist_ok=True)
         with replacing(out / PLAN) as partial:
             partial.write_text(json.dumps(dataclasses.asdict(plan), indent=1) + "\n")
@@ -72,15 +85,24 @@ class Plan:
         """The plan in `out`.
 
         Raises:
-          ConfigError: there is none.
+          ConfigError: there is none, or a damaged one.
         """
-        try:
-            values = json.loads((out / PLAN).read_text())
-        except FileNotFoundError:
-            raise ConfigError(
-                f"{out} has no {PLAN}: name the --out of a sweep that python -m launch.local ran"
-            ) from None
-        settings = tuple((key, tuple(value) if isinstance(value, list) else value) for key, value in values["settings"])
-        return cls(
-            values["scale"], tuple(values["seeds"]), settings, tuple(values["tables"]), tuple(values["datasets"])
-        )
+        plan = _read(out)
+        if plan is None:
+            raise ConfigError(f"{out} has no {PLAN}: name the --out of a sweep that python -m launch.local ran")
+        return plan
+
+
+def _read(out: Path) -> Plan | None:
+    return kept(out / PLAN, _parsed, "delete it and start the launcher again, which leaves finished runs as they are")
+
+
+def _parsed(text: str) -> Plan:
+    values = json.loads(text)
+    settings = tuple((key, tuple(value) if isinstance(value, list) else value) for key, value in values["settings"])
+    refuse(line for setting in settings for line in wrong_key(*setting))
+    seeds, tables, datasets = (tuple(values[name]) for name in ("seeds", "tables", "datasets"))
+    for names, known in (((values["scale"],), SCALES), (tables, TABLES), (datasets, DATASETS)):
+        if strange := [name for name in names if name not in known]:
+            raise LookupError(f"there is no {strange[0]!r}")
+    return Plan(values["scale"], tuple(map(int, seeds)), settings, tables, datasets)

@@ -1,17 +1,15 @@
 """The config behind a run's overrides, as `user_llm.main` would have it, and a hash that names it."""
 
-import ast
 import functools
 import hashlib
 import json
 from collections.abc import Sequence
 
-from absl import flags
 from ml_collections import ConfigDict
-from ml_collections.config_flags import config_path
 
-from user_llm.command_line import check_overrides, load
-from user_llm.config import ConfigError
+from user_llm.command_line import load
+from user_llm.config import ConfigError, refuse
+from user_llm.keys import parsed, wrong_key
 
 # Where things lie on a machine: they change no number.
 PLACES = ("data.raw_path", "data.data_dir")
@@ -19,13 +17,6 @@ PLACES = ("data.raw_path", "data.data_dir")
 Overrides = Sequence[tuple[str, object]]
 
 _HASH_DIGITS = 8
-_PARSERS = {
-    bool: flags.BooleanParser().parse,
-    int: flags.IntegerParser().parse,
-    float: flags.FloatParser().parse,
-    str: str,
-    tuple: ast.literal_eval,
-}
 
 
 def resolve(file: str, overrides: Overrides) -> ConfigDict:
@@ -40,8 +31,8 @@ def resolve(file: str, overrides: Overrides) -> ConfigDict:
     return config
 
 
-def parse_setting(setting: str, file: str) -> tuple[str, object]:
-    """(key, value) of `key=value`, a setting of the config in `file`.
+def parse_setting(setting: str) -> tuple[str, object]:
+    """(key, value) of `key=value`, a setting of every run.
 
     Raises:
       ConfigError: not of that form, no such key (with the nearest one), or a value of another type.
@@ -49,12 +40,9 @@ def parse_setting(setting: str, file: str) -> tuple[str, object]:
     key, equals, text = setting.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set {setting}: expected key=value, as in training.user_llm.steps=600")
-    check_overrides(["", f"--config={file}", f"--config.{setting}"])
-    kind = type(config_path.get_value(key, load(file)))
-    try:
-        return key, _PARSERS[kind](text)
-    except (ValueError, SyntaxError) as error:
-        raise ConfigError(f"--set {setting}: expected a {kind.__name__}") from error
+    value = parsed(key, text)
+    refuse(wrong_key(key, value), f"--set {setting}: ")
+    return key, value
 
 
 @functools.lru_cache(maxsize=4096)

@@ -14,14 +14,20 @@ from rich.live import Live
 
 from launch import malloc
 from launch.board import board, duration
+from launch.kept import kept
 from launch.progress import stage_progress
+from tfds_builders import locks
 from user_llm.files import replacing
 
 RECORDS = "runs.json"
 RESULTS = "results.json"
-FINISHED, FAILED, SKIPPED, RUNNING, STOPPED = "finished", "failed", "skipped", "running", "stopped"
+FINISHED, FAILED, SKIPPED, RUNNING = "finished", "failed", "skipped", "running"
+STOPPED, BUSY = "stopped", "busy"
+_NO_RESULTS = (FAILED, SKIPPED, STOPPED)  # which a job that needs them cannot do without
 
 _POLL_SECONDS = 0.2
+_BUSY_SECONDS = 60.0  # until a job is tried again that another process kept from starting: a try takes seconds of CPU
+_STOPPED_STATUSES = {status for number in (signal.SIGTERM, signal.SIGINT) for status in (128 + number, -number)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +43,27 @@ class Job:
     name: str
     command: Sequence[str]
     needs: Sequence[str] = ()
+
+
+def read_records(out: Path) -> dict[str, dict]:
+    """What `runs.json` in the folder `out` says of each job; nothing where there is none.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    return kept(out / RECORDS, _parsed, "delete it; only times and messages are lost") or {}
+
+
+def _parsed(text: str) -> dict[str, dict]:
+    return {
+        name: {
+            **record,
+            "state": str(record["state"]),
+            "seconds": float(record["seconds"]),
+            "message": record["message"],
+        }
+        for name, record in json.loads(text).items()
+    }
 
 
 class Runner:
@@ -55,14 +82,17 @@ class Runner:
         self.jobs = {job.name: job for job in jobs}
         self.out = out
         self._active: dict[str, tuple[subprocess.Popen, float]] = {}
-        path = out / RECORDS
-        self.records: dict[str, dict] = json.loads(path.read_text()) if path.is_file() else {}
+        self._busy: dict[str, float] = {}  # job → when it is tried again
+        self.records = read_records(out)
         for job in jobs:
             record = self.records.setdefault(job.name, {"state": "", "seconds": 0.0, "message": ""})
             record |= {"state": FINISHED if self._has_results(job.name) else "", "command": list(job.command)}
 
     def execute(self, parallel: int, console: Console) -> None:
         """Runs what is not finished, `parallel` processes at a time.
+
+        A job whose folder or dataset another process holds (exit status 75) is started again after a while, or is
+        finished when that process has left its results.
 
         Raises:
             KeyboardInterrupt: it was stopped; the processes have ended and can be resumed.
@@ -72,15 +102,16 @@ class Runner:
             console.print(f"{len(self.jobs) - len(waiting)} of {len(self.jobs)} runs are finished already")
         try:
             with Live(console=console, auto_refresh=False, transient=True) as live:
-                while waiting or self._active:
+                while waiting or self._active or self._busy:
                     ended = [name for name, (process, _) in self._active.items() if process.poll() is not None]
                     for name in ended:
                         self._settle(name, console)
                     if ended and not console.is_terminal:  # which has no live table
                         console.print(self.summary(parallel))
+                    waiting = self._retried(console) + waiting
                     for name in list(waiting):
                         needs = [self.state(other) for other in self.jobs[name].needs]
-                        if {FAILED, SKIPPED} & {*needs}:
+                        if any(state in _NO_RESULTS for state in needs):
                             self._skip(name, console)
                             waiting.remove(name)
                         elif all(state == FINISHED for state in needs) and len(self._active) < parallel:
@@ -96,12 +127,12 @@ class Runner:
     def summary(self, parallel: int) -> str:
         """One line: how many are done, and how long the rest takes if it takes as long on average."""
         states = [self.state(name) for name in self.jobs]
-        settled = sum(state in (FINISHED, FAILED, SKIPPED) for state in states)
+        settled = sum(state in (FINISHED, *_NO_RESULTS) for state in states)
         seconds = [self.records[name]["seconds"] for name in self.jobs if self.state(name) == FINISHED]
         seconds = [value for value in seconds if value]
         now = self._elapsed()
         parts = [f"{settled} of {len(states)} done"]
-        parts += [f"{count} {state}" for state in (FAILED, SKIPPED) if (count := states.count(state))]
+        parts += [f"{count} {state}" for state in (*_NO_RESULTS, BUSY) if (count := states.count(state))]
         parts += [f"{name} for {duration(elapsed)}" for name, elapsed in now.items()]
         if seconds and settled < len(states):
             left = (len(states) - settled) * sum(seconds) / len(seconds) - sum(now.values())
@@ -156,13 +187,32 @@ class Runner:
         if self._has_results(name):
             self._note(name, FINISHED, "")
             console.print(f"{_clock()} {name} finished after {duration(record['seconds'])}", soft_wrap=True)
+        elif process.returncode == locks.BUSY:
+            self._busy[name] = time.monotonic() + _BUSY_SECONDS
+            message = _last_line(self._log(name))
+            self._note(name, BUSY, message)
+            console.print(f"{_clock()} {name} waits: {message}", style="yellow", markup=False, soft_wrap=True)
+        elif process.returncode in _STOPPED_STATUSES:
+            self._note(name, STOPPED, "the same command goes on")
+            console.print(f"{_clock()} {name} was stopped, not by us", style="yellow", soft_wrap=True)
         else:
             message = f"exit status {process.returncode}: {_last_line(self._log(name))}"
             self._note(name, FAILED, message)
             console.print(f"{_clock()} {name} failed: {message}", style="red", markup=False, soft_wrap=True)
 
+    def _retried(self, console: Console) -> list[str]:
+        """The busy jobs whose time has come; those that another process has finished are noted."""
+        for name in [name for name in self._busy if self._has_results(name)]:
+            del self._busy[name]
+            self._note(name, FINISHED, "")
+            console.print(f"{_clock()} {name} was finished by another process", soft_wrap=True)
+        due = [name for name, when in self._busy.items() if when <= time.monotonic()]
+        for name in due:
+            del self._busy[name]
+        return due
+
     def _skip(self, name: str, console: Console) -> None:
-        lacking = ", ".join(other for other in self.jobs[name].needs if self.state(other) in (FAILED, SKIPPED))
+        lacking = ", ".join(other for other in self.jobs[name].needs if self.state(other) in _NO_RESULTS)
         self._note(name, SKIPPED, f"needs {lacking}")
         console.print(f"{_clock()} {name} skipped: it needs {lacking}", style="yellow", soft_wrap=True)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from launch.models import AUTOREGRESSIVE, DUAL_ENCODER, Model
 from launch.resolve import Overrides, config_hash
 from launch.scales import Scale, Setting
-from user_llm.config import as_flag
+from user_llm.keys import as_flag
 
 MAIN, EFFICIENCY = "user_llm.main", "user_llm.efficiency"
 SHORT = 10  # latest events as text, of TP10 and AR50TP10
@@ -44,6 +44,11 @@ class Run:
     def needs(self) -> tuple["Run", ...]:
         """The runs that must be finished before."""
         return tuple(run for run in (self.llm, self.encoder) if run)
+
+    @property
+    def awaited(self) -> tuple[str, ...]:
+        """The config keys whose places the runs it needs will have filled."""
+        return tuple(key for key, run in (("llm.checkpoint", self.llm), ("encoder.checkpoint", self.encoder)) if run)
 
     def values(self, out: Path) -> Overrides:
         """All (config key, value), with what it reads from the runs it needs in the folder `out`."""

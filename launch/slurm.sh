@@ -28,11 +28,13 @@ Variables:
   VENV           virtual environment to run in; default: .venv
   JOB_NAME       default: made of --workdir, or of the first FILE
   LOGS           folder for what the jobs print; default: runs/slurm
-  REQUEUE        1: a job that the time limit or another job stops goes back into the queue and resumes.
+  REQUEUE        1: a job that the time limit or another job stops goes back into the queue and resumes; so does one
+                 whose folder, or dataset in the making, another process holds (exit status 75 of the run).
                  0: it stays stopped. Default: 1
 sbatch's own variables (SBATCH_CONSTRAINT, SBATCH_QOS, SBATCH_MEM_PER_GPU, ...) work as well.
 
-Exit status: 0 submitted or in the queue already, 2 for a wrong command line.
+Exit status: 0 submitted or in the queue already, 1 without SLURM, 2 for a wrong command line. A job ends with that of
+its run: 0 finished, 1 failed, 75 another process holds what it needs, 143 stopped; the same command goes on.
 END
 }
 
@@ -96,6 +98,7 @@ settings() { # $1 names the job if JOB_NAME does not
   requeue=${REQUEUE:-1}
   [[ $requeue == [01] ]] || wrong "REQUEUE=$requeue: expected 0 or 1"
   logs=$(in_root "${LOGS:-runs/slurm}") python=$(in_root "${VENV:-.venv}")/bin/python
+  [[ -x $python ]] || wrong "VENV: there is no $python: make a virtual environment (make demo makes .venv), or name one"
   # JAX gives a process under SLURM the one GPU of its number on the node. It must see them all to find that one:
   # no --gpus-per-task, which would hide the others.
   options=(
@@ -115,6 +118,7 @@ submit() {
   if ((dry_run)); then
     quoted "${queue[@]}" && echo
   else
+    command -v squeue sbatch > /dev/null || fail 1 "there is no SLURM here (squeue, sbatch): call this on a login node"
     queued=$("${queue[@]}") # where this fails, nothing is submitted
     if [[ $queued ]]; then
       echo "$job is in the queue already, as ${queued//$'\n'/ }; JOB_NAME gives this one another name" >&2
@@ -158,7 +162,11 @@ status=$?
 if ((stopped)); then # the trap ended the first wait
   wait $!
   status=$?
-  ((requeue)) && scontrol requeue "$job"
+fi
+# 143: it was stopped by that signal; 75: another process holds what it needs, and SLURM waits before it starts a job
+# again.
+if ((requeue)) && { ((status == 75)) || ((stopped && status == 143)); }; then
+  scontrol requeue "$job"
 fi
 exit $status
 END
@@ -166,9 +174,11 @@ END
 
 quoted() { printf '%q ' "$@"; }
 
-wrong() {
-  echo "error: $*" >&2
-  exit 2
+wrong() { fail 2 "$@"; }
+
+fail() { # $1: the exit status
+  echo "error: ${*:2}" >&2
+  exit "$1"
 }
 
 main "$@"

@@ -5,15 +5,34 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from launch.kept import kept
 from user_llm.files import replacing
 
 STARTS = "starts.json"
 
 
+def read_starts(out: Path) -> list[dict[str, Any]]:
+    """What `noted` has added in the folder `out`.
+
+    Raises:
+      ConfigError: its file is damaged.
+    """
+    return kept(out / STARTS, _parsed, "delete it; only the times of earlier calls are lost") or []
+
+
+def _parsed(text: str) -> list[dict[str, Any]]:
+    return [
+        {**start, "seconds": float(start["seconds"]), "jobs": int(start["jobs"]), "stopped": bool(start["stopped"])}
+        for start in json.loads(text)
+    ]
+
+
 @contextlib.contextmanager
 def noted(out: Path, jobs: int) -> Iterator[None]:
     """Adds what happens inside to `starts.json`: `seconds`, `jobs`, and whether it was `stopped` by Ctrl-C."""
+    starts = read_starts(out)
     before, begun, stopped = time.time(), time.monotonic(), False
     try:
         yield
@@ -21,10 +40,8 @@ def noted(out: Path, jobs: int) -> Iterator[None]:
         stopped = True
         raise
     finally:
-        path = out / STARTS
-        starts = json.loads(path.read_text()) if path.is_file() else []
         starts.append(
             {"began": int(before), "seconds": round(time.monotonic() - begun, 1), "jobs": jobs, "stopped": stopped}
         )
-        with replacing(path) as partial:
+        with replacing(out / STARTS) as partial:
             partial.write_text(json.dumps(starts, indent=1) + "\n")

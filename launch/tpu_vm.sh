@@ -37,7 +37,8 @@ Variables:
   EXTRA_PIP         packages to install besides ours and jax[tpu]
   OUT               folder here for what is fetched; default: runs/$TPU_NAME/<last part of --workdir>
 
-Exit status: not 0 when the run failed or was not followed to its end, 2 for a wrong command line.
+Exit status: that of the run (0 finished, 1 failed, 75 another process holds its folder, 143 stopped), 2 for a wrong
+command line, another one when the run was not followed to its end.
 END
 }
 
@@ -165,7 +166,11 @@ fi"
   on_workers 0 'tail -n 50 -F ~/user_llm.log & flock --shared ~/user_llm.lock sleep 1; kill $!
 exit "$(cat ~/user_llm.status || echo 1)"' && return
   status=$?
-  say "The run failed, or the connection or the VM was lost: the same command goes on. Every worker's last lines:"
+  case $status in
+    75) say "Another process holds the folder of the run: wait for it to end. Every worker's last lines:" ;;
+    130 | 143) say "The run was stopped: the same command goes on. Every worker's last lines:" ;;
+    *) say "The run failed, or the connection or the VM was lost: the same command goes on. Every worker's last lines:" ;;
+  esac
   on_workers all 'tail -n 20 ~/user_llm.log' || true
   exit "$status"
 }

@@ -11,22 +11,24 @@ be a bucket's folder under /gcs, which every container sees; project and bucket 
 variables (GOOGLE_CLOUD_PROJECT, GOOGLE_CLOUD_BUCKET_NAME, …), and its own flags (--xm_…) work too. Then write the
 report with `python -m launch.report --out=…`.
 
-Exit status: 0 all finished, 1 some failed, 2 nothing was started.
+Exit status: 0 all finished, 1 some failed, 2 nothing was started. A unit fails, too, when its run is stopped (143, 130)
+or another process holds its folder or its dataset (75): the same command goes on with it.
 """
 
 import argparse
 import asyncio
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
+from ml_collections import ConfigDict
 from xmanager import xm, xm_local
 
 from launch import malloc
 from launch.arguments import places_of, plan_of, sweep_parser
 from launch.runs import Run
-from user_llm.config import ConfigError
+from user_llm.config import ConfigError, wrong_together, wrong_values
 from user_llm.errors import show
 
 TITLE = "user-llm"
@@ -162,6 +164,12 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def _problems(config: ConfigDict, awaited: Collection[str]) -> list[str]:
+    """What can be said without JAX, and here: files may lie where the units run."""
+    del awaited
+    return [*wrong_values(config)] or [*wrong_together(config)]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the tables that `argv` names and returns the exit status."""
     arguments, xmanagers = parser().parse_known_args(argv)
@@ -170,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except flags.Error as error:
         parser().error(str(error))
     try:
-        plan = plan_of(arguments)
+        plan = plan_of(arguments, _problems)
         if arguments.executor == "local":
             plan.save(arguments.out)
             if not Path(arguments.python).is_file():

@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from configs import base
-from user_llm import command_line
+from user_llm import command_line, keys
 from user_llm.config import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,19 +25,21 @@ def message(*arguments: str) -> str:
 @pytest.mark.parametrize(
     ("argument", "expected"),
     [
-        ("--config.encoder.widht=3", "did you mean --config.encoder.width?"),
-        ("--config.encodr.width=3", "did you mean --config.encoder.width?"),
-        ("--config.width=3", "did you mean --config.encoder.width or --config.llm.width?"),
+        ("--config.encoder.widht=3", "did you mean config.encoder.width?"),
+        ("--config.encodr.width=3", "did you mean config.encoder.width?"),
+        ("--config.width=3", "did you mean config.encoder.width or config.llm.width?"),
         ("--config.zzzz=3", "no such key; there is compute, data, encoder"),
-        ("--config.stages[0]=llm", "did you mean --config.stages?"),
-        ("--config.encoder=3", "is a group of keys: set one of them, as in --config.encoder."),
+        ("--config.stages[0]=llm", "did you mean config.stages?"),
+        ("--config.encoder=3", "is a group of keys; set one of them, as in --config.encoder."),
         ("--confg.seed=3", "did you mean --config.seed?"),
         ("--config.encoder.width=wide", "expected a whole number, as in --config.encoder.width=128"),
         ("--config.encoder.width=64.5", "expected a whole number"),
-        ("--config.encoder.width", "--config.encoder.width: expected a whole number"),
+        ("--config.encoder.width", "config.encoder.width=None: expected a whole number"),
         ("--noconfig.encoder.width", "expected a whole number"),
         ("--config.data.max_malformed=few", "expected a number, as in --config.data.max_malformed=0.0"),
         ("--config.data.validation=maybe", "expected true or false, as in --config.data.validation=true"),
+        ("--config.stages=('llm',", "expected a tuple, as in --config.stages=('llm',"),
+        (CONFIG, "is the second config"),
     ],
 )
 def test_a_wrong_override_is_answered_with_the_right_one(argument, expected):
@@ -45,7 +49,7 @@ def test_a_wrong_override_is_answered_with_the_right_one(argument, expected):
 def test_a_key_of_every_stage_is_offered_for_every_stage():
     said = message(CONFIG, "--config.training.learning_rate=1")
     for stage in ("llm", "encoder", "user_llm"):
-        assert f"--config.training.{stage}.learning_rate" in said
+        assert f"config.training.{stage}.learning_rate" in said
 
 
 @pytest.mark.parametrize(
@@ -73,15 +77,35 @@ def test_an_override_before_the_file_is_refused():
 
 def test_a_config_file_may_take_an_argument(tmp_path):
     path = tmp_path / "sweep.py"
-    path.write_text("from ml_collections import ConfigDict\ndef get_config(n): return ConfigDict({'n': int(n)})\n")
-    assert command_line.load(f"{path}:7").n == 7
+    path.write_text(
+        "from configs import base\n"
+        "def get_config(seed):\n"
+        "    config = base.get_config()\n"
+        "    config.seed = int(seed)\n"
+        "    return config\n"
+    )
+    assert command_line.load(f"{path}:7").seed == 7
+    with pytest.raises(ConfigError, match="needs something behind a colon"):
+        command_line.load(str(path))
+    with pytest.raises(ConfigError, match=r"line 4: ValueError: invalid literal for int\(\) with base 10: 'x:y'"):
+        command_line.load(f"{path}:x:y")
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.text(max_size=30), st.text(max_size=30))
+def test_any_override_is_taken_or_answered(key, value):
+    """And what is taken has the type of the key's default."""
+    for name in (key, "encoder.width", "training.llm.learning_rate", "stages", "data.validation", "name"):
+        found = keys.parsed(name, value)
+        if not list(keys.wrong_key(name, found)):
+            assert type(found) is type(keys.DEFAULTS[name])
 
 
 def test_the_nearest_keys_share_a_name_and_where_given_a_group():
-    keys = ["encoder.num_heads", "encoder.num_layers", "llm.num_heads"]
-    assert command_line.nearest_keys("encoder.num_head", keys) == ["encoder.num_heads"]
-    assert command_line.nearest_keys("num_heads", keys) == ["encoder.num_heads", "llm.num_heads"]
-    assert command_line.nearest_keys("xyz", keys) == []
+    known = ["encoder.num_heads", "encoder.num_layers", "llm.num_heads"]
+    assert keys.nearest_keys("encoder.num_head", known) == ["encoder.num_heads"]
+    assert keys.nearest_keys("num_heads", known) == ["encoder.num_heads", "llm.num_heads"]
+    assert keys.nearest_keys("xyz", known) == []
 
 
 PROGRAM = """
@@ -105,7 +129,7 @@ app.run(lambda argv: print("width", config.value.encoder.width), flags_parser=pa
     ("argument", "status", "says"),
     [
         ("--config.encoder.width=64", 0, "width 64\n"),
-        ("--config.encoder.widht=64", 2, "did you mean --config.encoder.width?"),
+        ("--config.encoder.widht=64", 2, "did you mean config.encoder.width?"),
         ("--config.encoder.width=100", 2, "error: config.encoder.width=100: too odd"),
         ("--wrokdir=x", 2, "Unknown command line flag"),
         ("extra", 2, "unexpected argument 'extra'"),

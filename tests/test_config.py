@@ -1,9 +1,13 @@
 """A config that cannot run is answered with the key, what was expected and the way out."""
 
-from collections.abc import Iterator
+import functools
+import json
+import zipfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from configs import base
@@ -11,18 +15,11 @@ from tfds_builders.families import FAMILIES
 from user_llm import command_line
 from user_llm import config as config_lib
 from user_llm.experiment.stages import STAGES
-from user_llm.experiment.validation import validate
+from user_llm.experiment.validation import problems, validate
+from user_llm.keys import DEFAULTS, flatten
 from user_llm.models import event_embedding, layers
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]:
-    for name, value in config.items():
-        if isinstance(value, ConfigDict):
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def changed(**values) -> ConfigDict:
@@ -100,7 +97,7 @@ def test_every_number_and_every_name_of_the_schema_has_a_rule():
     ruled |= {f"training.{stage}.keep_best" for stage in STAGES.names}
     for key in config_lib.RANGES:
         ruled |= {key.replace("*", stage) for stage in STAGES.names}
-    for key, value in leaves(base.get_config()):
+    for key, value in flatten(base.get_config()):
         if type(value) in (int, float, str) and not key.startswith("compute.mesh."):
             assert key in ruled, f"config.{key} is not validated"
 
@@ -117,7 +114,10 @@ def test_a_value_off_its_list_is_answered_with_the_nearest():
     ("values", "expected"),
     [
         (dict(encoder__num_layers=0), "config.encoder.num_layers=0: expected at least 1"),
-        (dict(data__max_malformed=1.5), "config.data.max_malformed=1.5: expected between 0.0 and 1.0"),
+        (dict(training__encoder__steps=10**19), "expected at least 1 that 32 bits hold"),
+        (dict(lora__alpha=float("inf")), "config.lora.alpha=inf: expected at least 0.0 that 32 bits hold"),
+        (dict(data__max_malformed=1.0), "config.data.max_malformed=1.0: expected between 0.0 and 0.99"),
+        (dict(data__data_dir="gs://bucket/data"), "config.data.data_dir=gs://bucket/data: gs:// is an address"),
         (dict(training__llm__learning_rate=float("nan")), "config.training.llm.learning_rate=nan: expected"),
         (dict(evaluation__num_beams=5), "config.evaluation.num_beams=5: expected at least 10"),
         (dict(stages=("encoder", "llm")), "each once and in this order"),
@@ -136,6 +136,10 @@ def test_a_value_off_its_list_is_answered_with_the_nearest():
             "ranks no items, so that config.training.encoder.keep_best='recall@10' cannot be had",
         ),
         (dict(integration__kind="none", strategy="enc"), "take full or lora"),
+        (dict(integration__kind="none"), "set --config.data.text_history"),
+        (dict(encoder__init="random", encoder__checkpoint="."), "is not read with config.encoder.init='random'"),
+        (dict(integration__kind="none", encoder__checkpoint="."), "is not read with config.integration.kind='none'"),
+        (dict(evaluation__answers="exact", evaluation__constrained=False), "is for beams"),
         (dict(integration__kind="none", integration__perceiver__enabled=True), "leave it out"),
         (dict(integration__perceiver__num_heads=3), "expected a multiple of config.integration.perceiver.num_heads=3"),
         (dict(lora__targets=("q", "query")), "config.lora.targets=('q', 'query'): expected some of ('q',"),
@@ -143,7 +147,7 @@ def test_a_value_off_its_list_is_answered_with_the_nearest():
         (dict(lora__checkpoint="/no/such"), "is for strategy lora; this one is 'full'"),
         (dict(lora__targets=("v", "q")), "each once and in this order"),
         (dict(llm__vocabulary="/no/such.model"), "expected tokenizer.model, tokenizer.json or their folder"),
-        (dict(llm__checkpoint="/no/such"), "or a Hugging Face folder"),
+        (dict(llm__checkpoint="/no/such"), "expected organisation/model of the hub, or a folder with config.json"),
         (dict(llm__architecture="/no/such.json"), "expected a Hugging Face config.json, as"),
         (
             dict(llm__num_kv_heads=3),
@@ -176,7 +180,7 @@ def test_what_cannot_run_is_named_with_the_fix(values, expected):
         dict(stages=("user_llm",), encoder__init="random"),
         dict(data__validation=False, training__encoder__keep_best="", training__user_llm__keep_best=""),
         dict(llm__max_length=56),
-        dict(stages=("llm", "user_llm"), integration__kind="none", strategy="lora"),
+        dict(stages=("llm", "user_llm"), integration__kind="none", strategy="lora", data__text_history=1),
         dict(llm__checkpoint="organisation/model", stages=("encoder", "user_llm"), strategy="lora"),
     ],
 )
@@ -198,6 +202,62 @@ def test_dimensions_come_from_one_place(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     both = changed(llm__checkpoint=str(tmp_path), llm__architecture=str(tmp_path / "config.json"))
     assert "leave one of the two out" in message(both)
+
+
+def test_what_another_run_will_leave_need_not_be_there():
+    config = changed(encoder__checkpoint="/not/yet", lora__checkpoint="/no/such", strategy="lora")
+    (problem,) = problems(config, awaited=("encoder.checkpoint",))
+    assert problem.startswith("config.lora.checkpoint='/no/such': no adapter_config.json there")
+
+
+def test_a_raw_file_is_a_zip(tmp_path):
+    (tmp_path / "ml.zip").write_text("no zip")
+    assert "is no zip, or a damaged one" in message(changed(data__raw_path=str(tmp_path / "ml.zip")))
+    with zipfile.ZipFile(tmp_path / "ml.zip", "w"):
+        pass
+    validate(changed(data__raw_path=str(tmp_path / "ml.zip")))
+
+
+def test_a_config_from_json_is_the_same_config():
+    validate(ConfigDict(json.loads(base.get_config().to_json_best_effort())))
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=9)
+    | st.sampled_from([10**400, -(10**19)]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text("ab", min_size=1, max_size=2), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(sorted(DEFAULTS)), VALUES), min_size=1, max_size=3))
+def test_whatever_a_key_holds_it_is_taken_or_answered(changes):
+    values = json.loads(base.get_config().to_json_best_effort())
+    for key, value in changes:
+        *groups, name = key.split(".")
+        functools.reduce(dict.__getitem__, groups, values)[name] = value
+    assert all(isinstance(line, str) and line.count("\n") == 0 for line in problems(ConfigDict(values)))
+
+
+def test_keys_that_are_not_the_schema_s_are_told_before_any_is_looked_up():
+    values = json.loads(base.get_config().to_json_best_effort())
+    values["encoder"]["witdh"] = 3
+    values["seed"] = "zero"
+    del values["llm"]["width"], values["evaluation"]
+    heading, *lines = message(ConfigDict(values)).splitlines()
+    assert heading == "3 values cannot be used:"
+    assert sorted(line.strip().split(":")[0] for line in lines) == [
+        "config.encoder.witdh",
+        "config.seed='zero'",
+        "it lacks evaluation.answers, evaluation.batch_size, evaluation.bootstrap_samples and 6 more",
+    ]
 
 
 def test_all_problems_are_told_at_once():

@@ -18,11 +18,31 @@ from user_llm.parallel.mesh import one_device
 TINY = {"num_users": 24, "num_items": 60, "mean_events": 26}
 
 
-def test_other_raw_files_than_the_workdir_was_made_of_are_refused(tmp_path):
+@pytest.fixture
+def config(tmp_path):
     config = base.get_config()
     values = {f"simulated.{key}": value for key, value in TINY.items()}
     for key, value in {**values, "dataset": "movielens/simulated", "data_dir": str(tmp_path), "min_history": 4}.items():
         config_path.set_value(f"data.{key}", config, value)
+    return config
+
+
+def test_a_prompt_that_drops_every_event_of_every_user_is_refused(tmp_path, config):
+    """Fault g3r_text_none_small. With room for the shortest title, some are written."""
+    config.data.text_history, config.prompt.max_inputs = 20, 64
+    experiment = Experiment(config, tmp_path, one_device())
+    prepare(experiment)
+    prompts = experiment.prompts("next_item")
+    words = len(prompts.before) + sum(int(lengths.max()) for _, lengths, _ in prompts.pieces)
+    shortest = int(prompts.event_lengths[1:].min())
+    config.prompt.max_inputs = words + shortest - 1
+    with pytest.raises(ConfigError, match=r"no room for a single event of config\.data\.text_history=20"):
+        prepare(Experiment(config, tmp_path, one_device()))
+    config.prompt.max_inputs = words + int(prompts.event_lengths.max())
+    prepare(Experiment(config, tmp_path, one_device()))
+
+
+def test_other_raw_files_than_the_workdir_was_made_of_are_refused(tmp_path, config):
     prepare(Experiment(config, tmp_path, one_device()))
     path = tmp_path / CATALOGUE
     path.write_text(json.dumps({**json.loads(path.read_text()), "fingerprint": "of other files"}))

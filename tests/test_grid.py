@@ -55,6 +55,7 @@ FROZEN = {"full": (), "lora": ("language_model",), "enc": ("language_model",), "
 def configured(encoder, integration, perceiver, strategy):
     config = base.get_config()
     config.data.history_length = EVENTS
+    config.data.text_history = EVENTS if integration == "none" else 0
     config.encoder.update(kind=encoder, num_layers=1, width=8, num_heads=2, hidden=8)
     config.encoder.dual_encoder.num_outputs = 2  # attention to a single vector would have no use for its queries
     config.llm.update(num_layers=1, width=8, num_heads=2, num_kv_heads=1, head_dim=4, hidden=8)

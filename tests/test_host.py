@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 
 import user_llm
 from configs import base
-from user_llm.host import Host
+from user_llm.errors import UserError
+from user_llm.host import Host, bound_host
 
 HOST_GIN = Path(__file__).resolve().parents[1] / "configs" / "gin" / "host.gin"
 
@@ -62,10 +63,36 @@ def test_the_gin_file_holds_every_field_with_its_default():
 
 
 def test_a_binding_reaches_the_host():
-    gin.parse_config_files_and_bindings([str(HOST_GIN)], ["Host.tensorboard = False", "Host.reader_threads = 7"])
-    assert Host() == Host(reader_threads=7, prefetch_batches=4, tensorboard=False, compilation_cache="")
+    host = bound_host([str(HOST_GIN)], ["Host.tensorboard = False", "Host.reader_threads = 7"])
+    assert host == Host(reader_threads=7, prefetch_batches=4, tensorboard=False, compilation_cache="")
 
 
 def test_a_binding_of_an_experiments_key_is_refused():
     with pytest.raises(ValueError, match="doesn't have a parameter named 'batch_size'"):
         gin.parse_config("Host.batch_size = 3")
+
+
+@pytest.mark.parametrize(
+    ("binding", "says"),
+    [
+        ("Host.tensorbord=False", "--gin=Host.tensorbord=False: "),
+        ("Hots.tensorboard=False", "Hots"),
+        ("Host.tensorboard=(", "expected as in --gin="),
+        ("Host.reader_threads=x", "--gin=Host.reader_threads=x: Failed to parse token 'x' (line 1); expected as in"),
+        ("Host.reader_threads='x'", "Host.reader_threads='x', of --gin or --gin_file: expected a whole number"),
+        ("Host.reader_threads=True", "Host.reader_threads=True"),
+        ("Host.prefetch_batches=-3", "Host.prefetch_batches=-3"),
+        ("Host.tensorboard=0", "Host.tensorboard=0, of --gin or --gin_file: expected True or False"),
+        ("Host.compilation_cache=None", "expected text"),
+    ],
+)
+def test_a_wrong_binding_is_one_line_that_names_it(binding, says):
+    with pytest.raises(UserError) as caught:
+        bound_host([], [binding])
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_gin_file_that_is_not_there_is_named():
+    with pytest.raises(UserError, match=r"--gin_file=nowhere\.gin: "):
+        bound_host(["nowhere.gin"], [])

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import gin
+import jax
 import jax.numpy as jnp
 import pytest
 from absl import flags
@@ -56,8 +56,10 @@ def main(monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
     for name in ("_COORDINATOR", "_NUM_PROCESSES", "_PROCESS_ID", "_DISTRIBUTED"):
         monkeypatch.setattr(command, name, UNSET)
-    for name in ("_log_to_stderr", "_parse_gin"):
-        monkeypatch.setattr(command, name, lambda: None)
+    monkeypatch.setattr(command, "_log_to_stderr", lambda: None)
+    monkeypatch.setattr(command, "bound_host", lambda *_: None)
+    for name in ("_GIN_FILE", "_GIN"):
+        monkeypatch.setattr(command, name, UNSET)
     monkeypatch.setattr(command.processes, "start", lambda *_: None)
 
     def call(error):
@@ -79,6 +81,7 @@ def efficiency(monkeypatch):
         monkeypatch.setattr(command, "_CONFIG", UNSET)
         monkeypatch.setattr(command, "_USERS", UNSET)
         monkeypatch.setattr(command, "_ROUNDS", UNSET)
+        monkeypatch.setattr(command, "_OUTPUT", UNSET)
         monkeypatch.setattr(command, "measure", raiser(error))
         with pytest.raises(SystemExit) as ended:
             command.main(None)
@@ -138,6 +141,8 @@ MENDED_BY_USERS = [
     PermissionError(errno.EACCES, "Permission denied", "/root/results.json"),
     OSError(errno.ENOSPC, "No space left on device"),
     OSError(errno.EDQUOT, "Disk quota exceeded"),
+    MemoryError("Unable to allocate 37.3 GiB for an array"),
+    jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 40000000000 bytes."),
 ]
 BUGS = [
     of_jax(),
@@ -145,7 +150,7 @@ BUGS = [
     OSError("Bad file descriptor"),
     ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
     KeyError("encoder"),
-    RuntimeError("INTERNAL: XLA"),
+    jax.errors.JaxRuntimeError("INTERNAL: XLA"),
 ]
 
 
@@ -174,21 +179,9 @@ def test_with_verbosity_a_user_sees_where_it_happened(caplog, capsys):
     assert capsys.readouterr().err == "error: lower it\n"
 
 
-@pytest.mark.parametrize("binding", ["Host.tensorbord=False", "Hots.tensorboard=False", "Host.tensorboard=("])
-def test_a_wrong_gin_binding_is_one_line(binding, monkeypatch):
-    gin.clear_config()
-    command = module("user_llm.main")
-    monkeypatch.setattr(command, "_GIN_FILE", SimpleNamespace(value=[]))
-    monkeypatch.setattr(command, "_GIN", SimpleNamespace(value=[binding]))
-    with pytest.raises(errors.UserError, match="--gin") as caught:
-        command._parse_gin()
-    assert "\n" not in str(caught.value)
-
-
 # What only a programmer of this package can cause: shapes that do not fit, names of our own that are not there.
 PLAIN = {
     "tfds_builders/timelines.py",
-    "user_llm/command_line.py",  # caught where it is raised
     "user_llm/data/pipeline.py",
     "user_llm/data/sources.py",
     "user_llm/data/splits.py",

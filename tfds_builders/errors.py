@@ -32,21 +32,30 @@ class Unreachable(UserError, ConnectionError):
 def show(error: Exception, *, status: int | None = None, doing: str = "") -> int:
     """Prints `error` in one line where a user can mend it, and returns the exit status; raises it again where not.
 
-    That is a `UserError`, an OSError that names its file, or a full disk. All else, a ValueError of a library
-    included, is a bug (ours, mostly), of which only the traceback says anything.
+    That is a `UserError`, an OSError that names its file, a full disk, or too little memory. All else, a ValueError of
+    a library included, is a bug (ours, mostly), of which only the traceback says anything.
 
     Args:
       error: what a command has caught.
       status: the command's exit status for it, in place of the error's own.
       doing: what could not be done, as "movielens/1m was not built".
     """
-    full = isinstance(error, OSError) and error.errno in _FULL
-    if not (isinstance(error, UserError) or full or (isinstance(error, OSError) and error.filename is not None)):
+    advice = _advice(error)
+    if not (isinstance(error, UserError) or advice or (isinstance(error, OSError) and error.filename is not None)):
         raise error
     _logger.debug("Where it happened:", exc_info=error)
-    advice = f": {_room(error)}, and start the same command again: it goes on" if full else ""
     print(f"error: {doing + ': ' if doing else ''}{error}{advice}", file=sys.stderr)
     return getattr(error, "status", 1) if status is None else status
+
+
+def _advice(error: Exception) -> str:
+    """What helps against an error that comes from the machine; "" for others."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return f": {_room(error)}, and start the same command again: it goes on"
+    of_jax = type(error).__name__ == "JaxRuntimeError" and str(error).startswith("RESOURCE_EXHAUSTED")  # not imported
+    if isinstance(error, MemoryError) or of_jax:
+        return ": there is too little memory; lower the batch size, or the sizes of the model"
+    return ""
 
 
 def _room(error: OSError) -> str:

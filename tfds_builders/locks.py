@@ -40,19 +40,21 @@ def owned(folder: str | os.PathLike, *, wait: bool = False) -> Iterator[None]:
 
     Raises:
       Busy: another process owns it, and which.
-      UserError: it is no folder, or its file system has no locks.
+      UserError: it is no folder, cannot be written to, or its file system has no locks.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: expected a folder, or the name of a new one")
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK, timeout=-1 if wait else 0, fallback_to_soft=False)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
         raise Busy(f"{folder} is in use by {owner_of(folder)}: wait for it to end, or stop it") from None
     except NotImplementedError as error:
         raise UserError(f"{folder}: its file system has no locks ({error}); name a folder on another one") from error
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to ({error.strerror}): name another folder") from error
     try:
         (folder / OWNER).write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}) + "\n")
         yield

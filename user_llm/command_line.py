@@ -1,53 +1,54 @@
-"""The command line of an experiment: a wrong flag, key or type is answered in one line, not a stack trace.
+"""The command line of an experiment: a wrong flag, file, key or type is answered in one line, not a stack trace.
 
 Use it as `absl.app.run(main, flags_parser=functools.partial(flags_parser, validate=validate))`.
 """
 
-import difflib
+import importlib.machinery
+import importlib.util
+import inspect
 import itertools
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict
-from ml_collections.config_flags import config_flags
 
-from user_llm.config import ConfigError, as_flag
+from user_llm.config import ConfigError, refuse
+from user_llm.errors import UserError, show
+from user_llm.keys import DEFAULTS, parsed, wrong_key, wrong_keys
 
 _FLAG = re.compile(r"--?(?P<name>[\w-]+)(\.(?P<key>[^=]*))?(=(?P<value>.*))?", re.DOTALL)
-_EXPECTED = {bool: "true or false", int: "a whole number", float: "a number"}
-_PARSERS = {bool: flags.BooleanParser(), int: flags.IntegerParser(), float: flags.FloatParser()}
+_MODULE = "config_config"  # as ml_collections calls it: what a file registers is the same, whoever reads the file
 
 
 def flags_parser(argv: Sequence[str], validate: Callable[[ConfigDict], None]) -> list[str]:
     """Parses `argv` (program name first) into `absl.flags.FLAGS`, and validates its flag `config`.
 
     Args:
-      validate: `experiment.validation.validate`. Launchers, which have no JAX, only load configs.
+      validate: `experiment.validation.validate`, which brings JAX; XManager's launcher, without it, only loads configs.
 
-    Returns the program name. Anything wrong is printed as `error: …` and ends the program with status 2.
+    Returns the program name. What a user can mend is printed as `error: …` and ends the program with status 2.
     """
     try:
-        check_overrides(argv)
-        rest = flags.FLAGS(argv)
+        rest = _parsed_flags(argv)
         if len(rest) > 1:
             raise ConfigError(f"unexpected argument {rest[1]!r}: every argument is a flag, --name=value")
         if flags.FLAGS.config is None:
             raise ConfigError("name an experiment: --config=configs/simulated.py, say; --help lists the flags")
         validate(flags.FLAGS.config)
-    except (ConfigError, flags.Error) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    except Exception as error:
+        sys.exit(show(error, status=2))
     return rest
 
 
 def check_overrides(argv: Sequence[str]) -> None:
-    """Raises `ConfigError` for a config file that is not there, and for the first `--config.key=value` whose
-    key is not in the config, or whose value is of another type than the key's default.
+    """Raises `ConfigError` for a config file that cannot be read, for a second one, and for the first
+    `--config.key=value` whose key is not in the schema, or whose value is of another type than the key's default.
     """
-    config = None
+    named = False
     arguments = list(itertools.takewhile(lambda argument: argument != "--", argv[1:]))
     for argument, following in itertools.zip_longest(arguments, arguments[1:]):
         flag = _FLAG.fullmatch(argument)
@@ -56,73 +57,77 @@ def check_overrides(argv: Sequence[str]) -> None:
         value = following if flag["value"] is None else flag["value"]
         if flag["key"] is None:
             if flag["name"] == "config":
-                config = load(value or "")
+                if named:
+                    raise ConfigError(f"--config={value} is the second config: name one, and override its keys")
+                load(value or "")
+                named = True
         elif flag["name"] not in ("config", "noconfig"):
             raise ConfigError(f"{argument}: unknown flag; did you mean --config.{flag['key']}?")
-        elif config is None:
+        elif not named:
             raise ConfigError(f"{argument} stands before --config=FILE: name the file, then change its keys")
-        elif not (isinstance(_default(config, flag["key"]), bool) and flag["value"] is None):
-            _check_value(flag["key"], _default(config, flag["key"]), value)
+        elif not (isinstance(DEFAULTS.get(flag["key"]), bool) and flag["value"] is None):
+            refuse(wrong_key(flag["key"], None if value is None else parsed(flag["key"], value)))
 
 
 def load(path: str) -> ConfigDict:
-    """The config that a Python file makes with `get_config`, which gets what follows a `:` in `path`."""
-    file = Path(path.split(":", 1)[0])
+    """The locked config that a Python file makes with `get_config`, which gets what follows a `:` in `path`.
+
+    Raises:
+      ConfigError: there is no such file, it ends with an error (its line and the reason), or what it makes is no
+        config, or none of the schema.
+    """
+    name, *argument = path.split(":", 1)
+    file = Path(name)
     if file.suffix != ".py" or not file.is_file():
         beside = ", ".join(sorted(str(other) for other in file.parent.glob("*.py"))) or "none there"
         raise ConfigError(f"--config={path}: no such config file; there is {beside}")
     try:
-        return config_flags.ConfigFileFlagParser("config").parse(path)
-    except ModuleNotFoundError as error:
-        if error.name != "configs":
-            raise
-        raise ConfigError(f"--config={path}: configs import `configs.base`; run from the root of the clone") from error
-    except TypeError as error:
-        if ":" not in path:
-            raise
-        raise ConfigError(f"--config={path}: {file} takes nothing behind a colon; override keys instead") from error
-    except ValueError as error:  # a config's own answer to what stands behind the colon
+        config = _made(file, argument)
+    except UserError as error:
         raise ConfigError(f"--config={path}: {error}") from error
+    except (Exception, SystemExit) as error:  # of the user's own code
+        raise ConfigError(f"--config={path}: {_reason(error, file)}") from error
+    if not isinstance(config, ConfigDict):
+        made = "nothing" if config is None else f"a {type(config).__name__}"
+        raise ConfigError(
+            f"--config={path}: get_config returns {made}, expected a ConfigDict: start with configs.base.get_config()"
+        )
+    refuse(wrong_keys(config), f"--config={path}: ")
+    return config.lock()
 
 
-def nearest_keys(key: str, keys: Sequence[str]) -> list[str]:
-    """The dotted `keys` that someone who wrote `key` may have meant: at most three, nearest first."""
-    last = {other: other.rsplit(".", 1)[-1] for other in keys}
-    names = difflib.get_close_matches(key.rsplit(".", 1)[-1], set(last.values()), n=1, cutoff=0.7)
-    alike = [other for other in keys if last[other] in names]
-    near = difflib.get_close_matches(key, alike, n=3, cutoff=0.8) if "." in key else []
-    return near or alike[:3] or difflib.get_close_matches(key, keys, n=1)
-
-
-def _default(config: ConfigDict, key: str) -> object:
-    values = dict(_flatten(config))
-    if key in values:
-        return values[key]
-    inside = [other for other in values if other.startswith(f"{key}.")]
-    if inside:
-        example = as_flag(inside[0], values[inside[0]])
-        raise ConfigError(f"--config.{key} is a group of keys: set one of them, as in {example}")
-    near = " or ".join(f"--config.{other}" for other in nearest_keys(key, list(values)))
-    hint = f"did you mean {near}?" if near else f"there is {', '.join(sorted(config))}"
-    raise ConfigError(f"--config.{key}: no such key; {hint}")
-
-
-def _check_value(key: str, default: object, value: str | None) -> None:
-    kind = type(default)
+def _parsed_flags(argv: Sequence[str]) -> list[str]:
     try:
-        if value is None:
-            raise ValueError("no value")
-        if kind in _PARSERS:
-            _PARSERS[kind].parse(value)
-    except ValueError:
-        given = "" if value is None else f"={value}"
-        expected = f"expected {_EXPECTED.get(kind, 'a value')}, as in {as_flag(key, default)}"
-        raise ConfigError(f"--config.{key}{given}: {expected}") from None
+        check_overrides(flags.FLAGS.read_flags_from_files(argv, force_gnu=False))
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        raise ConfigError(str(error)) from error
 
 
-def _flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]:
-    for name, value in config.items():
-        if isinstance(value, ConfigDict):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
+def _made(file: Path, argument: Sequence[str]) -> object:
+    """What the file's `get_config` returns."""
+    spec = importlib.util.spec_from_loader(_MODULE, importlib.machinery.SourceFileLoader(_MODULE, str(file)))
+    module = sys.modules[_MODULE] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(get_config := getattr(module, "get_config", None)):
+        raise ConfigError("it has no function get_config: expected one that returns a ConfigDict, as in configs/")
+    try:
+        inspect.signature(get_config).bind(*argument)
+    except TypeError as error:
+        takes = "takes nothing behind a colon; override keys instead" if argument else "needs something behind a colon"
+        raise ConfigError(f"{file} {takes}") from error
+    return get_config(*argument)
+
+
+def _reason(error: BaseException, file: Path) -> str:
+    """Where in the file it happened, and what."""
+    if isinstance(error, ModuleNotFoundError) and error.name == "configs":
+        return "configs import `configs.base`; run from the root of the clone"
+    if isinstance(error, SyntaxError):
+        where, line, what = error.filename, error.lineno, error.msg
+    else:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+        where, line, what = None, lines[-1] if lines else None, " ".join(str(error).split())
+    elsewhere = where if where not in (None, str(file)) else ""
+    place = [elsewhere, f"line {line}" if line else ""]
+    return ": ".join(filter(None, [", ".join(filter(None, place)), type(error).__name__, what]))

@@ -1,20 +1,23 @@
 """Validation of an experiment's config: a wrong value is answered with its key and the way to put it right.
 
-The keys, their defaults and their meaning are in `configs/base.py`; `command_line.py` answers for a key that
-is not there and for a value of the wrong type. Here is what holds whatever tasks, encoders and stages there are;
-`experiment/validation.py` puts it together with what each of them says.
+The keys, their defaults and their meaning are in `schema.py`; `keys.py` answers for a key that is not there and for a
+value of the wrong type. Here is what holds whatever tasks, encoders and stages there are; `experiment/validation.py`
+puts it together with what each of them says.
 """
 
 import difflib
 import math
 import re
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_path
 
+from tfds_builders.paths import local_path
 from user_llm.errors import UserError
+from user_llm.keys import as_flag
 
 FEATURES = ("item", "category", "rating")
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")  # of an LLM's layer, that LoRA may adapt
@@ -39,13 +42,16 @@ CHOICES = {
 }
 
 # Key → the smallest and the largest value it may have. `*` stands for every stage.
-_COUNT = (1, math.inf)
-_COUNT_OR_OFF = (0, math.inf)
+_WHOLE, _NUMBER = 2**31 - 1, (2 - 2**-23) * 2.0**127  # the largest that the 32 bits of a device hold
+_COUNT = (1, _WHOLE)
+_COUNT_OR_OFF = (0, _WHOLE)
+_SIZE = (0.0, _NUMBER)
 _SHARE = (0.0, 1.0)
+_SHARE_BUT_NOT_ALL = (0.0, 0.99)
 _SEED = (0, 2**32 - 1)
 RANGES = {
     "seed": _SEED,
-    "data.max_malformed": _SHARE,
+    "data.max_malformed": _SHARE_BUT_NOT_ALL,
     "data.history_length": _COUNT,
     "data.min_history": _COUNT_OR_OFF,
     "data.text_history": _COUNT_OR_OFF,
@@ -55,25 +61,25 @@ RANGES = {
     "data.simulated.seed": _SEED,
     "data.amazon_reviews.category_level": _COUNT_OR_OFF,
     "prompt.max_inputs": _COUNT,
-    "prompt.max_targets": (2, math.inf),
+    "prompt.max_targets": (2, _WHOLE),
     "encoder.num_layers": _COUNT,
     "encoder.width": _COUNT,
     "encoder.num_heads": _COUNT,
     "encoder.hidden": _COUNT,
-    "encoder.dropout": (0.0, 0.99),
+    "encoder.dropout": _SHARE_BUT_NOT_ALL,
     "encoder.chunk_rows": _COUNT,
     "encoder.bert4rec.mask_rate": (0.01, 1.0),
     "encoder.dual_encoder.num_outputs": _COUNT,
     "encoder.dual_encoder.fusion_layers": _COUNT,
-    "llm.vocabulary_size": (BYTE_PIECES, math.inf),
+    "llm.vocabulary_size": (BYTE_PIECES, _WHOLE),
     "llm.num_layers": _COUNT,
     "llm.width": _COUNT,
     "llm.num_heads": _COUNT,
     "llm.num_kv_heads": _COUNT,
-    "llm.head_dim": (2, math.inf),
+    "llm.head_dim": (2, _WHOLE),
     "llm.hidden": _COUNT,
     "llm.max_length": _COUNT,
-    "llm.rope_theta": (1.0, math.inf),
+    "llm.rope_theta": (1.0, _NUMBER),
     "integration.every": _COUNT,
     "integration.num_heads": _COUNT,
     "integration.head_dim": _COUNT,
@@ -84,40 +90,81 @@ RANGES = {
     "integration.perceiver.num_heads": _COUNT,
     "integration.perceiver.hidden": _COUNT,
     "lora.rank": _COUNT,
-    "lora.alpha": (0.0, math.inf),
+    "lora.alpha": _SIZE,
     "training.*.steps": _COUNT,
     "training.*.batch_size": _COUNT,
     "training.*.accumulate": _COUNT,
-    "training.*.learning_rate": (0.0, math.inf),
+    "training.*.learning_rate": _SIZE,
     "training.*.warmup_fraction": _SHARE,
-    "training.*.weight_decay": (0.0, math.inf),
-    "training.*.clip_norm": (0.0, math.inf),
+    "training.*.weight_decay": _SIZE,
+    "training.*.clip_norm": _SIZE,
     "training.*.log_every": _COUNT,
     "training.*.eval_every": _COUNT_OR_OFF,
     "training.*.checkpoint_every": _COUNT,
     "training.*.keep_last": _COUNT,
     "evaluation.batch_size": _COUNT,
-    "evaluation.num_beams": (RECALL_DEPTH, math.inf),
+    "evaluation.num_beams": (RECALL_DEPTH, _WHOLE),
     "evaluation.max_users": _COUNT_OR_OFF,
     "evaluation.max_validation": _COUNT_OR_OFF,
     "evaluation.bootstrap_samples": _COUNT,
 }
 
 
+# Key → the file that must be there, or in that folder ("": none in particular), and what was expected.
+_FILES = {
+    "data.raw_path": ("", "the dataset's zip, or its folder"),
+    "encoder.checkpoint": ("config.json", "the workdir of a finished run"),
+    "lora.checkpoint": ("adapter_config.json", "a folder of PEFT adapters"),
+    "llm.vocabulary": ("", "tokenizer.model, tokenizer.json or their folder"),
+    "llm.architecture": ("", "a Hugging Face config.json, as those of configs/llm/"),
+    "llm.checkpoint": (
+        "config.json",
+        "organisation/model of the hub, or a folder with config.json, model.safetensors and tokenizer.model or .json",
+    ),
+}
+_PLACES = ("data.data_dir", *_FILES)
+
+
 class ConfigError(UserError):
     """A wrong flag, key or value; the message says which, what was expected and what to write instead."""
 
 
+def refuse(problems: Iterable[str], where: str = "") -> None:
+    """Raises `ConfigError` with all of `problems`, a line each, where there are any."""
+    problems = list(problems)
+    if problems:
+        heading = [f"{len(problems)} values cannot be used:"] if len(problems) > 1 else []
+        raise ConfigError(where + "\n  ".join([*heading, *problems]))
+
+
 def wrong_values(config: ConfigDict) -> Iterator[str]:
     """A line for each value that cannot be, whatever the others are."""
-    yield from _choices(config)
-    yield from _ranges(config)
+    for rule in (_choices, _ranges, _addresses):
+        yield from rule(config)
 
 
 def wrong_together(config: ConfigDict) -> Iterator[str]:
     """A line for each value that does not go with another; every one by itself is right."""
-    for rule in (_tasks, _data, _encoder, _integration, _language_model, _compute, _training):
+    for rule in (_tasks, _data, _encoder, _integration, _language_model, _compute, _training, _evaluation):
         yield from rule(config)
+
+
+def missing_files(config: ConfigDict, awaited: Collection[str] = ()) -> Iterator[str]:
+    """A line for each file or folder that a key names and that is not there.
+
+    Args:
+      awaited: keys whose places another run will have filled by then.
+    """
+    for key, (inside, expected) in _FILES.items():
+        value = config_path.get_value(key, config)
+        if not value or key in awaited or (key == "llm.checkpoint" and _is_hub_name(value)):
+            continue
+        if not (Path(value) / inside).exists():
+            yield f"{says(config, key)}: {f'no {inside} there' if inside else 'no such file'}; expected {expected}"
+
+
+def _is_hub_name(name: str) -> bool:
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).parent.is_dir()
 
 
 def task_names(config: ConfigDict) -> tuple[str, ...]:
@@ -128,11 +175,6 @@ def task_names(config: ConfigDict) -> tuple[str, ...]:
 def task_rates(config: ConfigDict) -> tuple[float, ...]:
     """How much of the training each task has, in proportion to their sum; `config.task_rates`, or all the same."""
     return tuple(config.task_rates) or (1.0,) * len(task_names(config))
-
-
-def as_flag(key: str, value: object) -> str:
-    """How `key` is given `value` on the command line."""
-    return f"--config.{key}={str(value).lower() if isinstance(value, bool) else value}"
 
 
 def says(config: ConfigDict, key: str) -> str:
@@ -155,14 +197,26 @@ def unlike(config: ConfigDict, key: str, value: str, choices: Sequence[str]) -> 
 def _ranges(config: ConfigDict) -> Iterator[str]:
     for pattern, (low, high) in RANGES.items():
         for key in [pattern.replace("*", stage) for stage in config.training] if "*" in pattern else [pattern]:
-            if not low <= config_path.get_value(key, config) <= high:  # also what is no number (nan)
-                bounds = f"at least {low}" if high == math.inf else f"between {low} and {high}"
-                yield f"{says(config, key)}: expected {bounds}"
+            value = config_path.get_value(key, config)
+            if low <= value <= high:  # which nan is not
+                continue
+            if high not in (_WHOLE, _NUMBER):
+                yield f"{says(config, key)}: expected between {low} and {high}"
+            else:
+                yield f"{says(config, key)}: expected at least {low}" + (" that 32 bits hold" if value > high else "")
+
+
+def _addresses(config: ConfigDict) -> Iterator[str]:
+    for key in _PLACES:
+        try:
+            local_path(config_path.get_value(key, config), f"config.{key}")
+        except UserError as error:
+            yield str(error)
 
 
 def _tasks(config: ConfigDict) -> Iterator[str]:
     rates, tasks = task_rates(config), task_names(config)
-    numbers = all(isinstance(rate, (int, float)) and 0 < rate < math.inf for rate in rates)
+    numbers = all(isinstance(rate, (int, float)) and 0 < rate <= _NUMBER for rate in rates)
     if len(rates) != len(tasks) or not numbers or min(rates) < LEAST_RATE * sum(rates):
         yield (
             f"{says(config, 'task_rates')}: expected a number above 0 for each of {', '.join(tasks)}, none of which "
@@ -190,8 +244,8 @@ def _data(config: ConfigDict) -> Iterator[str]:
         )
     if data.raw_path and name == "simulated":
         yield f"{raw_path}: {data.dataset} writes its own files; leave this empty, or change data.dataset"
-    elif data.raw_path and not Path(data.raw_path).exists():
-        yield f"{raw_path}: no such file or folder; expected the dataset's zip, or its folder"
+    elif Path(data.raw_path).is_file() and not zipfile.is_zipfile(data.raw_path):
+        yield f"{raw_path} is no zip, or a damaged one; expected the dataset's zip, or its folder"
 
 
 def _encoder(config: ConfigDict) -> Iterator[str]:
@@ -203,8 +257,9 @@ def _encoder(config: ConfigDict) -> Iterator[str]:
         yield f"{says(config, 'encoder.width')}: expected a multiple of {heads}, as in {example}"
     if features != tuple(feature for feature in FEATURES if feature in features) or "item" not in features:
         yield f"{says(config, 'encoder.features')}: expected 'item' and others of {FEATURES}, in this order"
-    if config.encoder.checkpoint and not (Path(config.encoder.checkpoint) / "config.json").is_file():
-        yield f"{says(config, 'encoder.checkpoint')}: no config.json there; expected the workdir of a finished run"
+    if config.encoder.checkpoint and not reads_pretrained_encoder(config):
+        key = "integration.kind" if config.integration.kind == "none" else "encoder.init"
+        yield f"{says(config, 'encoder.checkpoint')} is not read with {says(config, key)}: leave one of the two out"
 
 
 def reads_pretrained_encoder(config: ConfigDict) -> bool:
@@ -217,8 +272,6 @@ def _integration(config: ConfigDict) -> Iterator[str]:
     targets = tuple(config.lora.targets)
     if not targets or targets != tuple(name for name in PROJECTIONS if name in targets):
         yield f"{says(config, 'lora.targets')}: expected some of {PROJECTIONS}, each once and in this order"
-    if config.lora.checkpoint and not (Path(config.lora.checkpoint) / "adapter_config.json").is_file():
-        yield f"{says(config, 'lora.checkpoint')}: no adapter_config.json there; expected a folder of PEFT adapters"
     if config.lora.checkpoint and strategy != "lora":
         yield f"{says(config, 'lora.checkpoint')} is for strategy lora; this one is {strategy!r}"
     if config.encoder.width % perceiver.num_heads:
@@ -235,21 +288,9 @@ def _integration(config: ConfigDict) -> Iterator[str]:
 
 def _language_model(config: ConfigDict) -> Iterator[str]:
     llm, prompt = config.llm, config.prompt
-    if llm.vocabulary and not Path(llm.vocabulary).exists():
-        named = says(config, "llm.vocabulary")
-        yield f"{named}: no such file; expected tokenizer.model, tokenizer.json or their folder"
-    if llm.architecture and not Path(llm.architecture).is_file():
-        presets = ", ".join(sorted(str(file) for file in Path("configs/llm").glob("*.json")))
-        yield f"{says(config, 'llm.architecture')}: no such file; expected a Hugging Face config.json, as {presets}"
     if llm.architecture and llm.checkpoint:
         yield f"{says(config, 'llm.architecture')}: the checkpoint says its own; leave one of the two out"
     if llm.checkpoint or llm.architecture:  # whose dimensions replace those of the config
-        is_hub_name = re.fullmatch(r"[\w.-]+/[\w.-]+", llm.checkpoint) and not Path(llm.checkpoint).parent.is_dir()
-        if llm.checkpoint and not is_hub_name and not (Path(llm.checkpoint) / "config.json").is_file():
-            yield (
-                f"{says(config, 'llm.checkpoint')}: no config.json there; expected a hub name (organisation/model) or "
-                "a Hugging Face folder, with config.json, model.safetensors and tokenizer.model or tokenizer.json"
-            )
         return
     if llm.num_heads % llm.num_kv_heads:
         yield f"{says(config, 'llm.num_heads')}: expected a multiple of {says(config, 'llm.num_kv_heads')}"
@@ -265,7 +306,7 @@ def _compute(config: ConfigDict) -> Iterator[str]:
         yield "config.compute.remat=True needs scanned layers: add --config.compute.scan_layers=true"
     sizes = config.compute.mesh.to_dict()
     for axis, size in sizes.items():
-        if size < 1 and size != -1:
+        if size != -1 and not 1 <= size <= _WHOLE:
             yield f"{says(config, f'compute.mesh.{axis}')}: expected a number of devices, or -1 for the rest"
     if list(sizes.values()).count(-1) > 1:
         yield f"config.compute.mesh={sizes}: one axis at most can be -1 (the rest); give the others a number"
@@ -288,3 +329,9 @@ def _training(config: ConfigDict) -> Iterator[str]:
             )
         if not config.data.validation:
             yield f"{wish} needs validation windows: set --config.data.validation=true, {otherwise}"
+
+
+def _evaluation(config: ConfigDict) -> Iterator[str]:
+    if config.evaluation.answers == "exact" and not config.evaluation.constrained:
+        beams = says(config, "evaluation.constrained")
+        yield f"{beams} is for beams, and {says(config, 'evaluation.answers')} has none: leave one of the two out"

@@ -17,7 +17,6 @@ import signal
 import sys
 from pathlib import Path
 
-import gin
 import jax
 from absl import app, flags
 from absl import logging as absl_logging
@@ -25,9 +24,9 @@ from ml_collections import config_flags
 
 from user_llm import command_line, quiet_tensorflow, run  # noqa: F401 - quietly, before `run` does it
 from user_llm.config import ConfigError
-from user_llm.errors import UserError, show
+from user_llm.errors import show
 from user_llm.experiment.validation import validate
-from user_llm.host import Host
+from user_llm.host import Host, bound_host
 from user_llm.inspect.audit import audit_config
 from user_llm.inspect.dry_run import print_dry_run
 from user_llm.parallel import processes
@@ -66,8 +65,7 @@ def main(_) -> None:
         processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value)
         if not processes.is_lead():
             _logger.setLevel(logging.WARNING)
-        _parse_gin()
-        _run(Host())
+        _run(bound_host(_GIN_FILE.value, _GIN.value))
     except processes.Preempted as message:
         _logger.info("%s", message)
         sys.exit(processes.STOPPED)
@@ -84,6 +82,8 @@ def main(_) -> None:
 def _run(host: Host) -> None:
     if host.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", host.compilation_cache)
+    if _DRY_RUN.value and _AUDIT.value:
+        raise ConfigError("--dry_run and --audit: each looks at the experiment and stops; name one of the two")
     if _DRY_RUN.value:
         print_dry_run(_CONFIG.value)
     elif _AUDIT.value:
@@ -96,13 +96,6 @@ def _run(host: Host) -> None:
     else:
         run.run(_CONFIG.value, Path(_WORKDIR.value), host)
     processes.wait_for_all("end")
-
-
-def _parse_gin() -> None:
-    try:
-        gin.parse_config_files_and_bindings(_GIN_FILE.value, _GIN.value)
-    except Exception as error:  # gin has no class of its own, and all it says is about these two flags
-        raise UserError(f"--gin_file or --gin: {' '.join(str(error).split())}") from error
 
 
 def _stop(*_) -> None:

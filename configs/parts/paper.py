@@ -6,6 +6,7 @@ The LLM's dims are of a small one that is trained from scratch where no checkpoi
 from collections.abc import Mapping
 
 from configs import base
+from user_llm.errors import UserError
 
 
 def experiment(name: str, dataset: str, task: str, encoder: Mapping, tasks: Mapping[str, Mapping]):
@@ -18,10 +19,10 @@ def experiment(name: str, dataset: str, task: str, encoder: Mapping, tasks: Mapp
       tasks: task → keys of stage `user_llm` (appendix C).
 
     Raises:
-      ValueError: `task` is not one of the experiment's.
+      UserError: `task` is not one of the experiment's.
     """
     if task not in tasks:
-        raise ValueError(f"{task!r} is no task of {name}: expected one of {', '.join(tasks)}")
+        raise UserError(f"{task!r} is no task of {name}: expected one of {', '.join(tasks)}")
     config = base.get_config()
     config.name = name
     config.task = task

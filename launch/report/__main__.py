@@ -1,19 +1,25 @@
-"""Writes the report of a sweep, at any time: `python -m launch.report --out=runs/laptop`."""
+"""Writes the report of a sweep, at any time: `python -m launch.report --out=runs/laptop`.
+
+Exit status: 0 written, 2 not.
+"""
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from launch.report import write_report
 from user_llm.errors import show
 
 
-def main() -> int:
-    """Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m launch.report", description=__doc__)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Writes the report that `argv` names and returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", required=True, type=Path, help="folder of a sweep that python -m launch.local ran")
     try:
-        for path in write_report(parser.parse_args().out):
+        for path in write_report(parser.parse_args(argv).out):
             print(path)
     except Exception as error:
         return show(error, status=2)

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from launch.runner import RECORDS, RESULTS
+from launch.kept import kept
+from launch.runner import RESULTS, read_records
 from launch.runs import EFFICIENCY, Run
-from launch.starts import STARTS
+from launch.starts import read_starts
 from launch.sweeps import Cell
+from user_llm.config import ConfigError
 from user_llm.evaluation.metrics import bootstrap_interval
 
 _RECALL = re.compile(r"recall@(\d+)")
@@ -63,22 +65,17 @@ class Results:
     def metrics(self, run: Run, stage: str, kind: str) -> list[dict[str, Any]]:
         """The lines of a stage's `metrics.jsonl` of a kind: `train` or `validation`."""
         path = self.out / run.name / stage / "metrics.jsonl"
-        if not path.is_file():
-            return []
-        lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-        return [line for line in lines if line["kind"] == kind]
+        return [line for line in kept(path, _lines, _anew(path.parents[1])) or [] if line["kind"] == kind]
 
     @functools.cached_property
     def records(self) -> dict[str, dict[str, Any]]:
         """`runs.json`: run name → state, seconds and message; empty where another launcher ran them."""
-        path = self.out / RECORDS
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return read_records(self.out)
 
     @functools.cached_property
     def starts(self) -> list[dict[str, Any]]:
         """`starts.json`: what each call of the launcher took (`launch/starts.py`)."""
-        path = self.out / STARTS
-        return json.loads(path.read_text()) if path.is_file() else []
+        return read_starts(self.out)
 
     @functools.lru_cache(maxsize=4096)  # noqa: B019 - lives as long as a report
     def figure(self, cell: Cell) -> Figure | None:
@@ -120,24 +117,41 @@ class Results:
     @functools.lru_cache(maxsize=1024)  # noqa: B019
     def _predictions(self, name: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Test users, sorted, and row → rank (inf: not found) or ROUGE-Lsum of each."""
-        lines = (self.out / name / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
-        found = [json.loads(line) for line in lines]
-        users = np.array([line["user_id"] for line in found])
-        order, rows = np.argsort(users), {}
-        for row in found[0].get("ranks", found[0].get("written", {})):
-            if "ranks" in found[0]:
-                column = [np.inf if line["ranks"][row] is None else line["ranks"][row] for line in found]
-            else:
-                column = [line["written"][row]["rougeLsum"] for line in found]
-            rows[row] = np.array(column, np.float64)[order]
-        return users[order], rows
+        path = self.out / name / "predictions.jsonl"
+        found = kept(path, _predictions, _anew(path.parent))
+        if found is None:
+            raise ConfigError(f"{path} is missing: {_anew(path.parent)}")
+        return found
 
     @functools.lru_cache(maxsize=4096)  # noqa: B019
     def _read(self, name: str, file: str) -> dict[str, Any] | None:
         path = self.out / name / file
-        if not (self.out / name / RESULTS).is_file() or not path.is_file():
+        if not (self.out / name / RESULTS).is_file():
             return None
-        return json.loads(path.read_text(encoding="utf-8"))
+        return kept(path, lambda text: {**json.loads(text)}, _anew(path.parent))
+
+
+def _anew(workdir: Path) -> str:
+    return f"delete {workdir} and start the sweep again, which makes it anew"
+
+
+def _lines(text: str) -> list[dict[str, Any]]:
+    """Of `metrics.jsonl`, whose last line may be half written."""
+    whole = text[: text.rfind("\n") + 1]
+    return [{"kind": line["kind"], **line} for line in map(json.loads, whole.splitlines())]
+
+
+def _predictions(text: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    found = [json.loads(line) for line in text.splitlines()]
+    users = np.array([line["user_id"] for line in found])
+    order, rows = np.argsort(users), {}
+    for row in found[0].get("ranks", found[0].get("written", {})):
+        if "ranks" in found[0]:
+            column = [np.inf if line["ranks"][row] is None else line["ranks"][row] for line in found]
+        else:
+            column = [line["written"][row]["rougeLsum"] for line in found]
+        rows[row] = np.array(column, np.float64)[order]
+    return users[order], rows
 
 
 def _measured(rows: Sequence[dict[str, Any]], cell: Cell) -> float:

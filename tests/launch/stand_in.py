@@ -1,7 +1,7 @@
 """Stands in for `python` in a sweep: leaves what a run of `user_llm.main` leaves, and trains nothing.
 
 A folder `<out>/does` says what goes wrong: `fail`, `linger` or `wait` hold words; a run whose name has one of them
-ends with an error, takes a second, or waits for SIGTERM (once).
+ends with an error, takes a second, or waits for SIGTERM (once) or for the file `leave`.
 """
 
 import json
@@ -10,6 +10,8 @@ import signal
 import sys
 import time
 import zlib
+
+from tfds_builders.locks import Busy, owned
 
 USERS = 40
 SOURCES = {
@@ -28,6 +30,15 @@ def rank(name: str, source: str, user: int) -> int:
 
 def main() -> None:
     workdir = pathlib.Path(sys.argv[-1].partition("=")[2].removesuffix("/results.json"))
+    try:
+        with owned(workdir):
+            run(workdir)
+    except Busy as error:
+        print(f"error: {error}")
+        sys.exit(error.status)
+
+
+def run(workdir: pathlib.Path) -> None:
     out, name = workdir.parent, workdir.name
     with (out / "starts.txt").open("a") as file:
         print(name, file=file)
@@ -45,11 +56,13 @@ def main() -> None:
 
         def stop(*_):
             (workdir / "saved").touch()
-            sys.exit(0)
+            sys.exit(143)
 
         signal.signal(signal.SIGTERM, stop)
         (out / "waiting").touch()
-        time.sleep(60)
+        end = time.monotonic() + 60
+        while not (out / "does" / "leave").exists() and time.monotonic() < end:
+            time.sleep(0.05)
     if "efficiency" in name:
         return write(workdir / "results.json", {**efficiency(), **provenance("random users")})
     for flag in sys.argv:

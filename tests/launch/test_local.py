@@ -3,14 +3,16 @@
 import json
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from launch import local
+from launch import local, runner
 from launch.plan import Plan
 from launch.resolve import resolve
 from user_llm.command_line import check_overrides
@@ -26,6 +28,13 @@ def sweep(out, *flags, tables="2,6"):
 
 def starts(out):
     return (out / "starts.txt").read_text().split()
+
+
+def _wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def does(out, what, words):
@@ -73,10 +82,7 @@ def test_stopped_in_the_middle_it_lets_the_run_save_and_goes_on_from_there(tmp_p
     )
     arguments = [sys.executable, "-c", code, str(STAND_IN), "--tables=2", f"--out={tmp_path}", *FLAGS]
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "waiting").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    _wait_for((tmp_path / "waiting").exists)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -91,9 +97,40 @@ def test_stopped_in_the_middle_it_lets_the_run_save_and_goes_on_from_there(tmp_p
     assert "(1 of them interrupted and continued)" not in stderr
 
 
+def test_a_second_launcher_ends_at_once_and_a_killed_one_s_orphan_is_waited_for(tmp_path, capsys, monkeypatch):
+    """The orphan holds its folder, as a run of `user_llm.main` does, and says so with status 75."""
+    monkeypatch.setattr(runner, "_BUSY_SECONDS", 0.5)
+    does(tmp_path, "wait", "llm.seed0")
+    code = "import sys; from launch import local; sys.exit(local.main(sys.argv[2:], [sys.executable, sys.argv[1]]))"
+    flags = ["--tables=2", f"--out={tmp_path}", *FLAGS, "--jobs=1"]
+    first = subprocess.Popen([sys.executable, "-c", code, str(STAND_IN), *flags])
+    _wait_for((tmp_path / "waiting").exists)
+    for more in ([], ["--write_commands"]):
+        assert local.main([*flags, *more], PYTHON) == 75
+        assert f"{tmp_path} is in use by process {first.pid} on {socket.gethostname()}" in capsys.readouterr().err
+    assert not list(tmp_path.glob("wave*"))
+    first.kill()
+    first.wait()
+    note = runner.Runner._note
+
+    def free_when_waited_for(self, name, state, message):
+        note(self, name, state, message)
+        if state == runner.BUSY:
+            (tmp_path / "does" / "leave").touch()
+
+    monkeypatch.setattr(runner.Runner, "_note", free_when_waited_for)
+    assert local.main(flags, PYTHON) == 0
+    said = capsys.readouterr().out
+    (llm,) = tmp_path.glob("*.llm.seed0-*")
+    assert f"{llm.name} waits: error: {llm} is in use by process " in said
+    runs = [run.name for run in Plan.load(tmp_path).runs()]
+    assert sorted(set(starts(tmp_path))) == sorted(runs)
+    assert json.loads((tmp_path / "runs.json").read_text())[llm.name]["state"] == "finished"
+
+
 def test_commands_for_a_cluster_come_in_two_waves(tmp_path, monkeypatch):
     raw = tmp_path / "ml.zip"
-    raw.touch()
+    zipfile.ZipFile(raw, "w").close()
     assert sweep(tmp_path, "--write_commands", "--raw", f"movielens={raw}", "--data_dir=data", tables="3,7") == 0
     assert not (tmp_path / "starts.txt").exists()
     first, second = ((tmp_path / f"wave{number}.txt").read_text().splitlines() for number in (1, 2))
@@ -118,7 +155,7 @@ def test_a_folder_of_another_sweep_is_refused(tmp_path, capsys):
     ("flags", "says"),
     [
         (["--set", "strategy=enc"], "the tables give strategy its values"),
-        (["--set", "strategie=enc"], "did you mean --config.strategy"),
+        (["--set", "strategie=enc"], "did you mean config.strategy"),
         (["--set", "steps"], "expected key=value"),
         (["--seeds=0,x"], "expected whole numbers"),
         (["--jobs=0"], "expected a whole number of at least 1"),

@@ -12,12 +12,19 @@ from launch.runner import Job, Runner
 
 # Leaves results in its folder, or does what its word says; notes each start.
 SCRIPT = """
-import pathlib, sys, time
+import os, pathlib, sys, time
 out, name, word = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 with open(out / "starts.txt", "a") as file:
     print(name, file=file)
 if word == "linger":
     time.sleep(1)
+if word == "held" and not (out / "free").exists():
+    print(f"error: {name} is in use by process 12 on a host")
+    sys.exit(75)
+if word.isdecimal():
+    sys.exit(int(word))
+if word.startswith("killed by:"):
+    os.kill(os.getpid(), int(word[10:]))
 if word.startswith("after:") and not (out / word[6:] / "results.json").exists():
     sys.exit("error: too early")
 if word == "fail" and not (out / "mended").exists():
@@ -79,6 +86,47 @@ def test_a_failure_stops_those_that_need_it_and_is_tried_again(job, quiet, tmp_p
     assert {*states(again)} == {runner.FINISHED}
     assert again.failures() == []
     assert starts(tmp_path) == ["bad", "good", "bad", "needs_bad", "needs_that"]
+
+
+def test_what_another_process_holds_is_waited_for_and_tried_again(job, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "_BUSY_SECONDS", 0.3)
+    console = Console(record=True, width=200)
+    made = Runner([job("mine", "held"), job("after", "", ["mine"])], tmp_path)
+    note = made._note
+
+    def free_after_two_tries(name, state, message):
+        if state == runner.BUSY and starts(tmp_path).count("mine") == 2:
+            (tmp_path / "free").touch()
+        note(name, state, message)
+
+    monkeypatch.setattr(made, "_note", free_after_two_tries)
+    made.execute(1, console)
+    assert states(made) == [runner.FINISHED] * 2
+    assert starts(tmp_path) == ["mine", "mine", "mine", "after"]
+    assert "mine waits: error: mine is in use by process 12 on a host" in console.export_text()
+
+
+def test_what_another_process_finishes_is_not_started_again(job, quiet, tmp_path, monkeypatch):
+    made = Runner([job("mine", "held"), job("good")], tmp_path)
+    note = made._note
+
+    def finished_by_another(name, state, message):
+        note(name, state, message)
+        if state == runner.BUSY:
+            (tmp_path / name / "results.json").write_text("{}")
+
+    monkeypatch.setattr(made, "_note", finished_by_another)
+    made.execute(1, quiet)
+    assert states(made) == [runner.FINISHED] * 2
+    assert starts(tmp_path) == ["mine", "good"]
+
+
+@pytest.mark.parametrize("end", ["143", "130", "killed by:15", "killed by:2"])
+def test_what_another_stops_is_no_failure(job, quiet, tmp_path, end):
+    made = Runner([job("mine", end), job("after", "", ["mine"]), job("good")], tmp_path)
+    made.execute(1, quiet)
+    assert states(made) == [runner.STOPPED, runner.SKIPPED, runner.FINISHED]
+    assert made.failures() == ["mine stopped: the same command goes on", "after skipped: needs mine"]
 
 
 def test_no_more_processes_than_are_allowed(job, quiet, tmp_path, monkeypatch):

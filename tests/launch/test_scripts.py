@@ -103,7 +103,8 @@ workdir = pathlib.Path(sys.argv[-1].removeprefix("--workdir="))
 (workdir / "encoder" / "checkpoints" / "large").write_text("-")
 for name in ("results.json", "config.json", "encoder/metrics.jsonl"):
     (workdir / name).write_text(name)
-sys.exit(3 if (world / "failing").exists() else 0)
+failing = world / "failing"
+sys.exit(int(failing.read_text()) if failing.exists() else 0)
 """
 
 
@@ -124,6 +125,8 @@ class World:
         for name in ("gcloud", "uv", "sbatch", "squeue", "srun", "scancel", "scontrol", "sudo", "curl"):
             self.install(name, STAND_IN)
         self.install("main", MAIN.replace("{world!r}", repr(str(folder))))
+        (self.clone / ".venv" / "bin").mkdir(parents=True)
+        (self.clone / ".venv" / "bin" / "python").symlink_to(binaries / "main")
         self.environment = {
             "PATH": f"{binaries}:{os.environ['PATH']}",
             "HOME": str(folder / "home"),
@@ -219,6 +222,8 @@ def test_help_explains_every_variable(world, name):
         ("slurm.sh", ["--", "--workdir=a"], {"NODES": "two"}, "NODES=two"),
         ("slurm.sh", ["--", "--workdir=a"], {"REQUEUE": "yes"}, "REQUEUE=yes"),
         ("slurm.sh", ["--", "--workdir=a"], {"JOB_NAME": "a,b"}, "JOB_NAME=a,b"),
+        ("slurm.sh", ["--", "--workdir=a"], {"VENV": "/no/such"}, "there is no /no/such/bin/python"),
+        ("slurm.sh", ["--dry_run", "--", "--workdir=a"], {"VENV": "none"}, "clone/none/bin/python"),
     ],
 )
 def test_wrong_command_line_is_answered(world, script, args, variables, message):
@@ -316,10 +321,14 @@ def test_run_outlives_its_connection_and_is_not_started_twice(world):
     assert len(world.read("runs")) == 2
 
 
-def test_failed_run_is_told_and_stops_the_steps(world):
-    (world.folder / "failing").touch()
+@pytest.mark.parametrize(
+    ("status", "says"), [(1, "The run failed"), (75, "Another process holds the folder"), (143, "The run was stopped")]
+)
+def test_failed_run_is_told_and_stops_the_steps(world, status, says):
+    (world.folder / "failing").write_text(str(status))
     ended = world.call("tpu_vm.sh", "all", "--delete", "--", "--workdir=a")
-    assert ended.returncode == 3
+    assert ended.returncode == status
+    assert says in ended.stderr
     assert ended.stdout.count("at work") == 3  # followed on one worker, then the last lines of both
     assert (world.folder / "state").exists()
 
@@ -401,6 +410,15 @@ def test_nothing_is_submitted_where_the_queue_cannot_be_read(world):
     assert world.read("calls") == []
 
 
+def test_without_slurm_that_is_said(world):
+    for name in ("squeue", "sbatch"):
+        (world.folder / "bin" / name).unlink()
+    ended = world.call("slurm.sh", "--", "--workdir=a")
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: there is no SLURM here")
+    assert not (world.clone / "runs").exists()
+
+
 def test_dry_run_submits_nothing(world):
     printed = world.call("slurm.sh", "--dry_run", "--", *ARGS, "--workdir=runs/a")
     assert printed.returncode == 0
@@ -443,29 +461,31 @@ def test_nothing_of_a_broken_sweep_is_submitted(world):
     assert world.read("calls") == []
 
 
-@pytest.mark.parametrize("requeue", ["1", "0"])
-def test_run_saves_before_the_time_limit_and_goes_back_into_the_queue(world, requeue):
+@pytest.mark.parametrize(("requeue", "status"), [("1", 143), ("0", 143), ("1", 0), ("1", 1)])
+def test_run_saves_before_the_time_limit_and_goes_back_into_the_queue(world, requeue, status):
     srun = """#!/bin/bash
-trap 'touch {0}/saved; exit' TERM
+trap 'touch {0}/saved; exit {1}' TERM
 echo $$ > {0}/pid.new && mv {0}/pid.new {0}/pid
 for _ in {{1..600}}; do sleep 0.05; done
 """
-    world.install("srun", srun.format(world.folder))
+    world.install("srun", srun.format(world.folder, status))
     scancel = STAND_IN + '\nos.kill(int((world / "pid").read_text()), 15)\n'
     world.install("scancel", scancel)
     world.call("slurm.sh", "--", "--workdir=a", REQUEUE=requeue)
     job = _started(world, SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="0")
     _wait_for((world.folder / "pid").exists)
     job.send_signal(signal.SIGUSR1)
-    assert job.wait(timeout=30) == 0
+    assert job.wait(timeout=30) == status
     assert (world.folder / "saved").exists()
     calls = world.read("calls")
     assert ["scancel", "--signal=TERM", "7_0"] in calls  # job 7 alone would be all of the array
-    assert (["scontrol", "requeue", "7_0"] in calls) == (requeue == "1")
+    # What was stopped has more to do; what has just finished, or failed, has not.
+    assert (["scontrol", "requeue", "7_0"] in calls) == (requeue == "1" and status == 143)
 
 
-def test_failed_run_is_a_failed_job(world):
-    world.install("srun", "#!/bin/bash\nexit 3\n")
-    world.call("slurm.sh", "--", "--workdir=a")
-    assert _started(world).wait(timeout=30) == 3
-    assert not [call for call in world.read("calls") if call[0] == "scontrol"]
+@pytest.mark.parametrize(("status", "requeue", "again"), [(1, "1", False), (75, "1", True), (75, "0", False)])
+def test_failed_run_is_a_failed_job_and_a_busy_one_is_tried_again(world, status, requeue, again):
+    world.install("srun", f"#!/bin/bash\nexit {status}\n")
+    world.call("slurm.sh", "--", "--workdir=a", REQUEUE=requeue)
+    assert _started(world).wait(timeout=30) == status
+    assert (["scontrol", "requeue", "7"] in world.read("calls")) == again

@@ -182,18 +182,18 @@ def test_where_data_lie_and_how_a_checkpoint_is_reached_do_not_change_a_name():
     ],
 )
 def test_settings_have_the_type_of_their_key(setting, value):
-    assert parse_setting(setting, "configs/base.py") == (setting.partition("=")[0], value)
+    assert parse_setting(setting) == (setting.partition("=")[0], value)
 
 
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
-        ("strategie=enc", "did you mean --config.strategy"),
+        ("strategie=enc", "did you mean config.strategy"),
         ("encoder.width=wide", "expected a whole number"),
         ("encoder.width", "expected key=value"),
-        ("encoder.features=(item", "expected a tuple"),
+        ("encoder.features=(item,", "expected a tuple"),
     ],
 )
 def test_a_setting_that_cannot_be_is_named(setting, says):
     with pytest.raises(ConfigError, match=says):
-        parse_setting(setting, "configs/base.py")
+        parse_setting(setting)

@@ -144,8 +144,11 @@ def test_the_local_executor_runs_processes_and_goes_on_after_a_failure(tmp_path,
     [
         (["--python=nothing/there"], "--python=nothing/there: no such file"),
         (["--set", "strategy=enc"], "the tables give strategy its values"),
+        (["--set", "encoder.num_heads=5"], "expected a multiple of config.encoder.num_heads=5"),
+        (["--seeds=-1"], "config.seed=-1: expected between 0 and 4294967295"),
     ],
 )
 def test_wrong_arguments_are_named_and_start_nothing(tmp_path, capsys, flags, says):
-    assert xm_launch.main(["--tables=2", "--scale=laptop", f"--out={tmp_path}", *flags]) == 2
+    assert xm_launch.main(["--tables=2", "--scale=laptop", f"--out={tmp_path / 'out'}", *flags]) == 2
     assert says in capsys.readouterr().err
+    assert not (tmp_path / "out" / "logs").exists()

@@ -11,11 +11,11 @@ on a machine that others use, ratios hold where seconds do not.
 import functools
 import json
 import sys
-from pathlib import Path
 
 from absl import app, flags
 from ml_collections import config_flags
 
+from tfds_builders.paths import local_path
 from user_llm import command_line, quiet_tensorflow  # noqa: F401 - quietly, before the data's modules do it
 from user_llm.efficiency.programs import TEXT_TOKENS, measure
 from user_llm.efficiency.report import render
@@ -43,14 +43,15 @@ def main(_) -> None:
 
 
 def _measure() -> None:
+    output = local_path(_OUTPUT.value, "--output") if _OUTPUT.value else None
     rows = []
     for events in map(int, _EVENTS.value):
         print(f"{events} events …", file=sys.stderr, flush=True)
         rows += measure(_CONFIG.value, events, users=_USERS.value, rounds=_ROUNDS.value)
     results = {**provenance("random users"), "config": _CONFIG.value.name, "users": _USERS.value, "rows": rows}
     print(render(results))
-    if _OUTPUT.value:
-        with replacing(Path(_OUTPUT.value)) as partial:
+    if output:
+        with replacing(output) as partial:
             partial.write_text(json.dumps(results, indent=1) + "\n")
 
 

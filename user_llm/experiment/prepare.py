@@ -21,6 +21,7 @@ from user_llm.data.vocabularies import (
     train_sentencepiece,
 )
 from user_llm.experiment.experiment import Experiment
+from user_llm.experiment.memory import check_memory
 from user_llm.experiment.stages.encoder import lender_of
 from user_llm.experiment.workdir import CATALOGUE, VOCABULARY
 from user_llm.files import replacing
@@ -42,6 +43,7 @@ def prepare(experiment: Experiment) -> None:
       ConfigError: what does not fit, and the key to change. Nothing is trained by then, not even a vocabulary where
         the data or the config alone can tell.
     """
+    check_memory(experiment.config)
     vocabulary = _named_vocabulary(experiment)
     _check_fields(experiment)
     _check_windows(experiment)
@@ -181,10 +183,16 @@ def _tell_what_is_cut(experiment: Experiment, task: str) -> None:
             "%d of %d answers of %s are longer than config.prompt.max_targets=%d tokens: their ends are not learnt",
             *(cut, len(ids), task, prompt.max_targets),
         )
-    dropped = source.gather(np.arange(min(_SAMPLE, len(source))))["dropped_events"]
+    batch, events = source.gather(np.arange(min(_SAMPLE, len(source)))), experiment.config.data.text_history
+    dropped = batch["dropped_events"]
+    if dropped.any() and (dropped == np.sum(batch["history/item"][:, -events:] > 0, axis=1)).all():
+        raise ConfigError(
+            f"config.prompt.max_inputs={prompt.max_inputs} has no room for a single event of "
+            f"config.data.text_history={events} in a prompt of {task}: raise it, or write no history"
+        )
     if dropped.any():
         _logger.warning(
             "Prompts drop their oldest events: %.1f of text_history=%d on average do not fit into "
             "config.prompt.max_inputs=%d tokens",
-            *(dropped.mean(), experiment.config.data.text_history, prompt.max_inputs),
+            *(dropped.mean(), events, prompt.max_inputs),
         )

@@ -1,23 +1,33 @@
 """Validation of a whole config: its values, and what its tasks, its encoder kind and its stages say of them."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from ml_collections import ConfigDict
 
-from user_llm.config import ConfigError, says, task_names, unlike, wrong_together, wrong_values
+from user_llm.config import missing_files, refuse, says, task_names, unlike, wrong_together, wrong_values
 from user_llm.encoders import ENCODERS
 from user_llm.experiment.stages import STAGES
+from user_llm.keys import wrong_keys
 from user_llm.tasks import TASKS
 
 
 def validate(config: ConfigDict) -> None:
-    """Raises `ConfigError`, with a line for each value that cannot be, or does not go with another."""
-    problems = [*_names(config), *wrong_values(config)]
-    if not problems:  # the rest divides by these numbers, and looks these names up
-        problems = [*wrong_together(config), *_parts(config)]
-    if problems:
-        heading = [f"{len(problems)} values cannot be used:"] if len(problems) > 1 else []
-        raise ConfigError("\n  ".join([*heading, *problems]))
+    """Raises `ConfigError`, with a line for each of a config's `problems`."""
+    refuse(problems(config))
+
+
+def problems(config: ConfigDict, awaited: Collection[str] = ()) -> list[str]:
+    """A line for each key that the schema has not, and each value that cannot be, or does not go with another.
+
+    Args:
+      config: from a file, from flags or from a workdir.
+      awaited: keys whose files another run will have left by then.
+    """
+    return (
+        [*wrong_keys(config)]
+        or [*_names(config), *wrong_values(config)]  # the rest looks these names up, and divides by these numbers
+        or [*wrong_together(config), *_parts(config), *missing_files(config, awaited)]
+    )
 
 
 def _names(config: ConfigDict) -> Iterator[str]:

@@ -22,7 +22,7 @@ _WORDS_OF = ("next_item", "favorite_category", "review_generation")
 
 @dataclasses.dataclass(frozen=True)
 class TaskOptions:
-    """How a dataset is read for a task; the defaults are those of `configs/base.py`, which says more on each.
+    """How a dataset is read for a task; the defaults are those of `user_llm/schema.py`, which says more on each.
 
     Attributes:
       dataset: "family/config".

@@ -119,6 +119,11 @@ class UserLLMStage(Stage):
                 f"{says} pretrains no encoder: add 'encoder', name a finished run that has one with "
                 "--config.encoder.checkpoint=WORKDIR, or set --config.encoder.init=random"
             )
+        if config.integration.kind == "none" and not config.data.text_history:
+            yield (
+                "config.integration.kind='none' reads a user from the prompt, where config.data.text_history=0 writes "
+                "no event: set --config.data.text_history, or take another kind"
+            )
         if config.strategy != "full" and not config.llm.checkpoint and "llm" not in config.stages:
             yield (
                 f"config.strategy={config.strategy!r} freezes a language model that nothing has trained: add 'llm' to "

@@ -1,0 +1,155 @@
+"""The schema of an experiment: every key, its default and its meaning. Configs (`configs/`) edit it.
+
+Everything that can change a reported number is here; wiring of the host (reader threads, loggers) is gin's
+(`configs/gin/`). Override any key on the command line, e.g. `--config.encoder.width=64`.
+"""
+
+from ml_collections import ConfigDict
+
+
+def training(**values) -> ConfigDict:
+    """Keys of one stage of training."""
+    stage = ConfigDict(
+        dict(
+            steps=1000,
+            batch_size=128,  # examples a step, over all devices
+            accumulate=1,  # microbatches a step is computed in, one after the other (saves memory)
+            learning_rate=1e-3,  # peak; linear warm-up, then cosine decay to 0 (paper appendix C)
+            warmup_fraction=0.1,  # share of the steps
+            weight_decay=1e-3,  # AdamW; never on norms, biases and gates
+            clip_norm=1.0,  # global gradient norm; 0 = no clipping
+            log_every=10,  # steps between rows of metrics.jsonl and TensorBoard
+            eval_every=200,  # steps between evaluations on the validation windows; 0 = never
+            checkpoint_every=200,  # steps between checkpoints (one more is written at the end)
+            keep_last=2,  # newest checkpoints kept
+            keep_best="",  # validation metric (recall@10, ndcg@10, loss) whose best checkpoint is used; "" = the last
+        )
+    )
+    with stage.unlocked():
+        stage.update(values)
+    return stage
+
+
+def get_config() -> ConfigDict:
+    """All keys with their defaults, locked."""
+    config = ConfigDict()
+    config.name = "base"
+    config.seed = 0
+    config.task = "next_item"  # next_item | favorite_category | review_generation (paper 4.1), or several: "a,b"
+    config.task_rates = ()  # of several tasks, how much of the training each has; () = all the same
+    config.stages = ("llm", "encoder", "user_llm")  # those that apply run, in this order
+
+    config.data = ConfigDict(
+        dict(
+            dataset="movielens/20m",  # family/config of movielens, amazon_reviews, google_local or custom
+            raw_path="",  # zip or folder with the official files; "" = download
+            data_dir="",  # where built datasets live; "" = TFDS's default (~/tensorflow_datasets)
+            max_malformed=0.0,  # share of malformed rows above which the build stops
+            history_length=50,  # N: events the user encoder sees
+            min_history=0,  # shortest history of a window, padded and masked; 0 = history_length (paper)
+            text_history=0,  # latest events written into the prompt
+            reader="windows",  # windows | seqio: the same training examples from arrays, or from SeqIO's tasks (slower)
+            validation=True,  # position n-2 leaves training and steers keep_best
+            simulated=ConfigDict(dict(num_users=2000, num_items=600, mean_events=45, seed=0)),
+            amazon_reviews=ConfigDict(dict(category_level=1)),  # which of a product's category path, from 0
+        )
+    )
+    config.prompt = ConfigDict(
+        dict(
+            max_inputs=32,  # tokens of the prompt, text history included
+            max_targets=24,  # tokens of the answer; longer titles are cut, and counted
+        )
+    )
+    config.encoder = ConfigDict(
+        dict(
+            kind="autoregressive",  # autoregressive | dual_encoder | bert4rec
+            init="pretrained",  # pretrained | random (the paper's PT | RD)
+            checkpoint="",  # workdir of a finished run whose encoder is taken; stage `encoder` is then skipped
+            features=("item", "category", "rating"),  # ("item",) with the autoregressive kind is SASRec
+            num_layers=6,
+            width=128,
+            num_heads=8,
+            hidden=512,
+            dropout=0.0,
+            chunk_rows=512,  # rows of logits held at once by the softmax over the catalogue
+            bert4rec=ConfigDict(dict(mask_rate=0.2)),  # share of a history's events that are masked
+            dual_encoder=ConfigDict(
+                dict(
+                    num_outputs=1,  # user embeddings a history is fused to
+                    fusion_layers=1,
+                    label="item",  # item | category of the next event, or the task's favorite_category
+                    sampling_correction=True,  # logQ: popular labels are no easier for being often in the batch
+                )
+            ),
+        )
+    )
+    config.llm = ConfigDict(
+        dict(
+            checkpoint="",  # Hugging Face folder or hub name; stage `llm` is then skipped, its dims replace those below
+            architecture="",  # Hugging Face config.json whose dims replace those below, as configs/llm/gpt2.json
+            vocabulary="",  # tokenizer.model or tokenizer.json; "" = the checkpoint's, or one trained on the catalogue
+            vocabulary_size=2048,  # pieces, when one is trained
+            num_layers=4,
+            width=128,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=32,
+            hidden=384,
+            max_length=512,
+            rope_theta=10000.0,
+            tie_embeddings=True,
+        )
+    )
+    config.integration = ConfigDict(
+        dict(
+            kind="cross_attention",  # cross_attention | soft_prompt | none (TextPrompt, with data.text_history)
+            every=1,  # a cross-attention block before every k-th LLM layer
+            num_heads=4,  # of the cross-attention blocks
+            head_dim=32,
+            hidden=256,  # of the block's gated MLP
+            task_prompt=10,  # learned vectors of the soft prompt, besides the user's
+            perceiver=ConfigDict(  # between encoder and either integration (paper 3.2.2, 4.2)
+                dict(enabled=False, num_layers=6, num_latents=16, num_heads=4, hidden=256)
+            ),
+        )
+    )
+    config.strategy = "full"  # full | lora | enc | proj (paper 3.2.3)
+    config.lora = ConfigDict(
+        dict(
+            rank=8,  # the paper's
+            alpha=16.0,  # adapters are scaled by alpha / rank
+            targets=("q", "v"),  # projections of the LLM: q | k | v | o | gate | up | down
+            checkpoint="",  # adapters to start from: a folder of PEFT's, or <workdir>/user_llm/adapters; "" = none
+        )
+    )
+
+    config.compute = ConfigDict(
+        dict(
+            dtype="float32",  # activations: float32 | bfloat16
+            param_dtype="float32",  # trainable parameters
+            frozen_dtype="float32",  # parameters the strategy freezes
+            scan_layers=False,  # compile one layer instead of all: on for accelerators, off on CPU (slower there)
+            remat=False,  # recompute activations in the backward pass (saves memory; needs scan_layers)
+            mesh=ConfigDict(dict(data=-1, fsdp=1, tensor=1)),  # devices an axis; -1 = the rest
+        )
+    )
+    config.training = ConfigDict(
+        dict(
+            llm=training(weight_decay=1e-2),
+            encoder=training(weight_decay=1e-1, keep_best="recall@10"),
+            user_llm=training(keep_best="loss"),
+        )
+    )
+    config.evaluation = ConfigDict(
+        dict(
+            batch_size=64,  # users at once
+            answers="beams",  # how an LLM ranks: beams, or exact (log p of every title: small catalogues only)
+            num_beams=10,
+            constrained=True,  # beams stay inside the catalogue; False = the paper's free beams
+            exclude_history=True,  # an item of the history is no answer, for every row of the table; False = paper
+            max_users=0,  # test users, evenly spread; 0 = all
+            max_validation=10_000,  # validation windows, evenly spread; 0 = all
+            bootstrap_samples=1000,
+        )
+    )
+    return config.lock()
