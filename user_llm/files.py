@@ -30,6 +30,11 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def full_disk(folder: str | os.PathLike, number: int = errno.ENOSPC, needed: str = "") -> OSError:
+    """The error of a full disk (or quota: `number`) that names `folder`, and what there is no room for."""
+    return OSError(number, os.strerror(number) + needed, str(folder))
+
+
 @contextlib.contextmanager
 def naming_full_disk(folder: str | os.PathLike) -> Iterator[None]:
     """Makes an OSError that names `folder` of whatever a library raises when the disk it writes to is full.
@@ -41,7 +46,7 @@ def naming_full_disk(folder: str | os.PathLike) -> Iterator[None]:
     except Exception as error:
         for number in (errno.ENOSPC, errno.EDQUOT):
             if os.strerror(number) in str(error):
-                raise OSError(number, os.strerror(number), str(folder)) from error
+                raise full_disk(folder, number) from error
         raise
 
 

@@ -15,13 +15,13 @@ import functools
 import logging
 import signal
 import sys
-from pathlib import Path
 
 import jax
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from tfds_builders.paths import local_path
 from user_llm import command_line, quiet_tensorflow, run  # noqa: F401 - quietly, before `run` does it
 from user_llm.config import ConfigError
 from user_llm.errors import show
@@ -94,7 +94,7 @@ def _run(host: Host) -> None:
     elif not _WORKDIR.value:
         raise ConfigError("name the folder of this run: --workdir=runs/…")
     else:
-        run.run(_CONFIG.value, Path(_WORKDIR.value), host)
+        run.run(_CONFIG.value, local_path(_WORKDIR.value, "--workdir"), host)
     processes.wait_for_all("end")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import user_llm
-from tests.faults.harness import results, train
+from tests.faults.harness import REPOSITORY, results, train
 from tfds_builders.locks import owned
 from user_llm.errors import UserError
 
@@ -44,6 +44,12 @@ def test_a_folder_of_somebody_else_is_left_as_it_is(fault, mini, tmp_path):
     before = everything(tmp_path)
     train(*mini, f"--workdir={workdir}", folder=tmp_path).check(1, words, str(workdir))
     assert {name: data for name, data in everything(tmp_path).items() if not name.endswith(".log")} == before
+
+
+@pytest.mark.parametrize("address", ["gs://bucket/run", "s3://bucket/run", "file:///tmp/run"])
+def test_an_address_is_no_folder(address, mini, tmp_path):
+    train(*mini, f"--workdir={address}", folder=tmp_path).check(1, f"--workdir={address}", "is an address")
+    assert not (REPOSITORY / address.partition("/")[0]).exists()
 
 
 def test_a_failed_start_claims_nothing_and_its_debris_is_cleared(mini, tmp_path):

@@ -1,7 +1,5 @@
 """Checkpoints of one stage: written in the background, the newest and the best kept, restored to any mesh."""
 
-import errno
-import os
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +11,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from user_llm.checkpoints.damage import STEPS, keep_checksums
-from user_llm.files import naming_full_disk
+from user_llm.files import full_disk, naming_full_disk
 from user_llm.models.parameters import Parameters
 from user_llm.parallel.processes import is_lead
 
@@ -106,8 +104,7 @@ class StageCheckpoints:
         """Raises OSError before a disk is full: Orbax' threads would say so each in its own way, at length."""
         needed = sum(value.nbytes for value in jax.tree.leaves(state)) + _METADATA_BYTES
         if shutil.disk_usage(self._folder).free < needed:
-            words = f"{os.strerror(errno.ENOSPC)} for a checkpoint of {needed / 1e6:,.1f} MB"
-            raise OSError(errno.ENOSPC, words, str(self._folder))
+            raise full_disk(self._folder, needed=f" for a checkpoint of {needed / 1e6:,.1f} MB")
 
     def _keep_checksums(self) -> None:
         if not self._keeps_checksums:
