@@ -35,8 +35,7 @@ class StageCheckpoints:
                     get_metric_fn=lambda metrics: metrics[_METRIC], n=1, keep_checkpoints_without_metrics=False
                 )
             )
-        self._folder, self._keep_best = folder, keep_best
-        self._keeps_checksums = is_lead() and not read_only
+        self._folder, self._keep_best, self._read_only = folder, keep_best, read_only
         self._thread = ThreadPoolExecutor(1)
         self._checksums: Future[None] | None = None
         self._manager = ocp.CheckpointManager(
@@ -61,7 +60,8 @@ class StageCheckpoints:
 
     def save(self, step: int, state: Mapping[str, Any], note: Mapping[str, Any], metric: float | None = None) -> None:
         """Copies `state` (its `parameters`, and the rest) off the devices and returns; writing goes on behind."""
-        self._check_room(state)
+        if not self._read_only:
+            self._check_room(state)
         rest = {key: value for key, value in state.items() if key != "parameters"}
         with naming_full_disk(self._folder):
             self._manager.save(
@@ -107,7 +107,7 @@ class StageCheckpoints:
             raise full_disk(self._folder, needed=f" for a checkpoint of {needed / 1e6:,.1f} MB")
 
     def _keep_checksums(self) -> None:
-        if not self._keeps_checksums:
+        if self._read_only or not is_lead():
             return
         if self._checksums is not None and self._checksums.done():
             self._checksums.result()  # raises what was wrong
