@@ -175,7 +175,7 @@ def test_a_changed_config_is_read_or_named(name, data):
 
 @pytest.mark.drill
 @pytest.mark.parametrize("kind", KINDS)
-@fuzz(1500)
+@fuzz(500)
 @given(st.data())
 def test_many_changed_folders_load_or_are_named(kind, sound, data):
     load_a_changed_one(kind, sound, data)
@@ -183,7 +183,7 @@ def test_many_changed_folders_load_or_are_named(kind, sound, data):
 
 @pytest.mark.drill
 @pytest.mark.parametrize("name", FAMILIES)
-@fuzz(5000)
+@fuzz(1500)
 @given(st.data())
 def test_many_changed_configs_are_read_or_named(name, data):
     read_a_changed_config(name, data)

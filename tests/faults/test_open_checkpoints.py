@@ -28,7 +28,7 @@ CONFIG = LanguageModelConfig(
     num_kv_heads=1,
     head_dim=4,
     hidden=12,
-    max_length=32,
+    max_length=64,
     lora=LoraConfig(rank=2, alpha=4.0, targets=("q", "v")),
 )
 KEY = "model.layers.1.mlp.up_proj.weight"
@@ -375,6 +375,7 @@ def test_a_damaged_tokenizer_is_named(case, sound, tmp_path):
 
 
 RUNS = {
+    "g4m_nan": ("one", weights(spoil(np.nan)), NAN),
     "g4_hf_workdir": ("run", lambda _: None, "is a run's workdir: name its language model, "),
     "config.json cut": ("one", cut("config.json"), "config.json is damaged ("),
     "tokenizer.model of text": (
@@ -389,5 +390,9 @@ RUNS = {
 def test_a_run_on_it_ends_with_one_line(case, sound, tmp_path):
     kind, fault, words = RUNS[case]
     folder = damaged(sound, tmp_path / kind, kind, fault)
-    arguments = ["--config=configs/simulated.py", f"--workdir={tmp_path / 'W'}", f"--config.llm.checkpoint={folder}"]
-    train(*arguments, "--config.stages=('encoder','user_llm')", folder=tmp_path).check(1, "error: ", words)
+    values = {"llm.checkpoint": folder, "encoder.init": "random", "stages": "('user_llm',)"}
+    values |= {"data.data_dir": tmp_path / "data", "data.simulated.num_users": 30, "data.simulated.num_items": 100}
+    values |= {"prompt.max_inputs": 40, "prompt.max_targets": 10}
+    arguments = [f"--config.{key}={value}" for key, value in values.items()]
+    outcome = train("--config=configs/simulated.py", f"--workdir={tmp_path / 'W'}", *arguments, folder=tmp_path)
+    outcome.check(1, "error: ", words)
