@@ -36,6 +36,7 @@ MAY_IMPORT = {
         "tfds_builders",
         "user_llm.errors",
         "user_llm.files",
+        "user_llm.config",
         "user_llm.models",
         "user_llm.parallel",
     ),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from user_llm.checkpoints.families import write_config
+from user_llm.checkpoints.families import read_config, write_config
 from user_llm.checkpoints.huggingface import (
     CheckpointError,
     load_config,
@@ -256,15 +256,43 @@ def test_options_in_the_form_of_transformers_4_and_5_read_alike(file, tmp_path):
     assert load_config(tmp_path / "again") == config
 
 
+# Of a class of transformers: what changes no logits of a model that is not trained.
+NO_EFFECT = {
+    *("attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop", "initializer_range", "use_cache"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "pretraining_tp", "reorder_and_upcast_attn"),
+    *("summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj"),
+    *("sliding_window", "max_window_layers"),  # of Qwen, whose windows are refused
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_option_of_transformers_is_read_or_of_no_effect(name):
+    """What neither reads is ignored there, too."""
+    transformers = pytest.importorskip("transformers", reason="needs the [test] extra's transformers")
+    family, options = MODELS[name]
+    values = getattr(transformers, f"{family}Config")(**options).to_dict()
+    read = set()
+
+    class Recorded(dict):
+        def get(self, key, default=None):
+            read.add(key)
+            return super().get(key, default)
+
+    read_config(Recorded(values), name)
+    assert not values.keys() - read - NO_EFFECT - transformers.PretrainedConfig().to_dict().keys()
+
+
 REFUSED = [
     ("llama", dict(model_type="mamba"), "model_type is 'mamba'; supported: llama, qwen2, qwen3, gemma, gemma2, gemma3"),
     ("llama", dict(model_type=None), "model_type is None"),
-    ("llama", dict(hidden_size=None), "key 'hidden_size' is missing"),
-    ("llama", dict(hidden_size="32"), "hidden_size is '32'; expected a whole number of at least 1"),
+    ("llama", dict(hidden_size=None), "hidden_size is None; expected a whole number from 1"),
+    ("llama", dict(model_type="gpt2"), "key 'n_layer' is missing"),
+    ("llama", dict(hidden_size="32"), "hidden_size is '32'; expected a whole number from 1"),
     ("llama", dict(num_hidden_layers=0), "num_hidden_layers is 0"),
     ("llama", dict(num_attention_heads=5), "a width of 32 does not divide among 5 heads"),
     ("llama", dict(rms_norm_eps="small"), "rms_norm_eps is 'small'; expected a number above 0"),
     ("llama", dict(tie_word_embeddings=1), "tie_word_embeddings is 1; expected true or false"),
+    ("llama", dict(rms_norm_eps=None), "rms_norm_eps is None; expected a number above 0"),
     ("llama", dict(rope_theta="base"), "rope_theta is 'base'; expected a number"),
     ("llama", dict(hidden_act="mish"), "hidden_act is 'mish'; supported: 'silu'"),
     ("llama", dict(quantization_config={"bits": 4}), "quantization_config is .*; only None is supported"),

@@ -7,18 +7,18 @@ while our q, k and v have adapters of their own: its A stacks theirs, its B is b
 import json
 import math
 import re
-from collections.abc import Iterator
+import reprlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from tfds_builders.checksums import checksums
 from user_llm.checkpoints.families import write_config
-from user_llm.checkpoints.tensors import ANEW, CheckpointError, Row
+from user_llm.checkpoints.tensors import ANEW, CheckpointError, Row, check_dtype, check_finite, open_tensors
 from user_llm.files import read_json
 from user_llm.models import parameters
 from user_llm.models.language_model import LanguageModel, LanguageModelConfig
@@ -26,6 +26,19 @@ from user_llm.models.layers import PROJECTIONS
 from user_llm.models.parameters import Parameters
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
+# Of adapter_config.json: what says that adapters are no plain LoRA; PEFT leaves it out of older files.
+_OTHER_METHODS = {
+    "lora_bias": False,
+    "use_qalora": False,
+    "layer_replication": None,
+    "alora_invocation_tokens": None,
+    "arrow_config": None,
+    "kasa_config": None,
+    "monteclora_config": None,
+    "use_bdlora": None,
+}
+_ALWAYS_SAID = ("peft_type", "r", "lora_alpha")
+_LEAVE_THE_BASE = (None, True, False, "gaussian", "eva", "orthogonal")
 MAP = re.compile(r"(?P<module>.*)/(?P<target>[a-z]+)_[A-Z]+")
 
 
@@ -91,14 +104,8 @@ def load_adapters(folder: str | Path, config: LanguageModelConfig) -> Parameters
     rows = _rows(config)
     shapes = parameters.split(parameters.abstract(lambda rngs: LanguageModel(config, rngs=rngs)))[1]
     settings_file, weights_file = _files(folder)
-    found = read_json(settings_file, ANEW)
-    try:
-        modules = load_file(weights_file)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{weights_file} cannot be read, perhaps cut short ({error}): {ANEW}") from error
-    for key, value in _settings(rows, config).items():
-        if found.get(key, value) not in (value, None):
-            raise CheckpointError(f"{folder / CONFIG_NAME}: {key} is {found[key]!r}; this model needs {value!r}.")
+    _check_settings(settings_file, _settings(rows, config))
+    modules = _read(weights_file)
     adapters = list(_adapters(rows, config))
     wanted = {key for adapter in adapters for key in _keys(adapter)}
     if differing := sorted(wanted ^ modules.keys()):
@@ -122,6 +129,8 @@ def load_adapters(folder: str | Path, config: LanguageModelConfig) -> Parameters
                 )
         a[...] = modules[a_key][adapter.ranks].T.reshape(a.shape)
         b[...] = modules[b_key][adapter.outputs, adapter.ranks].T.reshape(b.shape)
+        for key, values in ((a_key, a), (b_key, b)):
+            check_finite(values, f"{folder / WEIGHTS_NAME}: {key}")
         rest[b_key][adapter.outputs, adapter.ranks] = 0
     for key, values in rest.items():
         if values.any():
@@ -129,6 +138,26 @@ def load_adapters(folder: str | Path, config: LanguageModelConfig) -> Parameters
                 f"{folder / WEIGHTS_NAME}: {key} joins query, key and value; only adapters of each apart can be read."
             )
     return {path: jnp.asarray(value) for path, value in loaded.items()}
+
+
+def _check_settings(file: Path, wanted: Mapping[str, Any]) -> None:
+    found = read_json(file, ANEW)
+    for key, value in {**wanted, **_OTHER_METHODS}.items():
+        given = found.get(key)
+        if given != value and (given is not None or key in _ALWAYS_SAID):
+            raise CheckpointError(f"{file}: {key} is {reprlib.repr(given)}; this model needs {value!r}.")
+    if found.get("init_lora_weights") not in _LEAVE_THE_BASE:
+        raise CheckpointError(
+            f"{file}: init_lora_weights is {reprlib.repr(found['init_lora_weights'])}, which changes the base model, "
+            "too: let PEFT convert these adapters to plain ones (path_initial_model_for_weight_conversion)."
+        )
+
+
+def _read(file: Path) -> dict[str, np.ndarray]:
+    with open_tensors(file) as handle:
+        for key in handle.keys():  # noqa: SIM118
+            check_dtype(handle.get_slice(key), f"{file}: {key}")
+        return {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
 
 
 def _rows(config: LanguageModelConfig) -> dict[str, Row]:

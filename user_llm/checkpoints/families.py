@@ -6,6 +6,7 @@ initialisation) or refused by an `Only`.
 """
 
 import dataclasses
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,26 +16,30 @@ from user_llm.checkpoints.options import (
     REQUIRED,
     Always,
     Entry,
+    GlobalLayers,
     Key,
     LocalLayers,
     Only,
     Rope,
     Values,
     activation,
+    section,
     width_per_head,
 )
 from user_llm.checkpoints.tensors import CheckpointError, Row
+from user_llm.errors import UserError
 from user_llm.models.language_model import LanguageModelConfig
 
 # How a model is run, which no config.json says.
 RUNTIME = ("scan_layers", "remat", "dtype", "param_dtype", "lora")
+MOST_LAYERS = 1000  # each is built before its weights are looked for; no model has a fifth of them
 
 
 def _entries(*special: Entry, max_length: int, tied: bool, **defaults: Any) -> tuple[Entry, ...]:
     """What all families but GPT-2 call by the same names; `defaults` are those that differ from Llama's."""
     return (
         Key("vocab_size", "vocab_size", defaults.get("vocab_size", REQUIRED)),
-        Key("num_hidden_layers", "num_layers"),
+        Key("num_hidden_layers", "num_layers", most=MOST_LAYERS),
         Key("hidden_size", "width"),
         Key("num_attention_heads", "num_heads", defaults.get("num_heads", REQUIRED)),
         Key("num_key_value_heads", "num_kv_heads", defaults.get("num_kv_heads", lambda fields: fields["num_heads"])),
@@ -44,6 +49,7 @@ def _entries(*special: Entry, max_length: int, tied: bool, **defaults: Any) -> t
         Key("tie_word_embeddings", "tie_embeddings", tied),
         Key("max_position_embeddings", "max_length", max_length),
         Only("quantization_config", None),
+        Only("partial_rotary_factor", 1.0),
         *special,
     )
 
@@ -188,6 +194,7 @@ FAMILIES: Mapping[str, Family] = {
             activation("hidden_act", "silu"),
             Always({"qkv_bias": True}),
             Only("use_sliding_window", False),
+            GlobalLayers(),
             Rope(),
             max_length=32768,
             tied=False,
@@ -201,6 +208,7 @@ FAMILIES: Mapping[str, Family] = {
             Always({"qk_norm": True}),
             *_ATTENTION_BIAS,
             Only("use_sliding_window", False),
+            GlobalLayers(),
             Rope(),
             max_length=32768,
             tied=False,
@@ -234,7 +242,7 @@ FAMILIES: Mapping[str, Family] = {
         "GPT2LMHeadModel",
         (
             Key("vocab_size", "vocab_size"),
-            Key("n_layer", "num_layers"),
+            Key("n_layer", "num_layers", most=MOST_LAYERS),
             Key("n_embd", "width"),
             Key("n_head", "num_heads"),
             Key("n_inner", "hidden", lambda fields: 4 * fields["width"]),
@@ -260,9 +268,17 @@ FAMILIES: Mapping[str, Family] = {
 def family_of(values: Values, file: object) -> Family:
     """The family of a `config.json` with content `values`; `file` is for the error message."""
     name = values.get("model_type")
-    if name not in FAMILIES:
-        raise CheckpointError(f"{file}: model_type is {name!r}; supported: {', '.join(FAMILIES)}.")
-    return FAMILIES[name]
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise CheckpointError(f"{file}: model_type is {reprlib.repr(name)}; supported: {', '.join(FAMILIES)}.")
+    family, named = FAMILIES[name], values.get("architectures")
+    for other in FAMILIES.values():
+        # The tensors of several families have the same names: Llama's weights would load as Gemma's.
+        if other.architecture != family.architecture and isinstance(named, list) and other.architecture in named:
+            raise CheckpointError(
+                f"{file}: model_type is {name!r}, but architectures names {other.architecture}: put the one right that "
+                "is wrong."
+            )
+    return family
 
 
 def read_config(values: Values, file: object) -> LanguageModelConfig:
@@ -272,15 +288,24 @@ def read_config(values: Values, file: object) -> LanguageModelConfig:
       CheckpointError: naming `file`, the option, its value and what is supported.
     """
     family = family_of(values, file)
-    if family.section:
-        values = values.get(family.section) or {}
     fields: dict[str, Any] = {}
-    for entry in family.entries:
-        try:
+    try:
+        if family.section:
+            values = section(values, family.section)
+        for entry in family.entries:
             fields.update(entry.read(values, fields))
-        except CheckpointError as error:
-            raise CheckpointError(f"{file}: {error}") from None
-    return LanguageModelConfig(**fields)
+        config = LanguageModelConfig(**fields)
+        _check_heads(config)
+    except UserError as error:
+        raise CheckpointError(f"{file}: {error}") from None
+    return config
+
+
+def _check_heads(config: LanguageModelConfig) -> None:
+    if config.num_heads % config.num_kv_heads:
+        raise CheckpointError(f"{config.num_heads} attention heads do not divide among {config.num_kv_heads} of keys.")
+    if config.head_dim % 2 and not config.learned_positions:
+        raise CheckpointError(f"heads are {config.head_dim} wide; expected an even number, as positions turn pairs.")
 
 
 def write_config(config: LanguageModelConfig) -> tuple[Family, dict[str, Any]]:

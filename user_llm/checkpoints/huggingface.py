@@ -16,12 +16,22 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from tfds_builders.checksums import checksums
 from user_llm.checkpoints.families import Family, family_of, read_config, write_config
-from user_llm.checkpoints.tensors import ANEW, FLOATS, CheckpointError, Shapes, Tensor, read_parameters, tensors_of
+from user_llm.checkpoints.tensors import (
+    ANEW,
+    CheckpointError,
+    Shapes,
+    Tensor,
+    check_dtype,
+    open_tensors,
+    read_parameters,
+    tensors_of,
+)
+from user_llm.config import CHOICES
+from user_llm.errors import UserError
 from user_llm.files import read_json
 from user_llm.models import parameters
 from user_llm.models.language_model import LanguageModel, LanguageModelConfig
@@ -111,9 +121,14 @@ def load_language_model(
     """Reads the model `name` (folder or hub name); computes in `dtype`, holds parameters in `param_dtype`.
 
     Raises:
-      CheckpointError: naming the key that is missing, left over, or of a shape `config.json` does not give.
+      UserError: we do not compute in such a dtype.
+      CheckpointError: as `load_parameters`.
     """
     folder = resolve(name)
+    for argument, value in (("dtype", dtype), ("param_dtype", param_dtype)):
+        choices = CHOICES[f"compute.{argument}"]
+        if not isinstance(value, str) or value not in choices:
+            raise UserError(f"{argument} must be {' or '.join(map(repr, choices))}, got {value!r}.")
     config = dataclasses.replace(
         load_config(folder), dtype=dtype, param_dtype=param_dtype, scan_layers=scan_layers, remat=remat
     )
@@ -133,7 +148,8 @@ def load_parameters(name: str | Path, config: LanguageModelConfig, mesh: Mesh | 
       mesh: where `parallel/rules.py` puts them; each device's slice is read apart. None: whole, on the default device.
 
     Raises:
-      CheckpointError: naming the key that is missing, left over, or of a shape `config.json` does not give.
+      CheckpointError: naming the key that is missing, left over, of a shape `config.json` does not give, or that holds
+        NaN or infinity.
     """
     folder = resolve(name)
     family = family_of(_read_json(folder / CONFIG_NAME), folder / CONFIG_NAME)
@@ -143,22 +159,18 @@ def load_parameters(name: str | Path, config: LanguageModelConfig, mesh: Mesh | 
     tensors = tensors_of(family.rows, shapes, config.num_layers, config.scan_layers)
     with _open_weights(folder) as (handles, files):
         names = _match(folder, family, tensors, files)
-        slices = {key: handles[files[name]].get_slice(name) for key, name in names.items()}
+        file_of = {key: files[name] for key, name in names.items()}
+        slices = {key: handles[file_of[key]].get_slice(name) for key, name in names.items()}
         for tensor in tensors:
-            _check(slices[tensor.key], tensor, shapes, files[names[tensor.key]])
-        return read_parameters(tensors, slices, shapes, shardings)
+            _check(slices[tensor.key], tensor, shapes, file_of[tensor.key])
+        return read_parameters(tensors, slices, file_of, shapes, shardings)
 
 
 @contextlib.contextmanager
 def _open_weights(folder: Path) -> Iterator[tuple[dict[Path, Any], dict[str, Path]]]:
     """File → its open handle, and key → its file, of all weights in `folder`."""
     with contextlib.ExitStack() as stack:
-        handles = {}
-        for file in (folder / name for name in _weight_names(folder)):
-            try:
-                handles[file] = stack.enter_context(safe_open(file, framework="numpy"))
-            except (OSError, SafetensorError) as error:
-                raise CheckpointError(f"{file} cannot be read, perhaps cut short ({error}): {ANEW}") from error
+        handles = {folder / name: stack.enter_context(open_tensors(folder / name)) for name in _weight_names(folder)}
         files: dict[str, Path] = {}
         for file, handle in handles.items():
             for key in handle.keys():  # noqa: SIM118
@@ -217,10 +229,7 @@ def _check(theirs: Any, tensor: Tensor, shapes: Shapes, file: Path) -> None:
         raise CheckpointError(
             f"{file}: {tensor.key} has shape {theirs.get_shape()}; {CONFIG_NAME} makes it {list(expected)}."
         )
-    if theirs.get_dtype() not in FLOATS:
-        raise CheckpointError(
-            f"{file}: {tensor.key} has dtype {theirs.get_dtype()}; quantised weights are not supported."
-        )
+    check_dtype(theirs, f"{file}: {tensor.key}")
 
 
 def _some(keys: list[str]) -> str:

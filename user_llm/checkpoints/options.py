@@ -4,6 +4,9 @@ Meanings and defaults are those of `transformers`, in the forms its versions 4 a
 """
 
 import dataclasses
+import math
+import reprlib
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,6 +17,7 @@ from user_llm.models.layers import RopeScaling
 
 Values = Mapping[str, Any]
 REQUIRED = object()
+_LARGEST = 2**31 - 1  # of a whole number: what an index on a device can be
 
 
 class Entry(Protocol):
@@ -28,7 +32,11 @@ class Entry(Protocol):
 
 @dataclass(frozen=True)
 class Key:
-    """One option, one field. `default`: what an absent option means, or a function of earlier fields."""
+    """One option, one field.
+
+    `default`: what an absent option means, or a function of earlier fields, which null means too. `most`: the largest
+    that it may be.
+    """
 
     theirs: str
     ours: str
@@ -36,16 +44,17 @@ class Key:
     to_ours: Callable[[Any], Any] = lambda value: value
     to_theirs: Callable[[Any], Any] = lambda value: value
     nullable: bool = False  # null is a value of its own, not absence
+    most: float = _LARGEST
 
     def read(self, values: Values, fields: Values) -> dict[str, Any]:
-        value = values.get(self.theirs)
-        if value is None and not (self.nullable and self.theirs in values):
-            if self.default is REQUIRED:
-                raise CheckpointError(f"key {self.theirs!r} is missing.")
-            value = self.default(fields) if callable(self.default) else self.default
-        if value is None:
+        value = values.get(self.theirs, self.default)
+        if value is REQUIRED:
+            raise CheckpointError(f"key {self.theirs!r} is missing.")
+        if callable(self.default) and value in (None, self.default):
+            value = self.default(fields)
+        if value is None and self.nullable:
             return {self.ours: None}
-        _check(self.theirs, value, FIELD_TYPES[self.ours])
+        _check(self.theirs, value, FIELD_TYPES[self.ours], most=self.most)
         return {self.ours: self.to_ours(value)}
 
     def write(self, config: LanguageModelConfig) -> dict[str, Any]:
@@ -54,19 +63,27 @@ class Key:
 
 
 FIELD_TYPES = {field.name: field.type for field in dataclasses.fields(LanguageModelConfig)}
-_KINDS = {
-    int: ("a whole number of at least 1", lambda value: type(value) is int and value >= 1),
-    float: ("a number above 0", lambda value: type(value) in (int, float) and value > 0),
-    bool: ("true or false", lambda value: type(value) is bool),
-    str: ("a name", lambda value: type(value) is str),
-}
-_KINDS[float | None] = _KINDS[float]
 
 
-def _check(name: str, value: Any, kind: Any) -> None:
-    expected, is_it = _KINDS[kind]
-    if not is_it(value):
-        raise CheckpointError(f"{name} is {value!r}; expected {expected}.")
+def _check(name: str, value: Any, kind: Any, *, least: float = 0.0, most: float = _LARGEST) -> None:
+    """Raises where `value` is not of the type `kind`; of a number, it must be `least` to `most`, and above 0."""
+    if kind is int:
+        expected, is_it = f"a whole number from 1 to {most:.0f}", type(value) is int and 1 <= value <= most
+    elif kind in (float, float | None):
+        expected = f"a number of at least {least:g}" if least else "a number above 0"
+        is_it = type(value) in (int, float) and value > 0 and least <= value < math.inf and value <= sys.float_info.max
+    else:
+        expected, is_it = {bool: "true or false", str: "a name"}[kind], type(value) is kind
+    if not is_it:
+        raise CheckpointError(f"{name} is {reprlib.repr(value)}; expected {expected}.")
+
+
+def section(values: Values, name: str) -> Values:
+    """The object under a key; empty where it is absent or null."""
+    found = values.get(name)
+    if found is not None and not isinstance(found, Mapping):
+        raise CheckpointError(f"{name} is {reprlib.repr(found)}; expected an object or null.")
+    return found or {}
 
 
 @dataclass(frozen=True)
@@ -78,7 +95,7 @@ class Only:
 
     def read(self, values: Values, fields: Values) -> dict[str, Any]:
         if (found := values.get(self.theirs)) not in (None, self.value):
-            raise CheckpointError(f"{self.theirs} is {found!r}; only {self.value!r} is supported.")
+            raise CheckpointError(f"{self.theirs} is {reprlib.repr(found)}; only {self.value!r} is supported.")
         return {}
 
     def write(self, config: LanguageModelConfig) -> dict[str, Any]:
@@ -105,17 +122,20 @@ class LocalLayers:
     every: int
 
     def read(self, values: Values, fields: Values) -> dict[str, Any]:
-        count = fields["num_layers"]
-        every = values.get("sliding_window_pattern") or values.get("_sliding_window_pattern") or self.every
+        count, every = fields["num_layers"], self.every
+        for name in ("_sliding_window_pattern", "sliding_window_pattern"):
+            if (found := values.get(name)) is not None:
+                _check(name, found, int)
+                every = found
         kinds = values.get("layer_types")
         if kinds is None:
-            kinds = ["sliding_attention" if (n + 1) % every else "full_attention" for n in range(count)]
-        if len(kinds) != count or not {"sliding_attention", "full_attention"}.issuperset(kinds):
+            kinds = [_LOCAL if (n + 1) % every else _GLOBAL for n in range(count)]
+        if not isinstance(kinds, list) or len(kinds) != count or any(kind not in (_LOCAL, _GLOBAL) for kind in kinds):
             raise CheckpointError(
-                f"layer_types is {kinds!r}; expected 'sliding_attention' or 'full_attention' for each of the {count} "
+                f"layer_types is {reprlib.repr(kinds)}; expected {_LOCAL!r} or {_GLOBAL!r} for each of the {count} "
                 "layers."
             )
-        local = tuple(kind == "sliding_attention" for kind in kinds)
+        local = tuple(kind == _LOCAL for kind in kinds)
         if not any(local):
             return {"local_layers": (), "sliding_window": None}
         window = values.get("sliding_window", 4096)
@@ -124,8 +144,22 @@ class LocalLayers:
 
     def write(self, config: LanguageModelConfig) -> dict[str, Any]:
         local = config.local_layers or (False,) * config.num_layers
-        kinds = ["sliding_attention" if is_local else "full_attention" for is_local in local]
+        kinds = [_LOCAL if is_local else _GLOBAL for is_local in local]
         return {"layer_types": kinds, "sliding_window": config.sliding_window}
+
+
+@dataclass(frozen=True)
+class GlobalLayers:
+    """No layer attends in a sliding window: of families that may have such, of which we compute none."""
+
+    def read(self, values: Values, fields: Values) -> dict[str, Any]:
+        kinds = values.get("layer_types")
+        if kinds is not None and (not isinstance(kinds, list) or any(kind != _GLOBAL for kind in kinds)):
+            raise CheckpointError(f"layer_types is {reprlib.repr(kinds)}; only {_GLOBAL!r} is supported.")
+        return {}
+
+    def write(self, config: LanguageModelConfig) -> dict[str, Any]:
+        return {}
 
 
 @dataclass(frozen=True)
@@ -139,34 +173,36 @@ class Rope:
     local: float | None = None
 
     def read(self, values: Values, fields: Values) -> dict[str, Any]:
-        new = values.get("rope_parameters") or {}
-        everywhere = new if self.local is None else new.get("full_attention") or {}
-        rope = {**everywhere, **(values.get("rope_scaling") or {})}
-        name = "rope_scaling" if values.get("rope_scaling") else "rope_parameters"
+        new, old = section(values, "rope_parameters"), section(values, "rope_scaling")
+        everywhere = new if self.local is None else section(new, "full_attention")
+        rope = {**everywhere, **old}
+        name = "rope_scaling" if old else "rope_parameters"
         theta = rope.get("rope_theta", values.get("rope_theta", self.theta))
-        _check("rope_theta", theta, float)
+        _check("rope_theta", theta, float, least=1.0)
         read: dict[str, Any] = {"rope_theta": float(theta), "rope_scaling": self._scaling(name, rope)}
         if self.local is not None and fields["local_layers"]:
-            local = new.get("sliding_attention") or {}
+            local = section(new, "sliding_attention")
             if self._scaling("rope_parameters.sliding_attention", local) is not None:
                 raise CheckpointError(f"rope_parameters.sliding_attention is {local!r}; only 'default' is supported.")
             theta = local.get("rope_theta", values.get("rope_local_base_freq", self.local))
-            _check("rope_local_base_freq", theta, float)
+            _check("rope_local_base_freq", theta, float, least=1.0)
             read["local_rope_theta"] = float(theta)
         return read
 
     @staticmethod
     def _scaling(name: str, rope: Values) -> RopeScaling | None:
         kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind not in ("default", *_SCALINGS) or rope.get("partial_rotary_factor", 1.0) != 1.0:
+        if kind not in ("default", *_SCALINGS):
             raise CheckpointError(
-                f"{name} is {dict(rope)!r}; only the types 'default', 'linear' and 'llama3' are supported, "
-                "and only whole heads."
+                f"{name} is of type {reprlib.repr(kind)}; only the types 'default', "
+                f"{' and '.join(map(repr, _SCALINGS))} are supported."
             )
+        if (share := rope.get("partial_rotary_factor", 1.0)) != 1.0:
+            raise CheckpointError(f"{name} turns {reprlib.repr(share)} of a head; only whole heads are supported.")
         if kind == "default":
             return None
         for key in _SCALINGS[kind].values():
-            _check(f"{name}.{key}", rope.get(key), float)
+            _check(f"{name}.{key}", rope.get(key), float, least=1.0 if key == "factor" else 0.0)
         return RopeScaling(kind=kind, **{ours: rope[theirs] for ours, theirs in _SCALINGS[kind].items()})
 
     def write(self, config: LanguageModelConfig) -> dict[str, Any]:
@@ -179,6 +215,7 @@ class Rope:
         return values
 
 
+_LOCAL, _GLOBAL = "sliding_attention", "full_attention"
 _SCALINGS = {
     "linear": {"factor": "factor"},
     "llama3": {
@@ -205,7 +242,7 @@ def activation(theirs: str, default: str, **other: str) -> Key:
 
     def to_ours(name: str) -> str:
         if name not in names:
-            raise CheckpointError(f"{theirs} is {name!r}; supported: {', '.join(map(repr, names))}.")
+            raise CheckpointError(f"{theirs} is {reprlib.repr(name)}; supported: {', '.join(map(repr, names))}.")
         return names[name]
 
     # Of several names for one, that of the family, else the one listed first.

@@ -4,14 +4,17 @@ Between the two lies at most a reshape, a transposition and a cut: their matrice
 apart. All of it works on slices, so that a device's slice of a parameter is all that is read for it.
 """
 
+import contextlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
+from safetensors import SafetensorError, safe_open
 
 from user_llm.errors import UserError
 from user_llm.models.parameters import Parameters
@@ -19,10 +22,43 @@ from user_llm.models.parameters import Parameters
 FLOATS = ("F64", "F32", "F16", "BF16")
 Index = tuple[slice, ...]
 ANEW = "fetch or copy it anew"
+_BLOCK = 1 << 20  # numbers looked at in one go
 
 
 class CheckpointError(UserError):
     """Files that are no checkpoint of a model we can hold; the message names the file and key."""
+
+
+@contextlib.contextmanager
+def open_tensors(file: Path) -> Iterator[Any]:
+    """A safetensors file, as the library hands it out.
+
+    Raises:
+      CheckpointError: it is none, or cannot be read.
+    """
+    try:
+        handle = safe_open(file, framework="numpy")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} cannot be read, perhaps cut short ({error}): {ANEW}.") from error
+    with handle:
+        yield handle
+
+
+def check_dtype(theirs: Any, name: str) -> None:
+    """Raises `CheckpointError` where a slice of a file holds no floats; `name` says of which file and key it is."""
+    if theirs.get_dtype() not in FLOATS:
+        raise CheckpointError(f"{name} has dtype {theirs.get_dtype()}; quantised weights are not supported.")
+
+
+def check_finite(values: np.ndarray, name: str) -> None:
+    """Raises `CheckpointError` where an array holds NaN or infinity; `name` says of which file and key it is.
+
+    Block by block: a mask of the whole would take half of a bfloat16 tensor's memory besides, and longer.
+    """
+    flat = values.reshape(-1)
+    for start in range(0, flat.size, _BLOCK):
+        if not np.isfinite(flat[start : start + _BLOCK]).all():
+            raise CheckpointError(f"{name} holds NaN or infinity in {values.dtype}: {ANEW}.")
 
 
 class Row(NamedTuple):
@@ -106,21 +142,26 @@ def tensors_of(rows: Iterable[Row], shapes: Shapes, num_layers: int, scan_layers
 def read_parameters(
     tensors: Sequence[Tensor],
     theirs: Mapping[str, Any],
+    files: Mapping[str, Path],
     shapes: Shapes,
     shardings: Mapping[str, Sharding] | None,
 ) -> Parameters:
     """Our parameters, one at a time and each device's slice apart, so that no second copy of a model is in memory.
 
     Args:
-      tensors: where everything goes; theirs: key → safetensors slice; shapes: path → our shape and dtype.
+      tensors: where everything goes; theirs, files: key → safetensors slice, and the file it is of.
+      shapes: path → our shape and dtype.
       shardings: path → how the parameter lies on devices; None: whole, on the default device.
+
+    Raises:
+      CheckpointError: a slice holds NaN or infinity, which would make all answers NaN.
     """
     by_path: dict[str, list[Tensor]] = {}
     for tensor in tensors:
         by_path.setdefault(tensor.path, []).append(tensor)
     loaded = {}
     for path, parts in by_path.items():
-        read = _reader(parts, theirs, shapes[path])
+        read = _reader(parts, theirs, files, shapes[path])
         if shardings is None:
             loaded[path] = jnp.asarray(read((slice(None),) * len(shapes[path].shape)))
         else:
@@ -128,7 +169,7 @@ def read_parameters(
     return loaded
 
 
-def _reader(parts: Sequence[Tensor], theirs: Mapping[str, Any], ours: jax.ShapeDtypeStruct):
+def _reader(parts: Sequence[Tensor], theirs: Mapping[str, Any], files: Mapping[str, Path], ours: jax.ShapeDtypeStruct):
     """Index → that slice of one parameter, in its dtype. Devices that hold the same slice share one reading."""
     known: dict[tuple, np.ndarray] = {}
 
@@ -136,13 +177,16 @@ def _reader(parts: Sequence[Tensor], theirs: Mapping[str, Any], ours: jax.ShapeD
         bounds = tuple(cut.indices(size)[:2] for cut, size in zip(index, ours.shape, strict=True))
         if bounds in known:
             return known[bounds]
-        if parts[0].layer is None:
-            (part,) = parts
-            values = np.ascontiguousarray(part.row.read(theirs[part.key], ours.shape, index), ours.dtype)
-        else:
-            values = np.empty([stop - start for start, stop in bounds], ours.dtype)
-            for place, part in zip(values, parts[slice(*bounds[0])], strict=True):
-                place[...] = part.row.read(theirs[part.key], ours.shape[1:], index[1:])
+        with np.errstate(over="ignore"):  # what our dtype cannot hold is infinite then, and found
+            if parts[0].layer is None:
+                (part,) = parts
+                values = np.ascontiguousarray(part.row.read(theirs[part.key], ours.shape, index), ours.dtype)
+                check_finite(values, f"{files[part.key]}: {part.key}")
+            else:
+                values = np.empty([stop - start for start, stop in bounds], ours.dtype)
+                for place, part in zip(values, parts[slice(*bounds[0])], strict=True):
+                    place[...] = part.row.read(theirs[part.key], ours.shape[1:], index[1:])
+                    check_finite(place, f"{files[part.key]}: {part.key}")
         known[bounds] = values
         return values
 
