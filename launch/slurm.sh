@@ -114,11 +114,13 @@ settings() { # $1 names the job if JOB_NAME does not
 in_root() { if [[ $1 == /* ]]; then echo "$1"; else echo "$root/$1"; fi; }
 
 submit() {
-  local i previous='' queue=(squeue --noheader --user="$(id -un)" --name="$job" --format=%i) queued
+  local i previous='' queue=(squeue --noheader --user="$(id -un)" --name="$job" --format=%i) queued needed
   if ((dry_run)); then
     quoted "${queue[@]}" && echo
   else
-    command -v squeue sbatch > /dev/null || fail 1 "there is no SLURM here (squeue, sbatch): call this on a login node"
+    for needed in squeue sbatch; do
+      command -v "$needed" > /dev/null || fail 1 "there is no SLURM here (no $needed): call this on a login node"
+    done
     queued=$("${queue[@]}") # where this fails, nothing is submitted
     if [[ $queued ]]; then
       echo "$job is in the queue already, as ${queued//$'\n'/ }; JOB_NAME gives this one another name" >&2

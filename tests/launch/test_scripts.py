@@ -410,8 +410,9 @@ def test_nothing_is_submitted_where_the_queue_cannot_be_read(world):
     assert world.read("calls") == []
 
 
-def test_without_slurm_that_is_said(world):
-    for name in ("squeue", "sbatch"):
+@pytest.mark.parametrize("missing", [("squeue", "sbatch"), ("sbatch",)])
+def test_without_slurm_that_is_said(world, missing):
+    for name in missing:
         (world.folder / "bin" / name).unlink()
     ended = world.call("slurm.sh", "--", "--workdir=a")
     assert ended.returncode == 1
