@@ -25,14 +25,14 @@ def write(path: Path, text: str) -> None:
 
 # What is there before → words of the refusal. `W` is the workdir.
 FOREIGN = {
-    "notes of somebody": (lambda w: write(w / "vocabulary/mine.txt", "mine"), "files of somebody else (vocabulary)"),
-    "a catalogue of somebody": (lambda w: write(w / "catalogue.json", "mine"), "files of somebody else"),
-    "a Hugging Face folder": (
+    "g3w_foreign, notes": (lambda w: write(w / "vocabulary/mine.txt", "mine"), "files of somebody else (vocabulary)"),
+    "g3w_foreign, a catalogue": (lambda w: write(w / "catalogue.json", "mine"), "files of somebody else"),
+    "g3w_hfconfig": (
         lambda w: write(w / "config.json", '{"architectures": ["LlamaForCausalLM"]}'),
         "no config of a run",
     ),
     "a hidden file": (lambda w: write(w / ".bashrc", "mine"), "files of somebody else (.bashrc)"),
-    "a file in its place": (lambda w: write(w, "mine"), "is a file"),
+    "g3w_file": (lambda w: write(w, "mine"), "is a file"),
 }
 
 
@@ -52,7 +52,7 @@ def test_an_address_is_no_folder(address, mini, tmp_path):
     assert not (REPOSITORY / address.partition("/")[0]).exists()
 
 
-def test_a_failed_start_claims_nothing_and_its_debris_is_cleared(mini, tmp_path):
+def test_g3r_enc_dims_fixed_a_failed_start_claims_nothing_and_its_debris_is_cleared(mini, tmp_path):
     workdir = tmp_path / "w"
     train(*mini, f"--workdir={workdir}", "--config.prompt.max_inputs=3", folder=tmp_path).check(1, "raise max_inputs")
     assert not (workdir / "encoder").exists()  # what a later stage cannot run is said before the first
@@ -82,45 +82,73 @@ def flip(name, place=-40):
     return change
 
 
-def edit(name, old, new):
-    def change(run):
-        text = (run / name).read_text()
-        assert old in text
-        (run / name).write_text(text.replace(old, new, 1))
+def change_titles(change):
+    def damage(run):
+        facts = json.loads((run / "catalogue.json").read_text())
+        facts["catalogue"]["titles"] = change(facts["catalogue"]["titles"])
+        (run / "catalogue.json").write_text(json.dumps(facts))
 
-    return change
-
-
-def reverse_titles(run):
-    facts = json.loads((run / "catalogue.json").read_text())
-    facts["catalogue"]["titles"][1:] = facts["catalogue"]["titles"][:0:-1]
-    (run / "catalogue.json").write_text(json.dumps(facts))
+    return damage
 
 
+def set_key(key, value):
+    """Edits config.json; None deletes."""
+
+    def damage(run):
+        config = json.loads((run / "config.json").read_text())
+        *groups, last = key.split(".")
+        group = config
+        for name in groups:
+            group = group[name]
+        if value is None:
+            del group[last]
+        else:
+            group[last] = value
+        (run / "config.json").write_text(json.dumps(config, indent=2))
+
+    return damage
+
+
+def swap_tokenizer(run):
+    shutil.copy(run / "llm/huggingface/config.json", run / "vocabulary/tokenizer.model")
+
+
+EDITED = "config.json"
 COPY = "put it back from a copy"
 # Of a finished run → words of the refusal: of the command, and of `user_llm.load`.
 DAMAGED = {
-    "config lost": (lost("config.json"), "holds a run that has lost its config.json"),
-    "config cut": (cut("config.json"), "config.json is damaged"),
-    "config empty": (cut("config.json", 0), "config.json is damaged"),
-    "config a list": (lambda run: write(run / "config.json", "[]"), "config.json is damaged"),
-    "rope_theta edited": (edit("config.json", '"rope_theta": 1', '"rope_theta": 2'), "config.json has changed"),
-    "width edited": (edit("config.json", '"width": 16', '"width": 64'), "config.json has changed"),
-    "catalogue cut": (cut("catalogue.json"), COPY),
-    "catalogue lost": (lost("catalogue.json"), COPY),
-    "titles reversed": (reverse_titles, COPY),
+    "g4r_cfg_del": (lost("config.json"), "holds a run that has lost its config.json"),
+    "g4r_cfg_trunc, g4_load_cfg_trunc": (cut("config.json"), "config.json is damaged"),
+    "g3w_empty_cfg, g4_load_cfg_empty": (cut("config.json", 0), "config.json is damaged"),
+    "g4_load_cfg_list": (lambda run: write(run / "config.json", "[]"), "config.json is damaged"),
+    "g4_load_cfg_nokey": (set_key("encoder", None), EDITED),
+    "g4_load_cfg_rope": (set_key("llm.rope_theta", 2.0), EDITED),
+    "g4_load_cfg_width": (set_key("encoder.width", 64), EDITED),
+    "g4_load_cfg_heads": (set_key("llm.num_heads", 4), EDITED),
+    "g4_load_cfg_hist0": (set_key("data.history_length", 0), EDITED),
+    "g4_load_cfg_hist40": (set_key("data.history_length", 40), EDITED),
+    "g4_load_cfg_layers, g4_load_cfg_layers4": (set_key("llm.num_layers", 4), EDITED),
+    "g4_load_cfg_neg": (set_key("encoder.width", -16), EDITED),
+    "g4r_catalogue_garb": (lambda run: write(run / "catalogue.json", "{]"), COPY),
+    "g4_load_cat_trunc": (cut("catalogue.json"), COPY),
+    "g4_load_cat_missing": (lost("catalogue.json"), COPY),
+    "g4_load_cat_short": (change_titles(lambda titles: titles[:10]), COPY),
+    "g4_load_cat_swapped": (change_titles(lambda titles: [titles[0], *titles[:0:-1]]), COPY),
     "vocabulary flipped": (flip("vocabulary/tokenizer.model"), COPY),
-    "vocabulary lost": (lost("vocabulary/tokenizer.model"), COPY),
+    "g4_load_tok_other, g4_load_tok_big": (swap_tokenizer, COPY),
+    "g4_load_tok_missing": (lost("vocabulary/tokenizer.model"), COPY),
     "checksums lost": (lost("checksums.json"), COPY),
     "checksums cut": (cut("checksums.json"), "checksums.json is damaged"),
-    "results cut": (cut("results.json"), "delete"),
+    "g4r_results_trunc": (cut("results.json"), "delete"),
+    "g4r_results_empty": (cut("results.json", 0), "delete"),
+    "g4r_results_wrong": (lambda run: write(run / "results.json", '{"a": 1}'), "delete"),
     "results flipped": (flip("results.json"), "delete"),
     "predictions flipped": (flip("predictions.jsonl"), "delete"),
     "environment flipped": (flip("environment.json"), "delete"),
     "exported weights flipped": (flip("llm/huggingface/model.safetensors"), "delete"),
     "exported weights lost": (lost("llm/huggingface/model.safetensors"), "delete"),
 }
-ONLY_THE_COMMAND = ("results", "predictions", "environment", "exported")  # reads these; `load` does not
+ONLY_THE_COMMAND = ("g4r_results", "results", "predictions", "environment", "exported")  # reads these; `load` does not
 
 
 @pytest.mark.parametrize("fault", DAMAGED)
@@ -135,7 +163,7 @@ def test_a_damaged_run_is_named_and_not_used(fault, mini, copied, tmp_path):
             user_llm.load(copied)
 
 
-def test_a_lost_config_is_not_replaced_by_another_seed_s(mini, copied, tmp_path):
+def test_g4r_cfg_del_otherseed_a_lost_config_is_not_replaced_by_another_seed_s(mini, copied, tmp_path):
     (copied / "config.json").unlink()
     for name in ("results.json", "predictions.jsonl"):
         (copied / name).unlink()
@@ -157,7 +185,7 @@ def step_file(run: Path, step: int) -> Path:
     return max((run / "encoder/checkpoints" / str(step)).rglob("*"), key=lambda path: path.stat().st_size)
 
 
-def test_an_intact_earlier_checkpoint_is_used_when_the_newest_is_damaged(mini, finished, copied, tmp_path):
+def test_g4r_ckpt_newest_trunc_an_intact_earlier_checkpoint_is_used(mini, finished, copied, tmp_path):
     (copied / "results.json").unlink()
     steps = sorted(int(path.name) for path in (copied / "encoder/checkpoints").iterdir())
     assert steps == [12, 18]
@@ -169,7 +197,7 @@ def test_an_intact_earlier_checkpoint_is_used_when_the_newest_is_damaged(mini, f
     assert (copied / "encoder/damaged/18").is_dir()
 
 
-def test_the_only_checkpoint_damaged_is_refused_by_name(mini, copied, tmp_path):
+def test_g4r_ckpt_newest_paramsgone_the_only_checkpoint_damaged_is_refused_by_name(mini, copied, tmp_path):
     (copied / "results.json").unlink()
     shutil.rmtree(copied / "encoder/checkpoints/12")
     path = step_file(copied, 18)
@@ -177,7 +205,7 @@ def test_the_only_checkpoint_damaged_is_refused_by_name(mini, copied, tmp_path):
     train(*mini, f"--workdir={copied}", folder=tmp_path).check(1, f"{path} is missing", f"delete {copied / 'encoder'}")
 
 
-def test_a_step_beyond_the_last_is_refused(mini, copied, tmp_path):
+def test_g4r_ckpt_future_a_step_beyond_the_last_is_refused(mini, copied, tmp_path):
     (copied / "results.json").unlink()
     shutil.copytree(copied / "encoder/checkpoints/18", copied / "encoder/checkpoints/50")
     train(*mini, f"--workdir={copied}", folder=tmp_path).check(1, "50 is no step of this run, which ends at 18")
@@ -190,7 +218,7 @@ def test_a_second_start_ends_at_once_and_names_the_first(mini, tmp_path):
         train(*mini, f"--workdir={workdir}", folder=tmp_path).check(75, words)
 
 
-def test_what_was_borrowed_may_move_but_not_change(mini, finished, tmp_path):
+def test_g4m_swapped_g4m_load_moved_what_was_borrowed_may_move_but_not_change(mini, finished, tmp_path):
     moved, workdir = tmp_path / "moved", tmp_path / "w"
     first = shutil.copytree(finished / "llm/huggingface", tmp_path / "first")
     flags = [*mini, f"--workdir={workdir}", "--config.stages=('user_llm',)", "--config.encoder.init=random"]
@@ -211,7 +239,57 @@ def test_what_was_borrowed_may_move_but_not_change(mini, finished, tmp_path):
     train(*flags, f"--config.llm.checkpoint={moved}", folder=tmp_path).check(1, words)
 
 
-def test_an_ascii_terminal_gets_an_ascii_table(mini, finished, tmp_path):
+def test_g5_ascii_stdout_an_ascii_terminal_gets_an_ascii_table(mini, finished, tmp_path):
     plain = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
     done = train(*mini, f"--workdir={finished}", folder=tmp_path, env=plain)
     done.check(0, "+-", "User-LLM")
+
+
+def best(run: Path) -> Path:
+    """The step of the contextualised LLM that `load` reads."""
+    steps = (run / "user_llm/checkpoints").iterdir()
+    return max(steps, key=lambda step: (json.loads((step / "metrics/metrics").read_text())["keep_best"], step.name))
+
+
+def a_file(step: Path, pattern: str) -> Path:
+    return max(step.glob(pattern), key=lambda path: path.stat().st_size)
+
+
+def half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def encoder_in_its_place(run: Path, step: Path) -> None:
+    shutil.rmtree(step)
+    shutil.copytree(run / "encoder/checkpoints/18", step)
+
+
+# Of the best step → what its refusal names.
+CHECKPOINTS = {
+    "g4_load_ckpt_data_del": lambda run, step: a_file(step, "parameters/**/d/*").unlink(),
+    "g4_load_ckpt_data_flip, g4r_ckpt_params_flip": lambda run, step: bit(a_file(step, "parameters/**/d/*")),
+    "g4_load_ckpt_data_trunc, g4r_ckpt_trunc": lambda run, step: half(a_file(step, "parameters/**/d/*")),
+    "g4_load_ckpt_enc_in_ull": encoder_in_its_place,
+    "g4_load_ckpt_manifest_del": lambda run, step: a_file(step, "parameters/manifest.ocdbt").unlink(),
+    "g4_load_ckpt_meta_garbage": lambda run, step: write(a_file(step, "parameters/_METADATA"), "garbage"),
+    "g4_load_ckpt_metrics_garbage, g4r_ckpt_metricgarb": lambda run, step: write(step / "metrics/metrics", "garb"),
+    "g4_load_ckpt_params_del": lambda run, step: shutil.rmtree(step / "parameters"),
+    "g4r_ckpt_notegarb": lambda run, step: write(a_file(step, "note/*"), "garbage"),
+    "g4r_ckpt_notegone": lambda run, step: shutil.rmtree(step / "note"),
+    "checksums garbled": lambda run, step: write(run / f"user_llm/checksums/{step.name}.json", "{}"),
+}
+
+
+@pytest.mark.parametrize("fault", CHECKPOINTS)
+def test_a_damaged_checkpoint_is_named_where_it_is_loaded(fault, copied):
+    step = best(copied)
+    CHECKPOINTS[fault](copied, step)
+    with pytest.raises(UserError) as refused:
+        user_llm.load(copied)
+    assert str(step) in str(refused.value) or f"checksums/{step.name}.json" in str(refused.value)

@@ -34,14 +34,15 @@ def complete_steps(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in paths if path.name.isdecimal())
 
 
-def damage(folder: Path, step: int) -> str | None:
-    """What of a step has changed; None where nothing has, or where it has no checksums (a process died between)."""
+def damage(folder: Path, step: int, item: str = "") -> str | None:
+    """What of a step, or of one of its items, has changed; None where nothing has, or where it has no checksums."""
     if not (path := _sums(folder, step)).exists():
         return None
     sums = read_json(path, _DELETE)
     if not is_signed(sums):
         raise UserError(f"{path} is damaged: {_DELETE}")
-    return next(changed(folder / STEPS / str(step), sums["files"]), None)
+    files = {name: one for name, one in sums["files"].items() if name.startswith(item)}
+    return next(changed(folder / STEPS / str(step), files), None)
 
 
 def put_aside_damaged(folder: Path, last: int) -> None:
@@ -69,9 +70,9 @@ def put_aside_damaged(folder: Path, last: int) -> None:
         _logger.warning("%s: this checkpoint is now %s; step %d is intact", line, aside, max(intact))
 
 
-def refuse_damaged(folder: Path, step: int) -> None:
-    """Raises `UserError` where a step is not what was written, and says which one is."""
-    if line := damage(folder, step):
+def refuse_damaged(folder: Path, step: int, item: str = "") -> None:
+    """Raises `UserError` where a step, or one of its items, is not what was written, and says which step is."""
+    if line := damage(folder, step, item):
         intact = [str(other) for other in complete_steps(folder) if other != step and not damage(folder, other)]
         ways = f": step {' and '.join(intact)} of it is intact, and the run's command goes on there" if intact else ""
         raise UserError(f"{line}{ways or ': put it back from a copy, or train anew'}")

@@ -6,8 +6,10 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from user_llm.config import refuse
 from user_llm.errors import MissingFile, UserError
 from user_llm.files import read_json
+from user_llm.keys import wrong_keys
 
 FORMAT = 3  # raised when what a workdir holds is no longer read as before
 
@@ -53,7 +55,9 @@ def read_config(workdir: Path) -> ConfigDict:
             f"{workdir} was made by {age} version of user_llm (format {found} of a workdir, this is {FORMAT}): "
             "run its config again in another --workdir, or take the version that environment.json names"
         )
-    return ConfigDict(values)
+    config = ConfigDict(values)
+    refuse(wrong_keys(config), f"{path}: ")
+    return config
 
 
 def fingerprint(workdir: Path) -> str:

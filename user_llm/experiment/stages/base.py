@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from user_llm.checkpoints.damage import refuse_damaged
+from user_llm.checkpoints.damage import complete_steps, refuse_damaged
 from user_llm.checkpoints.manager import StageCheckpoints
 from user_llm.checkpoints.transfer import initialise
 from user_llm.data.mixture import train_batches
@@ -154,11 +154,11 @@ class Stage(abc.ABC):
         """
         folder, training = experiment.workdir / self.name, experiment.config.training[self.name]
         with contextlib.closing(self._finished_checkpoints(folder, training)) as checkpoints:
+            best = checkpoints.best_step()
+            refuse_damaged(folder, best)
             model = self.initial(experiment, finished)
             trains = trainable(model.parameters, self.rules(experiment.config))
             tuned = {path: value for path, value in model.parameters.items() if trains[path]}
-            best = checkpoints.best_step()
-            refuse_damaged(folder, best)
             tuned = checkpoints.restore_parameters(best, tuned)
         return model.with_parameters({**model.parameters, **tuned})
 
@@ -166,6 +166,8 @@ class Stage(abc.ABC):
         unfinished = "this run is not finished; run its command again."
         if not (folder / "checkpoints").is_dir():
             raise NoRun(f"{folder} has no checkpoints: {unfinished}")
+        for step in complete_steps(folder):  # by which Orbax finds the best
+            refuse_damaged(folder, step, item="metrics/")
         checkpoints = StageCheckpoints(folder, keep_best=bool(training.keep_best), read_only=True)
         if (step := checkpoints.latest_step() or 0) < training.steps:
             checkpoints.close()
