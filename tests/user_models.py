@@ -21,9 +21,9 @@ RATINGS = ["", *(str(half / 2) for half in range(1, 11))]
 
 def _catalogue() -> Catalogue:
     words = ("Crimson", "Harbour", "Glass", "Night", "Amélie")
-    # Cut at max_targets, every fifth title has the tokens of others.
+    # Cut at max_targets, every third title has the tokens of others.
     streets = "of the long and winding streets"
-    titles = [f"{words[item % 5]} {item if item % 5 else streets}" for item in range(ITEMS)]
+    titles = [f"{words[item % 5]} {item if item % 3 else streets}" for item in range(ITEMS)]
     categories = [[1 + item % CATEGORIES] for item in range(ITEMS)]
     names = ["", *(f"Genre {number}" for number in range(CATEGORIES))]
     return Catalogue.build(["", *titles], ["", *map(str, range(ITEMS))], names, [[], *categories])

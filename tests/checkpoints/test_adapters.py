@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from user_llm.checkpoints import adapters
 from user_llm.checkpoints.adapters import content, load_adapters, save_adapters
 from user_llm.checkpoints.huggingface import CheckpointError, load_config, load_language_model
+from user_llm.files import read_json
 from user_llm.models import parameters
 from user_llm.models.language_model import LanguageModel, causal_mask
 from user_llm.models.lora import LoraConfig
@@ -97,6 +99,32 @@ def test_what_peft_saves_we_load(base, tmp_path):
     graphdef, values, buffers = parameters.split(model)
     loaded = parameters.merge(graphdef, values | load_adapters(tmp_path, model.config), buffers)
     np.testing.assert_allclose(logits(loaded), their_logits(theirs), atol=1e-4)
+
+
+# Of PEFT's settings: what changes no answer of plain adapters, or shows in the names of their tensors.
+NO_EFFECT = {
+    *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"),
+    *("target_modules", "exclude_modules", "layers_pattern", "trainable_token_indices", "target_parameters"),
+    *("lora_dropout", "megatron_config", "megatron_core", "qalora_group_size", "runtime_config", "ensure_weight_tying"),
+    *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "velora_config"),
+}
+
+
+def test_every_setting_of_peft_is_read_or_of_no_effect(base, tmp_path, monkeypatch):
+    peft = pytest.importorskip("peft", reason="needs the [test] extra's peft")
+    name, folder = base
+    model, ours = adapted(folder, LORA[name])
+    save_adapters(ours, model.config, tmp_path)
+    read = set()
+
+    class Recorded(dict):
+        def get(self, key, default=None):
+            read.add(key)
+            return super().get(key, default)
+
+    monkeypatch.setattr(adapters, "read_json", lambda *arguments: Recorded(read_json(*arguments)))
+    load_adapters(tmp_path, model.config)
+    assert not {field.name for field in dataclasses.fields(peft.LoraConfig)} - read - NO_EFFECT
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])

@@ -345,6 +345,13 @@ def test_content_is_what_loading_reads_and_nothing_else(untied, tmp_path, max_sh
     assert content(folder / "config.json") == {"config.json": sums["config.json"]}
 
 
+def test_one_file_is_read_before_an_index_as_transformers_does(untied, tmp_path):
+    save_language_model(untied, tmp_path / "saved")
+    (tmp_path / "saved" / "model.safetensors.index.json").write_text("not read")
+    _same_parameters(load_language_model(tmp_path / "saved"), untied)
+    assert content(tmp_path / "saved").keys() == {"config.json", "model.safetensors"}
+
+
 def test_a_missing_shard_is_named(untied, tmp_path):
     save_language_model(untied, tmp_path / "many", max_shard_bytes=2000)
     shutil.move(next((tmp_path / "many").glob("model-00002*")), tmp_path / "elsewhere")

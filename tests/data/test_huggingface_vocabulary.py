@@ -292,6 +292,7 @@ def test_a_folder_with_both_gives_its_sentencepiece_model(folders, shared_dir, t
         ({"tokenizer_config.json": {"eos_token": None}, "config.json": {"eos_token_id": 3}}, "says what ends a text"),
         ({"tokenizer_config.json": {"eos_token": "<end>"}}, r"tokenizer_config\.json: eos_token is '<end>', which"),
         ({"tokenizer_config.json": {"eos_token": 3}}, "eos_token is 3, which"),
+        ({"tokenizer_config.json": {"eos_token": "\ud800"}}, r"eos_token is '\\ud800', which"),
         ({"tokenizer_config.json": {"eos_token": {"id": 3}}}, "eos_token is {'id': 3}, which"),
         ({"config.json": {"eos_token_id": 9999}}, r"config\.json: eos_token_id is 9999, which"),
         ({"config.json": {"eos_token_id": -1}}, "eos_token_id is -1, which"),

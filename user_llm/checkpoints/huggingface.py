@@ -106,8 +106,13 @@ def content(name: str | Path) -> dict[str, dict[str, Any]]:
         return checksums(Path(name).parent, [Path(name).name])
     folder = resolve(name)
     _read_json(folder / CONFIG_NAME)
-    index = [INDEX_NAME] if (folder / INDEX_NAME).exists() else []
+    index = [INDEX_NAME] if _has_index(folder) else []
     return checksums(folder, [CONFIG_NAME, *index, *_weight_names(folder)])
+
+
+def _has_index(folder: Path) -> bool:
+    """Whether the weights are where an index says: where there is one file, `transformers` looks for no index."""
+    return (folder / INDEX_NAME).exists() and not (folder / WEIGHTS_NAME).is_file()
 
 
 def load_language_model(
@@ -183,7 +188,8 @@ def _open_weights(folder: Path) -> Iterator[tuple[dict[Path, Any], dict[str, Pat
 def _weight_names(folder: Path) -> list[str]:
     """The names of the safetensors in `folder`: one, or those in the index."""
     names = [WEIGHTS_NAME]
-    if (index := folder / INDEX_NAME).exists():
+    if _has_index(folder):
+        index = folder / INDEX_NAME
         weight_map = _read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(f"{index} has no weight_map from keys to files: {ANEW}")

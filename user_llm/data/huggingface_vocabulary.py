@@ -98,8 +98,10 @@ class HuggingFaceVocabulary(Vocabulary):
             token = token.get("content", token) if isinstance(token, dict) else token
             if token is None:
                 return -1
-            found = self.tokenizer.token_to_id(token) if isinstance(token, str) else None
-            if found is None:
+            # Half a character, with which the library cannot be asked, is no token either.
+            written = token.encode(errors="backslashreplace").decode() if isinstance(token, str) else ""
+            found = self.tokenizer.token_to_id(written)
+            if found is None or written != token:
                 raise self._unknown(TOKENIZER_CONFIG, f"{name}_token is {token!r}")
             return found
         for file in _ID_FILES:
