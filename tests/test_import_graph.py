@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "tfds_builders": (),
     "user_llm.errors": ("tfds_builders",),  # the base class of our errors, which builders raise too
     "user_llm.registry": ("user_llm.errors",),
-    "user_llm.files": (),
+    "user_llm.files": ("tfds_builders",),  # what builders write with, too
     "user_llm.host": (),
     "user_llm.quiet_tensorflow": (),
     "user_llm.config": ("user_llm.errors",),
