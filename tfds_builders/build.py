@@ -6,8 +6,8 @@ TFDS's own command does the same but needs packages (apache_beam, mlcroissant) t
 import argparse
 import dataclasses
 import logging
+import os
 import sys
-from pathlib import Path
 
 import tensorflow_datasets as tfds
 
@@ -118,7 +118,7 @@ def main(arguments: list[str]) -> int:
     family, _, name = options.dataset.partition("/")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        if options.manual_dir is not None and not Path(options.manual_dir).expanduser().is_dir():
+        if options.manual_dir is not None and not os.path.isdir(os.path.expanduser(options.manual_dir)):
             raise UserError(f"manual_dir {options.manual_dir!r} is no folder: name one, or leave it out.")
         builder = builder_of(
             options.dataset,

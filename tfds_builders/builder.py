@@ -146,8 +146,6 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 if not built.is_finished(self.data_path):
                     self._build(**kwargs)
                     return
-        if not self.info.metadata:  # another process has built it since this builder was made
-            self.info.read_from_directory(self.data_dir)
         self._check_prepared()
 
     def _build(self, **kwargs) -> None:
@@ -177,8 +175,12 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             shutil.rmtree(family / ".config", ignore_errors=True)
 
     def _check_prepared(self) -> None:
-        metadata = self.info.metadata
         advice = "Use another data_dir, or delete that folder to build anew."
+        if not all((self.data_path / name).is_file() for name in ("dataset_info.json", "metadata.json")):
+            raise UserError(f"{self.data_dir} is there but holds no dataset. {advice}")
+        if not self.info.metadata:  # another process has built it since this builder was made
+            self.info.read_from_directory(self.data_dir)
+        metadata = self.info.metadata
         if self._simulated and metadata["simulated"] != dataclasses.asdict(self._simulated):
             raise UserError(f"{self.data_dir} was built with {metadata['simulated']}, not {self._simulated}. {advice}")
         if metadata["options"] != self._options:

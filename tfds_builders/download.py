@@ -1,6 +1,7 @@
 """Where the files of a release come from: the folder for manual downloads, or TFDS's download."""
 
 import contextlib
+import ssl
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -48,4 +49,7 @@ def _ask(url: str) -> None:
         urllib.request.urlopen(request, timeout=_SECONDS_TO_ANSWER).close()
     except urllib.error.HTTPError as answer:
         if answer.code >= 500:  # TFDS tries again; of all others it says at once what is wrong
+            raise
+    except urllib.error.URLError as error:
+        if not isinstance(error.reason, ssl.SSLError):  # it has answered, and TFDS brings certificates of its own
             raise

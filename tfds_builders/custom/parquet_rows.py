@@ -41,7 +41,7 @@ class ParquetRows:
         self._name = name
         self._columns = columns
         self._report = report
-        self._problem: Exception | None = None
+        self._problem: MalformedSourceError | None = None
         if not path.is_file():
             raise MalformedSourceError(f"{path} does not exist or is no file.")
         try:
@@ -64,9 +64,12 @@ class ParquetRows:
                 for batch in self._file.iter_batches(columns=list(self._columns.values())):
                     yield self._batch(batch, before)
                     before += len(batch)
-        except (OSError, pa.ArrowException) as error:
+        except MalformedSourceError as error:
             self._problem = error
             raise
+        except (OSError, pa.ArrowException) as error:
+            self._problem = self._unreadable()
+            raise self._problem from error
         self._report.rows[self._name] = before
 
     def finish(self) -> None:
@@ -76,7 +79,7 @@ class ParquetRows:
           MalformedSourceError: the file cannot be read to its end.
         """
         if self._problem:
-            raise self._unreadable() from self._problem
+            raise self._problem
 
     def _unreadable(self) -> MalformedSourceError:
         return MalformedSourceError(f"{self._name} is truncated, damaged or no Parquet file: fetch or write it again.")
@@ -103,7 +106,10 @@ class ParquetRows:
                     self._report.reject(self._name, f"{column} is not text or a whole number", found, len(wrong))
                 good &= whole
                 values = pc.if_else(whole, values, None)
-            columns[role] = values.cast(self.schema.field(role).type)
+            try:
+                columns[role] = values.cast(self.schema.field(role).type)
+            except pa.ArrowInvalid as error:
+                raise MalformedSourceError(f"{self._name}: column {column} holds bytes that are no UTF-8.") from error
         return pa.record_batch(columns, schema=self.schema).filter(pa.array(good))
 
 
