@@ -1,6 +1,5 @@
 """Files of one JSON object a line, read into DuckDB out of core: every row keeps its line, none is lost in silence."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +14,7 @@ from tfds_builders.sql import identifier, literal
 
 
 class Kind(NamedTuple):
-    """What the values of a key may be, besides missing or null; SQL with `{0}` for the value as JSON.
+    """What the values of a key may be, besides missing or null; SQL of a value's `{type}` in JSON and its `{text}`.
 
     Attributes:
       wrong: whether a value is of another kind.
@@ -30,28 +29,28 @@ class Kind(NamedTuple):
 
 _NO_TEXT = "('OBJECT', 'ARRAY', 'BOOLEAN')"
 _LIST_OF_OTHERS = (
-    f"len(list_filter(from_json({{0}}, '[\"JSON\"]'), lambda part: coalesce(json_type(part), '') IN {_NO_TEXT})) > 0"
+    f"len(list_filter(from_json({{text}}, '[\"JSON\"]'), lambda part: coalesce(json_type(part), '') IN {_NO_TEXT})) > 0"
 )
 
-TEXT = Kind(f"json_type({{0}}) IN {_NO_TEXT}", "text or a number", "{0}->>'$'")
+TEXT = Kind(f"{{type}} IN {_NO_TEXT}", "text or a number", "{text}")
 """Comes as it is written: a number as text, for the caller to check."""
 ID = Kind(
-    f"json_type({{0}}) IN {_NO_TEXT} "
-    r"OR json_type({0}) <> 'VARCHAR' AND NOT regexp_full_match({0}->>'$', '-?[0-9]+|-?[0-9]{{1,15}}\.0+')",
+    f"{{type}} IN {_NO_TEXT} "
+    r"OR {type} NOT IN ('VARCHAR', 'NULL') AND NOT regexp_full_match({text}, '-?[0-9]+|-?[0-9]{{1,15}}\.0+')",
     "text or a whole number",
-    r"CASE json_type({0}) WHEN 'DOUBLE' THEN regexp_replace({0}->>'$', '\.0+$', '') ELSE {0}->>'$' END",
+    r"CASE {type} WHEN 'DOUBLE' THEN regexp_replace({text}, '\.0+$', '') ELSE {text} END",
 )
 """Comes as text; 7.0, as tables with gaps write 7, is "7"."""
 LIST = Kind(
-    f"CASE WHEN json_type({{0}}) = 'ARRAY' THEN {_LIST_OF_OTHERS} ELSE {{0}} IS NOT NULL END",
+    f"CASE WHEN {{type}} = 'ARRAY' THEN {_LIST_OF_OTHERS} ELSE {{type}} <> 'NULL' END",
     "a list of text",
-    "from_json({0}, '[\"VARCHAR\"]')",
+    "CASE {type} WHEN 'ARRAY' THEN from_json({text}, '[\"VARCHAR\"]') END",
 )
 """Comes as VARCHAR[]."""
 TEXT_OR_LIST = Kind(
-    f"CASE WHEN json_type({{0}}) = 'ARRAY' THEN {_LIST_OF_OTHERS} ELSE json_type({{0}}) IN {_NO_TEXT} END",
+    f"CASE WHEN {{type}} = 'ARRAY' THEN {_LIST_OF_OTHERS} ELSE {{type}} IN {_NO_TEXT} END",
     "text or a list of text",
-    "{0}",
+    "CASE {type} WHEN 'ARRAY' THEN CAST({text} AS JSON) ELSE to_json({text}) END",
 )
 """Comes as JSON."""
 
@@ -101,14 +100,16 @@ def load_json_lines(
 
 
 def _query(fields: Mapping[str, Kind], table: str) -> str:
-    shape = literal(json.dumps(dict.fromkeys(fields, "JSON")))
-    values = {key: f'"row".{identifier(key)}' for key in fields}
+    paths = ", ".join(literal("/" + key.replace("~", "~0").replace("/", "~1")) for key in fields)  # as JSON Pointer
+    keys = ", ".join(map(literal, fields))
+    places = {key: {"type": f"types[{place}]", "text": f"texts[{place}]"} for place, key in enumerate(fields, start=1)}
     wrong = " ".join(
-        f"WHEN {kind.wrong.format(values[key])} THEN {literal(f'{key} is not {kind.expected}')}"
+        f"WHEN {kind.wrong.format(**places[key])} THEN {literal(f'{key} is not {kind.expected}')}"
         for key, kind in fields.items()
     )
-    columns = ", ".join(f"{kind.value.format(values[key])} AS {identifier(key)}" for key, kind in fields.items())
-    # A line is parsed where it is an object; the guards stand in CASE, which looks at no branch it does not take.
+    columns = ", ".join(f"{kind.value.format(**places[key])} AS {identifier(key)}" for key, kind in fields.items())
+    # A line is parsed where it is an object; the guards stand in CASE, which looks at no branch it does not take. All
+    # keys are taken at once, as every function parses the line anew.
     return f"""
         CREATE TABLE {table} AS
         WITH stripped AS (
@@ -119,16 +120,25 @@ def _query(fields: Mapping[str, Kind], table: str) -> str:
                 WHEN NOT utf8 THEN 'not utf-8'
                 WHEN NOT json_valid(text) THEN 'not JSON'
                 WHEN json_type(text) <> 'OBJECT' THEN 'not a JSON object'
-                WHEN len(list_distinct(json_keys(text))) < len(json_keys(text)) THEN 'a key stands twice'
-            END AS broken
+            END AS unreadable
             FROM stripped WHERE trim(text) <> ''
         ),
         parsed AS (
-            SELECT line, broken, text, CASE WHEN broken IS NULL THEN json_transform(text, {shape}) END AS "row"
+            SELECT
+                line, text, unreadable,
+                CASE WHEN unreadable IS NULL THEN json_type(text, [{paths}]) END AS types,
+                CASE WHEN unreadable IS NULL THEN json_extract_string(text, [{paths}]) END AS texts,
+                CASE WHEN unreadable IS NULL
+                    THEN len(list_filter(json_keys(text), lambda key: key IN ({keys}))) END AS num_keys
             FROM checked
         ),
         typed AS (
-            SELECT line, text, "row", CASE WHEN broken IS NOT NULL THEN broken {wrong} END AS broken FROM parsed
+            SELECT line, text, types, texts, CASE
+                WHEN unreadable IS NOT NULL THEN unreadable
+                WHEN num_keys > len(list_filter(types, lambda kind: kind IS NOT NULL)) THEN 'a key stands twice'
+                {wrong}
+            END AS broken
+            FROM parsed
         )
         SELECT line, {columns}, broken, CASE WHEN broken IS NOT NULL THEN text[:{QUOTED_CHARACTERS}] END AS found
         FROM typed
