@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "user_llm.errors": ("tfds_builders",),  # the base class of our errors, which builders raise too
     "user_llm.registry": ("user_llm.errors",),
     "user_llm.arguments": ("user_llm.errors",),
-    "user_llm.files": ("user_llm.errors",),
+    "user_llm.files": ("tfds_builders",),  # what builders write with, too
     "user_llm.host": ("user_llm.errors",),
     "user_llm.quiet_tensorflow": (),
     "user_llm.schema": (),

@@ -6,10 +6,12 @@ TFDS's own command does the same but needs packages (apache_beam, mlcroissant) t
 import argparse
 import dataclasses
 import logging
+import os
 import sys
 
 import tensorflow_datasets as tfds
 
+from tfds_builders import built
 from tfds_builders.builder import TimelineBuilder
 from tfds_builders.custom import command as custom_command
 from tfds_builders.errors import UserError, show
@@ -82,8 +84,19 @@ def parse_options(builder: type[TimelineBuilder], settings: list[str]) -> dict[s
     return options
 
 
+def verify(builder: TimelineBuilder) -> str:
+    """Compares every byte of a built dataset with what its build wrote; returns what was compared.
+
+    Raises:
+      UserError: it is not built, or has changed.
+    """
+    if not built.is_finished(builder.data_path):
+        raise UserError(f"{builder.data_path} is not there, or was not built to its end: build it without --verify.")
+    return built.check(builder.data_path, sampled=False)
+
+
 def main(arguments: list[str]) -> int:
-    """Runs the command; returns its exit status: 0, or 1 with the error on stderr."""
+    """Runs the command; returns its exit status: 0, or another with the error on stderr, `BUSY` or 1."""
     parser = argparse.ArgumentParser(
         prog="python -m tfds_builders.build",
         description="Builds a dataset of one timeline per user, and prints what went into it.",
@@ -99,11 +112,14 @@ def main(arguments: list[str]) -> int:
         "--simulated", nargs="*", metavar="name=value", help="settings of the simulation, such as num_users=5000"
     )
     parser.add_argument("--option", nargs="*", default=[], metavar="name=value", help="options of the dataset")
+    parser.add_argument("--verify", action="store_true", help="build nothing, but check every byte of what is built")
     custom_command.add_arguments(parser)
     options = parser.parse_args(arguments)
     family, _, name = options.dataset.partition("/")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
+        if options.manual_dir is not None and not os.path.isdir(os.path.expanduser(options.manual_dir)):
+            raise UserError(f"manual_dir {options.manual_dir!r} is no folder: name one, or leave it out.")
         builder = builder_of(
             options.dataset,
             config=custom_command.config_from_arguments(name, options) if custom_command.given(options) else None,
@@ -113,9 +129,12 @@ def main(arguments: list[str]) -> int:
             simulated=None if options.simulated is None else parse_simulated(options.simulated),
             options=parse_options(FAMILIES.get(family, TimelineBuilder), options.option),
         )
+        if options.verify:
+            print(verify(builder))
+            return 0
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=options.manual_dir))
     except Exception as error:
-        return show(error, doing=f"{options.dataset} was not built")
+        return show(error, doing=f"{options.dataset} was not {'verified' if options.verify else 'built'}")
     print(summary_text(builder.info.metadata))
     return 0
 

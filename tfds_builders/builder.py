@@ -12,9 +12,12 @@ from typing import Any, ClassVar
 import duckdb
 import tensorflow_datasets as tfds
 
+from tfds_builders import built, timelines
 from tfds_builders import source as source_lib
-from tfds_builders import timelines
-from tfds_builders.errors import Unreachable, UserError
+from tfds_builders.columns import write_columns
+from tfds_builders.download import download, manual_file
+from tfds_builders.errors import UserError
+from tfds_builders.locks import clear_partial, owned
 from tfds_builders.malformed import MalformedSourceError, RowReport
 from tfds_builders.simulated import SimulatedConfig
 
@@ -32,13 +35,16 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     (entry 0 of each is padding), `has_reviews`, `fingerprint` (sha256 of the raw files), `simulated` (its settings,
     or null), `options` and `summary` (rows read, kept and rejected by reason; users, items, lengths, windows).
 
+    Beside the records stand the columns (`columns.py`) and `checksums.json` (`built.py`).
+
     Kept out of TFDS's registry, where other datasets have such names: use the class, not `tfds.load`.
     """
 
-    VERSION = tfds.core.Version("1.1.0")
+    VERSION = tfds.core.Version("1.2.0")
     RELEASE_NOTES: ClassVar = {
         "1.0.0": "One timeline per user, the catalogue as metadata.",
         "1.1.0": "The metadata say whether there are reviews, and with which options the dataset was built.",
+        "1.2.0": "Flat columns and checksums of all files stand beside the records.",
     }
     OPTIONS: ClassVar[Mapping[str, int | str]] = {}
     """What else decides about a family's build: name → default."""
@@ -65,6 +71,9 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         Raises:
           UserError: an argument is out of range or does not belong to the config.
         """
+        for argument, path in (("raw_path", raw_path), ("data_dir", kwargs.get("data_dir"))):
+            if path is not None and not os.fspath(path):
+                raise UserError(f"{argument} is empty: name a path, or leave it out.")
         super().__init__(**kwargs)
         name = self.builder_config.name
         if not 0 <= max_malformed < 1:
@@ -76,6 +85,10 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         if unknown := sorted(set(options or {}) - set(self.OPTIONS)):
             known = f"expected some of {', '.join(self.OPTIONS)}" if self.OPTIONS else "this dataset has none"
             raise UserError(f"unknown option {', '.join(unknown)}: {known}.")
+        for option, value in (options or {}).items():
+            if type(value) is not type(self.OPTIONS[option]) or (isinstance(value, int) and value < 0):
+                kind = "a whole number from 0" if isinstance(self.OPTIONS[option], int) else "text"
+                raise UserError(f"option {option} must be {kind}, got {value!r}.")
         if isinstance(simulated, dict):
             simulated = SimulatedConfig(**simulated)
         self._simulated = (simulated or SimulatedConfig()) if name == SIMULATED else None
@@ -113,29 +126,61 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     # What is the same for all.
 
-    def download_and_prepare(self, **kwargs) -> None:
+    def download_and_prepare(self, *, wait: bool = False, **kwargs) -> None:
         """As in TFDS; but a dataset prepared from another source is an error, never silently used.
 
+        A dataset that is there is only read. To build one, this process owns the folder of the config.
+
+        Args:
+          wait: whether to wait for another process that is building it.
+          **kwargs: as in TFDS.
+
         Raises:
+          Busy: another process is building it.
           UserError: `data_dir` holds this config built from other data, with other options, or with more malformed
-            rows than allowed.
+            rows than allowed; or its files have changed.
           MalformedSourceError: the source cannot be used; nothing of the dataset is left in `data_dir`.
         """
+        if not built.is_finished(self.data_path):
+            with owned(self.data_path.parent, wait=wait):
+                if not built.is_finished(self.data_path):
+                    self._build(**kwargs)
+                    return
+        self._check_prepared()
+
+    def _build(self, **kwargs) -> None:
+        """Builds the dataset, or what is missing of it where a process was killed; for the owner of the folder."""
+        folder = self.data_path.parent
+        for left in folder.glob(f"incomplete.*_{self.version}"):  # where TFDS was killed
+            shutil.rmtree(left)
+        clear_partial(folder)
         if self.data_path.exists():
             self._check_prepared()
-        try:
-            super().download_and_prepare(**kwargs)
-        except (OSError, ValueError):
-            # Another process may have built it meanwhile: fine, where it read the same.
-            if not self.data_path.exists() or self._prepared_fingerprint() != self.info.metadata["fingerprint"]:
+        else:
+            try:
+                super().download_and_prepare(**kwargs)
+            except BaseException:
+                self._clear_failed()
                 raise
+        write_columns(self.data_path)
+        built.finish(self.data_path)
 
-    def _prepared_fingerprint(self) -> str:
-        return tfds.builder_from_directory(self.data_dir).info.metadata["fingerprint"]
+    def _clear_failed(self) -> None:
+        """Deletes what TFDS makes before it builds, where there is nothing in it."""
+        for folder in ("downloads/extracted", "downloads"):
+            with contextlib.suppress(OSError):  # something is in it
+                (Path(self.data_dir_root) / folder).rmdir()
+        family = self.data_path.parent.parent
+        if not any(family.glob("*/*/dataset_info.json")):
+            shutil.rmtree(family / ".config", ignore_errors=True)
 
     def _check_prepared(self) -> None:
-        metadata = self.info.metadata
         advice = "Use another data_dir, or delete that folder to build anew."
+        if not all((self.data_path / name).is_file() for name in ("dataset_info.json", "metadata.json")):
+            raise UserError(f"{self.data_dir} is there but holds no dataset. {advice}")
+        if not self.info.metadata:  # another process has built it since this builder was made
+            self.info.read_from_directory(self.data_dir)
+        metadata = self.info.metadata
         if self._simulated and metadata["simulated"] != dataclasses.asdict(self._simulated):
             raise UserError(f"{self.data_dir} was built with {metadata['simulated']}, not {self._simulated}. {advice}")
         if metadata["options"] != self._options:
@@ -153,6 +198,9 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 )
 
     def _info(self) -> tfds.core.DatasetInfo:
+        # TFDS asks for it before it reads what is there, of which it says nothing where it is damaged.
+        if built.is_finished(self.data_path):
+            built.check(self.data_path)
         return self.dataset_info_from_configs(
             features=timelines.FEATURES,
             metadata=tfds.core.MetadataDict(),
@@ -194,7 +242,7 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         if self._raw_path:
             logger.info("Reading %s", self._raw_path)
             return source_lib.stage(self._raw_path, self._files(), work, self._optional_files())
-        found = {name: _manual(dl_manager, name) or _download(dl_manager, url) for name, url in self._urls().items()}
+        found = {name: manual_file(dl_manager, name) or download(dl_manager, url) for name, url in self._urls().items()}
         logger.info("Reading %s", ", ".join(map(str, found.values())))
         if set(found) == set(self._files()):
             return found
@@ -206,19 +254,3 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             for key, (user_id, events) in enumerate(timelines.iterate_timelines(connection)):
                 yield key, {"user_id": user_id, "events": events}
         shutil.rmtree(work)
-
-
-def _manual(dl_manager: tfds.download.DownloadManager, name: str) -> Path | None:
-    """A file of a release, or the folder its zip unpacks to, where somebody has put it into the manual folder."""
-    with contextlib.suppress(AssertionError):  # TFDS's answer to a manual folder that is missing or empty
-        for path in (dl_manager.manual_dir / name.removesuffix(".zip"), dl_manager.manual_dir / name):
-            if path.exists():
-                return Path(path)
-    return None
-
-
-def _download(dl_manager: tfds.download.DownloadManager, url: str) -> Path:
-    try:
-        return Path(dl_manager.download(url))
-    except OSError as error:
-        raise Unreachable(f"{url} cannot be fetched ({error}). Fetch it elsewhere and give raw_path.") from error

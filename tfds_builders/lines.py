@@ -1,40 +1,36 @@
 """A text file's lines with their numbers, in blocks, so that nothing is ever held whole."""
 
-import gzip
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from tfds_builders.malformed import MalformedSourceError
+from tfds_builders.text_file import DAMAGE, damaged, open_text
 
 LINES = pa.schema({"line": pa.int64(), "text": pa.string(), "utf8": pa.bool_()})
 
 _BLOCK_BYTES = 1 << 24
 
 
-def read_lines(path: Path) -> Iterator[pa.RecordBatch]:
-    """Yields batches of `LINES`: lines with their ends and their numbers from 1; `.gz` files are unpacked.
+def read_lines(path: Path, name: str | None = None) -> Iterator[pa.RecordBatch]:
+    """Yields batches of `LINES`: lines with their ends and their numbers from 1, of a file as `open_text` opens it.
 
     A byte that is no UTF-8 must not stop the reading of the other lines: such a line has "?" for its bytes that are
     no ASCII, and `utf8` is false.
 
     Raises:
-      MalformedSourceError: a gzip file is truncated or damaged.
+      MalformedSourceError: see `open_text`, or a gzip file is truncated or damaged.
     """
     line = 1
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        with open_text(path, name) as file:
             while block := file.read(_BLOCK_BYTES) + file.readline():
                 batch = _batch(block, line)
                 yield batch
                 line += len(batch)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise MalformedSourceError(
-            f"{path.name} is a truncated or damaged gzip file ({error}), after line {line - 1:,}: fetch it again."
-        ) from error
+    except DAMAGE as error:
+        raise damaged(name or path.name, line - 1, error) from error
 
 
 def _batch(block: bytes, first: int) -> pa.RecordBatch:

@@ -38,7 +38,8 @@ class RowReport:
         """
         self._rejected[file][reason] += len(found) if count is None else count
         examples = self._examples[file, reason]
-        examples.extend(f"line {line}: {text}" for line, text in found[: EXAMPLES_PER_REASON - len(examples)])
+        shown = found[: EXAMPLES_PER_REASON - len(examples)]
+        examples.extend(f"line {line}: {_printable(text)}" for line, text in shown)
 
     def apply_rule(self, file: str, rule: str, count: int, *, dropped: bool) -> None:
         """Counts rows of `file` that fall under a rule, in words; `dropped` ones are no part of the dataset.
@@ -103,3 +104,8 @@ class RowReport:
             }
             for file, rows in self.rows.items()
         }
+
+
+def _printable(text: str) -> str:
+    """Text that a terminal shows and does not obey."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

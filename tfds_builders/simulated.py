@@ -69,6 +69,8 @@ class SimulatedConfig:
     def __post_init__(self):
         if self.num_users < 1:
             raise UserError(f"num_users must be at least 1, got {self.num_users}.")
+        if self.seed < 0:
+            raise UserError(f"seed must be a whole number from 0, got {self.seed}.")
         if not 1 <= self.min_events <= self.mean_events <= self.max_events:
             raise UserError(
                 "Expected 1 <= min_events <= mean_events <= num_items / 2 (who has seen most has no choice left), "

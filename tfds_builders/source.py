@@ -3,21 +3,29 @@
 import hashlib
 import shutil
 import zipfile
-import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from tfds_builders.malformed import MalformedSourceError
+from tfds_builders.text_file import DAMAGE
 
 _CHUNK = 1 << 20
+_ZIP = b"PK"
+_ENCRYPTED = 1  # a bit of a zip member's flags
 
 
 def fingerprint(files: Mapping[str, Path]) -> str:
-    """sha256 over the content of the files, each as it is published, in the order of `files`."""
+    """sha256 over the content of the files, each as it is published, in the order of `files`.
+
+    Raises:
+      MalformedSourceError: one is missing or no file.
+    """
     digests = []
     for path in files.values():
+        if not path.is_file():
+            raise MalformedSourceError(f"{path} does not exist or is no file.")
         with path.open("rb") as file:
             digests.append(hashlib.file_digest(file, "sha256").hexdigest())
     return _combined(digests)
@@ -46,7 +54,7 @@ def stage(source: Path, names: Sequence[str], folder: Path, optional: Collection
       optional: names that may be missing.
 
     Raises:
-      MalformedSourceError: the source does not exist, is a truncated or damaged zip, or lacks a file.
+      MalformedSourceError: the source does not exist, is no zip that can be unpacked, or lacks a file.
     """
     names = _present(source, names, optional)
     if source.is_dir():
@@ -67,6 +75,8 @@ def _present(source: Path, names: Sequence[str], optional: Collection[str]) -> l
         raise MalformedSourceError(
             f"{source} does not exist: give a zip or a folder that holds {', '.join(names)}, as published."
         )
+    if not source.is_dir():
+        _check_zip(source, names)
     return [name for name in names if name not in optional or _members(source, name)]
 
 
@@ -77,8 +87,17 @@ def _members(source: Path, name: str) -> list:
     try:
         with zipfile.ZipFile(source) as archive:
             return [member for member in archive.namelist() if member.rsplit("/", 1)[-1] == name]
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (zipfile.BadZipFile, *DAMAGE) as error:
         raise _damaged(source, error) from error
+
+
+def _check_zip(source: Path, names: Sequence[str]) -> None:
+    expected = f"expected a zip, or the folder that holds {', '.join(names)}."
+    if not source.is_file():
+        raise MalformedSourceError(f"{source} is neither a file nor a folder: {expected}")
+    with source.open("rb") as file:
+        if file.read(len(_ZIP)) != _ZIP:
+            raise MalformedSourceError(f"{source} is no zip: {expected}")
 
 
 @contextmanager
@@ -91,9 +110,16 @@ def _open(source: Path, name: str) -> Iterator[BinaryIO]:
     if len(members) != 1:
         raise MalformedSourceError(f"{source} holds {len(members)} files named {name}, expected one.")
     try:
-        with zipfile.ZipFile(source) as archive, archive.open(members[0]) as file:
-            yield file
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        with zipfile.ZipFile(source) as archive:
+            if archive.getinfo(members[0]).flag_bits & _ENCRYPTED:
+                raise MalformedSourceError(f"{source} is encrypted: unpack it, and give the folder.")
+            with archive.open(members[0]) as file:
+                yield file
+    except NotImplementedError as error:
+        raise MalformedSourceError(
+            f"{source} is packed in a way that is not supported ({error}): unpack it, and give the folder."
+        ) from error
+    except (zipfile.BadZipFile, *DAMAGE) as error:
         raise _damaged(source, error) from error
 
 

@@ -5,6 +5,8 @@ import html
 import duckdb
 import pyarrow as pa
 
+from tfds_builders.sql import CONTROL_CHARACTERS
+
 _TAG = "</?[a-zA-Z!][^<>]*>"
 """An HTML tag. A "<3" is none."""
 
@@ -12,8 +14,8 @@ _TAG = "</?[a-zA-Z!][^<>]*>"
 def add_functions(connection: duckdb.DuckDBPyConnection) -> None:
     """Gives `connection` the SQL functions `one_line(text)` and `many_lines(text)`.
 
-    Both undo HTML entities, drop tags and the spaces around; `many_lines` keeps line breaks, `one_line` makes them
-    spaces. Null becomes "".
+    Both undo HTML entities, drop tags and the spaces around, and make control characters spaces; `many_lines` keeps
+    line breaks, `one_line` makes them spaces. Null becomes "".
     """
 
     def unescape(texts: pa.ChunkedArray) -> pa.Array:
@@ -23,7 +25,7 @@ def add_functions(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute(f"""
         CREATE TEMP MACRO without_html(text) AS regexp_replace(
             CASE WHEN contains(text, '&') THEN unescape_entities(text) ELSE coalesce(text, '') END,
-            '{_TAG}', ' ', 'g'
+            '{_TAG}|{CONTROL_CHARACTERS}', ' ', 'g'
         )
     """)
     connection.execute(r"""

@@ -1,4 +1,4 @@
-"""Reviews come from the dataset event by event, whatever becomes of their cache."""
+"""Reviews come from the dataset event by event."""
 
 import gzip
 import json
@@ -6,8 +6,6 @@ import json
 import numpy as np
 import pytest
 
-from user_llm.data import columns
-from user_llm.data.columns import ReviewTexts
 from user_llm.data.timelines import load_timelines
 
 TEXTS = ("Great", "", "zwei\nZeilen", "日本", None, "a &amp; b", "last")
@@ -41,28 +39,6 @@ def test_reviews_are_those_of_the_file(table):
     assert table.reviews(np.arange(len(table.item))) == written(table)
     assert table.reviews(np.array([4, 4, 0])) == [written(table)[place] for place in (4, 4, 0)]
     assert table.reviews(np.array([], int)) == []
-
-
-def test_the_cache_is_read_and_rebuilt_when_broken(table, tmp_path):
-    (cache,) = table.review_texts._data_dir.glob("reviews-*")
-    texts = ReviewTexts(table.review_texts._data_dir, table.fingerprint)
-    characters = np.load(cache / "characters.npy")
-    np.save(cache / "characters.npy", np.where(characters == ord("G"), ord("g"), characters).astype(np.uint8))
-    assert "great" in texts(np.arange(len(table.item)))  # it is what is read
-    (cache / "characters.npy").write_bytes(b"broken")
-    again = ReviewTexts(table.review_texts._data_dir, table.fingerprint)
-    assert again(np.arange(len(table.item))) == written(table)
-    assert (np.load(cache / "characters.npy") == characters).all()
-
-
-def test_a_folder_that_takes_no_cache_still_gives_reviews(table, caplog, monkeypatch):
-    def refuse(path):
-        raise OSError("read-only")
-
-    texts = ReviewTexts(table.review_texts._data_dir, "another fingerprint")
-    monkeypatch.setattr(columns, "replacing", refuse)
-    assert texts(np.arange(len(table.item))) == written(table)
-    assert "not cached" in caplog.text
 
 
 def test_a_dataset_without_reviews_says_so(tmp_path):

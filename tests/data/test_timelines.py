@@ -4,7 +4,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from user_llm.data import columns
+from tfds_builders.locks import owned
 from user_llm.data.timelines import Catalogue, load_timelines
 
 MOVIES = [(10, "Heat (1995)", "Action|Crime"), (7, "Emma (1996)", "Comedy"), (9, "Emma (1996)", "(no genres listed)")]
@@ -93,39 +93,15 @@ def test_real_release(shared_dir, tmp_path):
     np.testing.assert_array_equal(ours, raw[order])
 
 
-def test_cache_gives_the_same_and_is_rebuilt_when_stale_or_broken(tmp_path, monkeypatch):
+def test_what_is_built_is_only_read(tmp_path):
     raw = write_release(tmp_path / "raw", RATINGS)
     table = load(raw, tmp_path / "data")
-    (cache,) = (tmp_path / "data").rglob("columns.npz")
-    whole = cache.read_bytes()
-    decoded = []
-    read_columns = columns._read_columns
-    monkeypatch.setattr(columns, "_read_columns", lambda dataset: decoded.append(1) or read_columns(dataset))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")}
     assert_same(load(raw, tmp_path / "data"), table)
-    assert not decoded
-    with np.load(cache) as stored:
-        stale = dict(stored) | {"fingerprint": np.array("another"), "item": np.zeros(6, np.int32)}
-    np.savez(cache, **stale)
-    for damage in (None, whole[: len(whole) // 2], b""):
-        if damage is not None:
-            cache.write_bytes(damage)
-        decoded.clear()
+    with owned(tmp_path / "data" / "movielens" / "latest_small"):  # no lock is taken
+        before |= {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob(".*")}
         assert_same(load(raw, tmp_path / "data"), table)
-        assert decoded
-        assert cache.read_bytes() == whole
-    assert [path.name for path in cache.parent.iterdir() if "partial" in path.name] == []
-
-
-def test_a_folder_that_takes_no_cache_still_loads(tmp_path, caplog):
-    raw = write_release(tmp_path / "raw", RATINGS)
-    table = load(raw, tmp_path / "data")
-    (cache,) = (tmp_path / "data").rglob("columns.npz")
-    cache.unlink()
-    cache.mkdir()  # nothing can be written over a folder, not even by root
-    (cache / "file").touch()
-    assert_same(load(raw, tmp_path / "data"), table)
-    assert "not cached" in caplog.text
-    assert [path.name for path in cache.parent.iterdir() if "partial" in path.name] == []
+        assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")} == before
 
 
 def test_another_source_under_the_same_name_is_refused(tmp_path):

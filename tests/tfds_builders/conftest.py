@@ -24,3 +24,9 @@ def write_release(tmp_path):
         return folder
 
     return write
+
+
+@pytest.fixture(autouse=True)
+def network(monkeypatch):
+    """None: a test says itself what TFDS's download gives."""
+    monkeypatch.setattr("tfds_builders.download._ask", lambda url: None)

@@ -231,7 +231,9 @@ def test_rows_of_2014_are_literals_and_never_evaluated(write, tmp_path, caplog):
         "['asin', 'B5']",
     ]
     folder = write([review(asin=f"B{n}") for n in (1, 2, 3)], metadata, year=2014)
-    with pytest.raises(MalformedSourceError, match="not a Python literal: 3") as caught:
+    with pytest.raises(
+        MalformedSourceError, match="not a Python literal of text, with a list of lists as categories: 3"
+    ) as caught:
         build(folder, "baby_2014")
     assert "line 3: " in str(caught.value)
     builder = build(folder, "baby_2014", max_malformed=0.6)

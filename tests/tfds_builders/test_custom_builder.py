@@ -181,8 +181,9 @@ def test_timestamps(tmp_path, text, unit, seconds):
 
 
 def test_order_within_a_second_is_the_finer_time_and_then_the_rows(tmp_path):
-    first = _csv(tmp_path / "b.csv", "u,i,t", "1,c,5900", "1,a,5100", "1,d,5900")
-    second = _csv(tmp_path / "a.csv", "u,i,t", "1,e,5900", "1,b,5100", "1,z,4999")
+    day = "16000000"
+    first = _csv(tmp_path / "b.csv", "u,i,t", f"1,c,{day}05900", f"1,a,{day}05100", f"1,d,{day}05900")
+    second = _csv(tmp_path / "a.csv", "u,i,t", f"1,e,{day}05900", f"1,b,{day}05100", f"1,z,{day}04999")
     config = CustomConfig("x", files=[first, second], columns=COLUMNS, timestamp_unit="ms")
     events, _, _ = _load(config, tmp_path)
     assert [item for _, item, *_ in events] == ["z", "a", "b", "c", "d", "e"]
@@ -375,16 +376,20 @@ def test_faults_of_parquet_are_named_with_their_row(tmp_path):
         ("e.csv", b"", r"e\.csv line 1: there are no columns"),
         ("e.csv", b"u,I,t\n1,2,3\n", r"e\.csv line 1: not exactly one column for item=i; .* are u, I, t\."),
         ("e.csv", b"u,i,t,i\n1,2,3,4\n", r"for item=i; .* are u, i, t, i\."),
-        ("e.csv", "u,i,t\n1,2,3\n".encode("utf-16"), "line 1 is not UTF-8"),
-        ("e.csv.gz", b"u,i,t\n1,2,3\n", "cannot be read"),
-        ("e.csv.gz", gzip.compress(np.random.default_rng(0).bytes(99).hex().encode(), mtime=0)[:-40], "cannot be read"),
+        ("e.csv", "u,i,t\n1,2,3\n".encode("utf-16"), "is UTF-16: save it as UTF-8"),
+        ("e.csv.gz", b"u,i,t\n1,2,3\n", "is no gzip file"),
+        (
+            "e.csv.gz",
+            gzip.compress(np.random.default_rng(0).bytes(99).hex().encode(), mtime=0)[:-40],
+            "is truncated or damaged",
+        ),
         (
             "e.json",
             b'{"u": 1, "i": 2, "time": 3}\n[]',
             r"e\.json: not exactly one column for t.*=t; .* are u, i, time\.",
         ),
         ("e.json", b"", "e.json has no rows"),
-        ("e.parquet", b"PAR1", "cannot be read as Parquet"),
+        ("e.parquet", b"PAR1", "is truncated, damaged or no Parquet file"),
         ("e.xlsx", b"", r"of no known kind: expected a name that ends in \.csv"),
         ("e.csv", None, "does not exist"),
     ],
@@ -411,6 +416,7 @@ def test_gzip_that_breaks_off_stops_the_build(tmp_path):
         ({"name": "simulated"}, "not 'simulated'"),
         ({"columns": {"user": "u", "item": "i"}}, "columns lacks timestamp: expected user=<name of a column>"),
         ({"columns": {**COLUMNS, "price": "p"}}, "columns does not know price"),
+        ({"columns": {**COLUMNS, "rating": "u"}}, "user and rating are both column 'u'; a column has one role"),
         ({"columns": {}}, "files and columns go together"),
         ({"files": ()}, "files and columns go together"),
         ({"items": ["i.csv"]}, "items and item_columns go together"),
@@ -447,7 +453,7 @@ def test_built_dataset_is_read_by_its_name_and_never_from_other_data(tmp_path):
     named.download_and_prepare()
     (example,) = tfds.as_numpy(named.as_dataset(split="users"))
     assert example["events"]["item"].tolist() == [1, 2]
-    other = CustomConfig(**{**config, "columns": {**COLUMNS, "user": "i"}})
+    other = CustomConfig(**{**config, "columns": {**COLUMNS, "user": "i", "item": "u"}})
     with pytest.raises(ValueError, match="was built with"):
         Builder(config=other, data_dir=tmp_path / "data").download_and_prepare()
     _csv(path, "u,i,t", "1,2,3")

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from tfds_builders import lines, timelines
-from tfds_builders.json_lines import load_json_lines
+from tfds_builders.json_lines import LIST, TEXT, load_json_lines
 from tfds_builders.malformed import MalformedSourceError, RowReport
 
-FIELDS = {"user": "VARCHAR", "stars": "VARCHAR", "path": "VARCHAR[]"}
+FIELDS = {"user": TEXT, "stars": TEXT, "path": LIST}
 
 
 def load(folder, path, report=None):
@@ -71,12 +71,12 @@ def test_a_file_without_rows_is_refused(tmp_path, content):
         load(tmp_path, path)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "no gzip", "flipped"])
+@pytest.mark.parametrize("damage", ["truncated", "flipped"])
 def test_a_damaged_gzip_file_is_refused(tmp_path, damage):
     path = tmp_path / "rows.json.gz"
     whole = bytearray(gzip.compress(b'{"user": "a"}\n' * 1000))
     if damage == "flipped":
         whole[-6] ^= 255
-    path.write_bytes({"truncated": whole[:-9], "no gzip": b"plain text", "flipped": whole}[damage])
-    with pytest.raises(MalformedSourceError, match=r"rows\.json\.gz is a truncated or damaged gzip file"):
+    path.write_bytes(whole[:-9] if damage == "truncated" else whole)
+    with pytest.raises(MalformedSourceError, match=r"rows\.json\.gz is truncated or damaged after line"):
         load(tmp_path, path)

@@ -206,30 +206,5 @@ def test_manual_folder_comes_before_a_download(tmp_path):
 def test_build_leaves_only_the_dataset(tmp_path, write_release):
     builder = _build(tmp_path / "data", write_release())
     names = {path.name for path in Path(builder.data_dir).iterdir()}
-    assert names == {"dataset_info.json", "features.json", "metadata.json", "movielens-users.tfrecord-00000-of-00001"}
-
-
-@pytest.mark.parametrize("same", [True, False])
-def test_two_processes_that_build_at_once(tmp_path, write_release, monkeypatch, same):
-    """While one reads the raw files, another builds the same dataset to its end."""
-    ours = write_release()
-    theirs = ours
-    if not same:
-        theirs = tmp_path / "theirs"
-        shutil.copytree(ours, theirs)
-        (theirs / "ratings.csv").write_text((theirs / "ratings.csv").read_text() + "1,20,3.5,99\n")
-    builder = Builder(config="latest_small", data_dir=tmp_path / "data", raw_path=ours)
-    own = builder._raw_files
-
-    def late(*args):
-        _build(tmp_path / "data", theirs)
-        return own(*args)
-
-    monkeypatch.setattr(builder, "_raw_files", late)
-    if same:
-        builder.download_and_prepare()
-        assert sum(map(len, _read(builder).values())) == builder.info.metadata["summary"]["events"]
-    else:
-        with pytest.raises((OSError, ValueError), match="already exists"):
-            builder.download_and_prepare()
-    assert [path.name for path in (tmp_path / "data" / "movielens" / "latest_small").iterdir()] == ["1.1.0"]
+    records = "movielens-users.tfrecord-00000-of-00001"
+    assert names == {"dataset_info.json", "features.json", "metadata.json", records, "columns", "checksums.json"}

@@ -26,6 +26,7 @@ def clean():
         ("<b>One</b><br />two <a href='x'>three</a>", "One two three", "One two three"),
         ("I <3 it, 2 < 3 and 4 > 1", "I <3 it, 2 < 3 and 4 > 1", "I <3 it, 2 < 3 and 4 > 1"),
         ("one \r\n\r\n\n  two\n", "one two", "one\ntwo"),
+        ("a\x07b \x00\x1bc", "a b c", "a b c"),
         ("", "", ""),
         (None, "", ""),
     ],

@@ -10,9 +10,10 @@ import duckdb
 import pyarrow as pa
 
 from tfds_builders.catalogue import NO_CATEGORY, catalogue_metadata
-from tfds_builders.json_lines import load_json_lines
+from tfds_builders.json_lines import ID, LIST, TEXT, load_json_lines
 from tfds_builders.lines import read_lines
 from tfds_builders.malformed import QUOTED_CHARACTERS, MalformedSourceError, RowReport
+from tfds_builders.sql import has_control
 
 _LONGEST_CATEGORY = 60
 """Characters. What is longer in a category path of 2018 is text of the product's page."""
@@ -20,6 +21,8 @@ _LONGEST_CATEGORY = 60
 _METADATA = pa.schema(
     {"line": pa.int64(), "asin": pa.string(), "title": pa.string(), "category": pa.list_(pa.string())}
 )
+
+_NO_PRODUCT = "not a Python literal of text, with a list of lists as categories"
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +57,7 @@ def load_products(
                 products.asin, line IS NOT NULL AS found,
                 -- 2018 has products whose title is a script of their page.
                 CASE WHEN contains(title, 'getTime') THEN '' ELSE one_line(title) END AS title,
+                coalesce({has_control("title")}, false) AS controlled,
                 list_transform(category, lambda name: one_line(name)) AS path
             FROM products LEFT JOIN first_rows USING (asin)
         ),
@@ -64,7 +68,7 @@ def load_products(
             FROM joined
         )
         SELECT
-            asin, found, title,
+            asin, found, title, controlled,
             coalesce(path[least({level} + 1, usable)], '{NO_CATEGORY}') AS category,
             row_number() OVER (ORDER BY asin) AS item
         FROM cut
@@ -86,10 +90,11 @@ def _count_rules(connection: duckdb.DuckDBPyConnection, file: str, report: RowRe
     unused = connection.execute(
         "SELECT count(DISTINCT asin) FROM metadata WHERE asin NOT IN (SELECT asin FROM products)"
     ).fetchone()[0]
-    unknown, untitled, uncategorised = connection.execute(
+    unknown, controlled, untitled, uncategorised = connection.execute(
         f"""
         SELECT
-            count(*) FILTER (NOT found), count(*) FILTER (found AND coalesce(title, '') = ''),
+            count(*) FILTER (NOT found), count(*) FILTER (controlled),
+            count(*) FILTER (found AND coalesce(title, '') = ''),
             count(*) FILTER (found AND category = '{NO_CATEGORY}')
         FROM described
         """
@@ -98,6 +103,7 @@ def _count_rules(connection: duckdb.DuckDBPyConnection, file: str, report: RowRe
     report.apply_rule(file, "a second row of the same product", rows - distinct, dropped=True)
     report.apply_rule(file, "a product that nobody has reviewed", unused, dropped=True)
     report.apply_rule(file, "a reviewed product without a row: its asin is its title", unknown, dropped=False)
+    report.apply_rule(file, "control characters in a title are taken as spaces", controlled, dropped=False)
     report.apply_rule(file, "a product without a title: its asin is its title", untitled, dropped=False)
     report.apply_rule(file, f"a product without a category: it gets {NO_CATEGORY!r}", uncategorised, dropped=False)
     if unknown:
@@ -119,7 +125,7 @@ def _load_metadata(connection: duckdb.DuckDBPyConnection, path: Path | None, lit
         if not report.rows[path.name]:
             raise MalformedSourceError(f"{path.name} has no rows: expected a Python literal a line.")
     else:
-        fields = {"asin": "VARCHAR", "title": "VARCHAR", "category": "VARCHAR[]"}
+        fields = {"asin": ID, "title": TEXT, "category": LIST}
         load_json_lines(connection, path, fields, "metadata", report)
     nameless = connection.execute(
         "SELECT line, coalesce(title, '') FROM metadata WHERE coalesce(asin, '') = '' ORDER BY line"
@@ -140,19 +146,23 @@ def _read_literals(path: Path, report: RowReport) -> Iterator[pa.RecordBatch]:
             report.rows[path.name] += 1
             try:
                 row = ast.literal_eval(text.strip())
-                paths = row.get("categories") or [[]]
+                (names, *_) = row.get("categories") or [[]]
+                if type(names) is not list:
+                    raise TypeError(names)
                 rows.append(
                     {
                         "line": line,
                         "asin": _text(row.get("asin")),
                         "title": _text(row.get("title")),
-                        "category": [str(name) for name in paths[0]],
+                        "category": [_text(name) or "" for name in names],
                     }
                 )
             except (ValueError, SyntaxError, AttributeError, TypeError, IndexError, MemoryError, RecursionError):
-                report.reject(path.name, "not a Python literal", [(line, text.strip()[:QUOTED_CHARACTERS])])
+                report.reject(path.name, _NO_PRODUCT, [(line, text.strip()[:QUOTED_CHARACTERS])])
         yield pa.RecordBatch.from_pylist(rows, schema=_METADATA)
 
 
 def _text(value: object) -> str | None:
+    if type(value) not in (type(None), str, int, float):
+        raise TypeError(value)
     return None if value is None else str(value)

@@ -4,15 +4,16 @@ from pathlib import Path
 
 import duckdb
 
-from tfds_builders.json_lines import load_json_lines
+from tfds_builders.json_lines import ID, TEXT, load_json_lines
 from tfds_builders.malformed import QUOTED_CHARACTERS, RowReport
 from tfds_builders.rejected import report_rejected
+from tfds_builders.sql import has_control
 from tfds_builders.timelines import END_OF_TIME
 
 RATING_NAMES = ("", "1.0", "2.0", "3.0", "4.0", "5.0")
 """By class id; entry 0 is padding."""
 
-_KEYS = ("reviewerID", "asin", "overall", "unixReviewTime")
+_FIELDS = {"reviewerID": ID, "asin": ID, "overall": TEXT, "unixReviewTime": TEXT}
 
 
 def load_reviews(connection: duckdb.DuckDBPyConnection, path: Path, review: str, report: RowReport) -> None:
@@ -27,7 +28,7 @@ def load_reviews(connection: duckdb.DuckDBPyConnection, path: Path, review: str,
     Raises:
       MalformedSourceError: see `load_json_lines`.
     """
-    load_json_lines(connection, path, dict.fromkeys((*_KEYS, review), "VARCHAR"), "raw_reviews", report)
+    load_json_lines(connection, path, {**_FIELDS, review: TEXT}, "raw_reviews", report)
     connection.execute(f"""
         CREATE TABLE checked_reviews AS
         WITH typed AS (
@@ -43,6 +44,7 @@ def load_reviews(connection: duckdb.DuckDBPyConnection, path: Path, review: str,
             CASE
                 WHEN coalesce(user_id, '') = '' THEN 'reviewerID is missing'
                 WHEN coalesce(asin, '') = '' THEN 'asin is missing'
+                WHEN {has_control("user_id || asin")} THEN 'a control character in reviewerID or asin'
                 WHEN coalesce(stars NOT IN (1, 2, 3, 4, 5), true) THEN 'overall is not 1, 2, 3, 4 or 5'
                 WHEN coalesce(timestamp NOT BETWEEN 0 AND {END_OF_TIME}, true)
                     THEN 'unixReviewTime is not in whole seconds from 1970 to 2100'

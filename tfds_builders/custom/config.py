@@ -102,3 +102,7 @@ def _check_roles(key: str, columns: Mapping[str, str], required: Collection[str]
             f"{key} {problem}: expected {', '.join(f'{role}=<name of a column>' for role in required)} "
             f"and, where there is such a column, {', '.join(optional)}."
         )
+    for role, column in columns.items():
+        others = [other for other in columns if columns[other] == column and other != role]
+        if others:
+            raise UserError(f"{key}: {role} and {others[0]} are both column {column!r}; a column has one role.")

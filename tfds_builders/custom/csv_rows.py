@@ -1,29 +1,36 @@
 """Reads the records of a CSV file as text, in batches, past those that are broken."""
 
 import csv
-import gzip
 import io
-import zlib
+import logging
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 import pyarrow as pa
 
 from tfds_builders.malformed import QUOTED_CHARACTERS, MalformedSourceError, RowReport
+from tfds_builders.text_file import DAMAGE, damaged, open_text
 
 _DELIMITERS = (",", "\t", ";", "|")
 _BATCH_RECORDS = 1 << 16
 
+logger = logging.getLogger(__name__)
+
 
 class _Lines:
-    """A file's lines, ends included; the lines of the record that is being read can be read again but for the first."""
+    """A file's lines, ends included; the lines of the record that is being read can be read again but for the first.
+
+    Attributes:
+      number: of lines that were read.
+      ended: whether the last of them has a line end.
+    """
 
     def __init__(self, file: Iterator[str]):
         self._file = file
         self._again: list[str] = []
         self._record: list[str] = []
         self.number = 0
+        self.ended = True
 
     def __iter__(self) -> "_Lines":
         return self
@@ -32,6 +39,7 @@ class _Lines:
         line = self._again.pop() if self._again else next(self._file)
         self.number += 1
         self._record.append(line)
+        self.ended = line.endswith(("\n", "\r"))
         return line
 
     def start_record(self) -> int:
@@ -67,20 +75,20 @@ class CsvRows:
           report: receives counts and faults.
 
         Raises:
-          MalformedSourceError: the file is missing or empty, is not UTF-8, or its header lacks or repeats a column.
+          MalformedSourceError: see `open_text`; or the file is empty, its header is not UTF-8, or lacks or repeats a
+            column.
         """
         self._name = name
         self._report = report
         self._problem: Exception | None = None
         self.schema = pa.schema({"line": pa.int64()} | dict.fromkeys(columns, pa.string()))
         # `batches` closes it.
-        opened: BinaryIO = gzip.open(path) if path.name.endswith(".gz") else path.open("rb")  # noqa: SIM115
-        self._text = io.TextIOWrapper(opened, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        self._text = io.TextIOWrapper(open_text(path, name), "utf-8", errors="surrogateescape", newline="")
         self._lines = _Lines(self._text)
         try:
             header = next(self._lines, "")
-        except (OSError, EOFError, zlib.error) as error:
-            raise MalformedSourceError(f"{name} cannot be read ({error}): fetch or write it again.") from error
+        except DAMAGE as error:
+            raise damaged(name, 0, error) from error
         if not _is_utf8([header]) or "\0" in header:
             raise MalformedSourceError(f"{name} line 1 is not UTF-8: save the file as UTF-8 and build again.")
         self._delimiter, names = _split_header(header, columns.values())
@@ -108,14 +116,12 @@ class CsvRows:
           MalformedSourceError: the file cannot be read to its end.
         """
         if self._problem:
-            raise MalformedSourceError(
-                f"{self._name} is truncated or damaged after line {self._lines.number:,} ({self._problem}): "
-                "fetch or write it again."
-            ) from self._problem
+            raise damaged(self._name, self._lines.number, self._problem) from self._problem
 
     def _records(self) -> Iterator[tuple[int, list[str]]]:
         reader = csv.reader(self._lines, delimiter=self._delimiter, strict=True)
         count = 0
+        last_is_good = False
         while True:
             line = self._lines.start_record()
             try:
@@ -128,18 +134,23 @@ class CsvRows:
                 limit = f"{csv.field_size_limit():,}"
                 self._reject(f"quotes do not pair up within {limit} characters", line, first.rstrip("\r\n"))
                 continue
-            except (OSError, EOFError, zlib.error) as error:
+            except DAMAGE as error:
                 self._problem = error
                 break
             if not fields:
                 continue
             count += 1
-            if len(fields) == self._num_fields:
+            last_is_good = len(fields) == self._num_fields
+            if last_is_good:
                 yield line, fields
             else:
                 text = self._delimiter.join(fields)
                 self._reject(f"not {self._num_fields} fields", line, text, f"{len(fields)} in ")
         self._report.rows[self._name] = count
+        if last_is_good and not self._lines.ended:
+            # Not every program writes one, so the row counts; but a number that is cut is another number.
+            logger.warning("%s: the last row has no line end; it may be cut", self._name)
+            self._report.apply_rule(self._name, "the last row has no line end: it may be cut", 1, dropped=False)
 
     def _reject(self, reason: str, line: int, text: str, before: str = "") -> None:
         self._report.reject(self._name, reason, [(line, f"{before}{text[:QUOTED_CHARACTERS]!r}")])

@@ -6,9 +6,10 @@ from pathlib import Path
 import duckdb
 
 from tfds_builders.custom.config import OPTIONAL, REQUIRED, TIMESTAMP_UNITS, CustomConfig
-from tfds_builders.custom.rows import literal, open_rows, order_of
+from tfds_builders.custom.rows import field_of, open_rows, order_of
 from tfds_builders.malformed import QUOTED_CHARACTERS, MalformedSourceError, RowReport
 from tfds_builders.rejected import report_rejected
+from tfds_builders.sql import has_control, literal
 from tfds_builders.timelines import END_OF_TIME
 
 MAX_RATINGS = 100
@@ -19,9 +20,10 @@ _WHOLE_NUMBER = r"-?[0-9]{1,18}(\.0*)?"
 
 _ISO_8601 = (
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
-    r"([T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]+)?)?( ?(Z|UTC|[+-][0-9]{2}(:?[0-9]{2})?))?)?"
+    r"([T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]+)?)?"
+    r"(Z| UTC|[+-]((0[0-9]|1[0-3])(:?[0-5][0-9])?|14(:?00)?))?)?"
 )
-"""A date, or a date and time; without an offset it is UTC."""
+"""A date, or a date and time; without an offset it is UTC. No place is more than 14 hours from it."""
 
 _NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
 
@@ -44,6 +46,7 @@ WITH typed AS (
             THEN CAST(split_part(timestamp, '.', 1) AS HUGEINT) * {micros_per_unit}
             WHEN regexp_full_match(timestamp, '{iso_8601}') THEN epoch_us(try_cast(timestamp AS TIMESTAMPTZ))
         END AS micros,
+        regexp_full_match(timestamp, '{whole_number}') AND micros > 0 AND micros < {earliest} AS in_seconds,
         CASE WHEN regexp_full_match(rating, '{number}') THEN try_cast(rating AS DOUBLE) END AS stars
     FROM (SELECT {fields} FROM source_rows)
 )
@@ -55,6 +58,9 @@ SELECT
         WHEN coalesce(item, '') = '' THEN {item} || ' is empty'
         WHEN coalesce(timestamp, '') = '' THEN {timestamp} || ' is empty'
         WHEN micros IS NULL THEN {timestamp} || ' is neither a whole number nor ISO 8601'
+        WHEN {controlled} THEN 'a control character in user, item, title or category'
+        WHEN in_seconds
+        THEN {timestamp} || ' is in the first weeks of 1970: it is in seconds, not in timestamp_unit={unit}'
         WHEN micros NOT BETWEEN 0 AND {end_of_time}
         THEN {timestamp} || ' is not from 1970 to 2100 (whole numbers are read as timestamp_unit={unit})'
         WHEN stars IS NULL AND {has_rating} THEN {rating} || ' is not a number'
@@ -89,12 +95,15 @@ def load_interactions(
     columns = config.columns
     names = {role: literal(column) for role, column in columns.items()}
     query = _INSERT_INTERACTIONS.format(
-        fields=", ".join(["line", *(_field(role, role in columns) for role in (*REQUIRED, *OPTIONAL))]),
+        fields=", ".join(["line", *(field_of(role, role in columns) for role in (*REQUIRED, *OPTIONAL))]),
         whole_number=_WHOLE_NUMBER,
         micros_per_unit=1_000_000 // TIMESTAMP_UNITS[config.timestamp_unit],
         iso_8601=_ISO_8601,
         number=_NUMBER,
         end_of_time=END_OF_TIME * 1_000_000,
+        # What is a time of our days in seconds.
+        earliest=END_OF_TIME * 1_000_000 // TIMESTAMP_UNITS["ms"] if config.timestamp_unit == "ms" else 0,
+        controlled=has_control("""concat("user", item, title, array_to_string(category, ''))"""),
         unit=config.timestamp_unit,
         has_rating="rating" in columns,
         found=", ".join(
@@ -113,12 +122,6 @@ def load_interactions(
         report_rejected(connection, of_file, name, report)
         ((last,),) = connection.execute(f"SELECT coalesce(max(position), 0) FROM {of_file}").fetchall()
         before = max(before, last)
-
-
-def _field(role: str, is_there: bool) -> str:
-    if is_there:
-        return f'"{role}"'
-    return f'CAST(NULL AS VARCHAR{"[]" if role == "category" else ""}) AS "{role}"'
 
 
 def create_events(connection: duckdb.DuckDBPyConnection) -> list[str]:

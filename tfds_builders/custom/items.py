@@ -1,5 +1,6 @@
 """The items of a custom dataset: from files of their own, from the events, or both."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,12 @@ import duckdb
 
 from tfds_builders.catalogue import NO_CATEGORY, catalogue_metadata
 from tfds_builders.custom.config import OF_ITEMS, CustomConfig
-from tfds_builders.custom.rows import literal, open_rows, order_of
+from tfds_builders.custom.rows import field_of, open_rows, order_of
 from tfds_builders.malformed import RowReport
 from tfds_builders.rejected import report_rejected
+from tfds_builders.sql import has_control, literal
+
+logger = logging.getLogger(__name__)
 
 _WITHOUT = {
     "title": "no title for the item: its id stands for it",
@@ -28,9 +32,12 @@ _INSERT_ITEM_ROWS = """
 INSERT INTO item_rows BY NAME
 SELECT
     $file AS file, $before + line AS position, *,
-    CASE WHEN coalesce(item, '') = '' THEN {item} || ' is empty' END AS reason,
-    CASE WHEN reason IS NOT NULL THEN '' END AS found
-FROM source_rows
+    CASE
+        WHEN coalesce(item, '') = '' THEN {item} || ' is empty'
+        WHEN {controlled} THEN 'a control character in item, title or category'
+    END AS reason,
+    CASE WHEN reason IS NOT NULL THEN {item} || '=' || coalesce(item, '') END AS found
+FROM (SELECT {fields} FROM source_rows)
 """
 
 _REPEATED = """
@@ -77,7 +84,12 @@ def load_items(
     before = 0
     for name, path in files.items():
         with open_rows(connection, name, path, config.item_columns, config.category_separator, report):
-            query = _INSERT_ITEM_ROWS.format(item=literal(config.item_columns["item"]))
+            fields = (field_of(role, role in config.item_columns) for role in ("item", *OF_ITEMS))
+            query = _INSERT_ITEM_ROWS.format(
+                item=literal(config.item_columns["item"]),
+                controlled=has_control("concat(item, title, array_to_string(category, ''))"),
+                fields=", ".join(["line", *fields]),
+            )
             connection.execute(query, {"file": name, "before": before})
         of_file = f"(FROM item_rows WHERE file = {literal(name)})"
         report_rejected(connection, of_file, name, report)
@@ -125,6 +137,19 @@ def _count_unlisted(connection: duckdb.DuckDBPyConnection, report: RowReport) ->
     ).fetchall()
     for name, count in counts:
         report.apply_rule(name, "the item is in no file of items: it comes after those that are", count, dropped=False)
+    described, in_events, example = connection.execute(
+        """
+        SELECT count(*), count(*) FILTER (item IN (SELECT item FROM interactions WHERE reason IS NULL)), min(item)
+        FROM item_rows
+        """
+    ).fetchone()
+    if not in_events:
+        (of_events,) = connection.execute("SELECT min(item) FROM interactions WHERE reason IS NULL").fetchone()
+        logger.warning(
+            "None of the %d items that files of items describe is in the events. Are both the same ids? "
+            "The files of items have %r, the events %r.",
+            *(described, example, of_events),
+        )
 
 
 def _count_first(connection: duckdb.DuckDBPyConnection, role: str, rows: str, report: RowReport) -> None:

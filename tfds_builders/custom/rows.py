@@ -9,9 +9,11 @@ import duckdb
 import pyarrow as pa
 
 from tfds_builders.custom.csv_rows import CsvRows, check_columns
-from tfds_builders.json_lines import load_json_lines
+from tfds_builders.custom.parquet_rows import ParquetRows
+from tfds_builders.json_lines import ID, TEXT, TEXT_OR_LIST, load_json_lines
 from tfds_builders.lines import read_lines
 from tfds_builders.malformed import MalformedSourceError, RowReport
+from tfds_builders.sql import identifier, literal
 
 SPACES = "E' \\t\\r\\n'"
 """SQL for the characters that are cut off both ends of a field."""
@@ -20,16 +22,17 @@ _TRIMMED = f'trim("{{role}}", {SPACES}) AS "{{role}}"'
 _NAMES = (
     f"list_filter(list_transform({{names}}, lambda name: trim(name, {SPACES})), lambda name: name <> '') AS category"
 )
+_SPLIT = "string_split(category, {separator})"
 _JSON_NAMES = """
-CASE WHEN category[1] = '[' AND json_valid(category) THEN from_json(category, '["VARCHAR"]') ELSE {split} END
+CASE json_type(category)
+    WHEN 'ARRAY' THEN from_json(category, '["VARCHAR"]') ELSE string_split(category->>'$', {separator})
+END
 """
 _ROWS_FOR_KEYS = 100
 """How many JSON lines are looked at for the keys that there are."""
 
-
-def literal(text: str) -> str:
-    """SQL for a piece of text."""
-    return "'" + text.replace("'", "''") + "'"
+_JSON_KINDS = {"user": ID, "item": ID, "category": TEXT_OR_LIST}
+"""Role → what its values may be; `TEXT` for all others."""
 
 
 def order_of(connection: duckdb.DuckDBPyConnection, column: str, rows: str) -> str:
@@ -40,8 +43,11 @@ def order_of(connection: duckdb.DuckDBPyConnection, column: str, rows: str) -> s
     return f"try_cast({column} AS BIGINT)" if whole else column
 
 
-def _identifier(column: str) -> str:
-    return '"' + column.replace('"', '""') + '"'
+def field_of(role: str, is_there: bool) -> str:
+    """SQL for a role's column of `source_rows`, or for nulls of its type where it has none."""
+    if is_there:
+        return f'"{role}"'
+    return f'CAST(NULL AS VARCHAR{"[]" if role == "category" else ""}) AS "{role}"'
 
 
 @contextlib.contextmanager
@@ -69,8 +75,6 @@ def open_rows(
     Raises:
       MalformedSourceError: the file cannot be read, or lacks a column.
     """
-    if not path.is_file():
-        raise MalformedSourceError(f"{path} does not exist or is no file.")
     endings = path.name.lower().removesuffix(".gz").rsplit(".", 1)
     opener = _OPENERS.get(endings[-1])
     if opener is None:
@@ -79,7 +83,7 @@ def open_rows(
             "text may be gzipped (.csv.gz)."
         )
     with opener(connection, name, path, columns, report) as (relation, categories):
-        names = categories.format(split=f"string_split(category, {literal(category_separator)})")
+        names = categories.format(separator=literal(category_separator))
         fields = [_NAMES.format(names=names) if role == "category" else _TRIMMED.format(role=role) for role in columns]
         connection.execute(f"CREATE TEMP VIEW source_rows AS SELECT line, {', '.join(fields)} FROM {relation}")
         yield
@@ -95,7 +99,7 @@ def _open_csv(
 ) -> Iterator[tuple[str, str]]:
     rows = CsvRows(name, path, columns, report)
     connection.register("csv_rows", pa.RecordBatchReader.from_batches(rows.schema, rows.batches()))
-    yield "csv_rows", "{split}"
+    yield "csv_rows", _SPLIT
     connection.unregister("csv_rows")
     rows.finish()
 
@@ -104,13 +108,13 @@ def _open_csv(
 def _open_json(
     connection: duckdb.DuckDBPyConnection, name: str, path: Path, columns: Mapping[str, str], report: RowReport
 ) -> Iterator[tuple[str, str]]:
-    keys = list(dict.fromkeys(columns.values()))
-    load_json_lines(connection, path, dict.fromkeys(keys, "VARCHAR"), "json_lines", report, name=name)
-    counts = connection.execute(f"SELECT {', '.join(f'count({_identifier(key)})' for key in keys)} FROM json_lines")
-    found = [key for key, count in zip(keys, counts.fetchall()[0], strict=True) if count]
-    if len(found) < len(keys):
+    kinds = {column: _JSON_KINDS.get(role, TEXT) for role, column in columns.items()}
+    load_json_lines(connection, path, kinds, "json_lines", report, name=name)
+    counts = connection.execute(f"SELECT {', '.join(f'count({identifier(key)})' for key in kinds)} FROM json_lines")
+    found = [key for key, count in zip(kinds, counts.fetchall()[0], strict=True) if count]
+    if len(found) < len(kinds):
         check_columns(name, columns, list(dict.fromkeys([*found, *_first_keys(path)])))
-    fields = (f'{_identifier(key)} AS "{role}"' for role, key in columns.items())
+    fields = (f'{identifier(key)} AS "{role}"' for role, key in columns.items())
     connection.execute(f"CREATE TEMP VIEW json_rows AS SELECT line, {', '.join(fields)} FROM json_lines")
     yield "json_rows", _JSON_NAMES
     connection.execute("DROP VIEW json_rows; DROP TABLE json_lines")
@@ -130,24 +134,17 @@ def _first_keys(path: Path) -> list[str]:
 def _open_parquet(
     connection: duckdb.DuckDBPyConnection, name: str, path: Path, columns: Mapping[str, str], report: RowReport
 ) -> Iterator[tuple[str, str]]:
-    scan = f"read_parquet({literal(str(path))}, binary_as_string=true, file_row_number=true)"
+    rows = ParquetRows(name, path, columns, report)
+    connection.register("parquet_table", pa.RecordBatchReader.from_batches(rows.schema, rows.batches()))
+    fields = ", ".join(f'CAST("{role}" AS VARCHAR{"[]" if role in rows.lists else ""}) AS "{role}"' for role in columns)
+    connection.execute(f"CREATE TEMP VIEW parquet_rows AS SELECT line, {fields} FROM parquet_table")
     try:
-        described = connection.execute(f"DESCRIBE SELECT * EXCLUDE (file_row_number) FROM {scan}").fetchall()
-        types = {column: kind for column, kind, *_ in described}
-        check_columns(name, columns, list(types))
-        ((report.rows[name],),) = connection.execute(f"SELECT count(*) FROM {scan}").fetchall()
-        lists = [column for column, kind in types.items() if kind.endswith("[]")]
-        fields = [
-            f'CAST({_identifier(column)} AS VARCHAR{"[]" if column in lists else ""}) AS "{role}"'
-            for role, column in columns.items()
-        ]
-        connection.execute(
-            f"CREATE TEMP VIEW parquet_rows AS SELECT file_row_number + 1 AS line, {', '.join(fields)} FROM {scan}"
-        )
-        yield "parquet_rows", "category" if columns.get("category") in lists else "{split}"
-    except duckdb.Error as error:
-        raise MalformedSourceError(f"{name} cannot be read as Parquet ({error}): write it again.") from error
+        yield "parquet_rows", "category" if rows.lists else _SPLIT
+    except duckdb.Error:
+        rows.finish()  # DuckDB wraps what its reader raises
+        raise
     connection.execute("DROP VIEW parquet_rows")
+    connection.unregister("parquet_table")
 
 
 _OPENERS = {

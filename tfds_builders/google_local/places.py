@@ -6,18 +6,23 @@ from typing import Any
 import duckdb
 
 from tfds_builders.catalogue import NO_CATEGORY, catalogue_metadata
-from tfds_builders.json_lines import load_json_lines
+from tfds_builders.json_lines import ID, LIST, TEXT, load_json_lines
 from tfds_builders.malformed import RowReport
 from tfds_builders.rejected import report_rejected
+from tfds_builders.sql import CONTROL_CHARACTERS, has_control
 
-_FIELDS = {"gmap_id": "VARCHAR", "name": "VARCHAR", "category": "VARCHAR[]", "state": "VARCHAR"}
+_FIELDS = {"gmap_id": ID, "name": TEXT, "category": LIST, "state": TEXT}
 
-_CREATE_PLACES = """
+_CREATE_PLACES = f"""
 CREATE TABLE places AS
 SELECT
-    line, gmap_id, trim(regexp_replace(name, '\\s+', ' ', 'g')) AS name, state,
+    line, gmap_id, trim(regexp_replace(name, '(\\s|{CONTROL_CHARACTERS})+', ' ', 'g')) AS name, state,
+    coalesce({has_control("name")}, false) AS controlled,
     list_filter(list_transform(category, lambda name: trim(name)), lambda name: name <> '') AS category,
-    CASE WHEN coalesce(gmap_id, '') = '' THEN 'gmap_id is empty' END AS reason,
+    CASE
+        WHEN coalesce(gmap_id, '') = '' THEN 'gmap_id is empty'
+        WHEN {has_control("gmap_id")} THEN 'a control character in gmap_id'
+    END AS reason,
     concat('name=', name) AS found
 FROM place_lines
 """
@@ -38,6 +43,7 @@ FROM (SELECT DISTINCT gmap_id FROM reviews) LEFT JOIN places USING (gmap_id)
 
 _RULES = (
     ("permanently closed", "state = 'Permanently closed'"),
+    ("control characters in a name are taken as spaces", "controlled"),
     ("no name: its gmap_id stands for it", "coalesce(name, '') = ''"),
     (f"no category: it is in {NO_CATEGORY}", "coalesce(len(category), 0) = 0"),
 )

@@ -4,14 +4,15 @@ from pathlib import Path
 
 import duckdb
 
-from tfds_builders.json_lines import load_json_lines
+from tfds_builders.json_lines import ID, TEXT, load_json_lines
 from tfds_builders.malformed import QUOTED_CHARACTERS, RowReport
 from tfds_builders.rejected import report_rejected
+from tfds_builders.sql import has_control
 from tfds_builders.timelines import END_OF_TIME
 
 RATING_NAMES = ("1", "2", "3", "4", "5")
 
-_FIELDS = dict.fromkeys(("user_id", "gmap_id", "time", "rating", "text"), "VARCHAR")
+_FIELDS = {"user_id": ID, "gmap_id": ID, "time": TEXT, "rating": TEXT, "text": TEXT}
 
 _CREATE_REVIEWS = f"""
 CREATE TABLE reviews AS
@@ -28,6 +29,7 @@ SELECT
     CASE
         WHEN coalesce(user_id, '') = '' THEN 'user_id is empty'
         WHEN coalesce(gmap_id, '') = '' THEN 'gmap_id is empty'
+        WHEN {has_control("user_id || gmap_id")} THEN 'a control character in user_id or gmap_id'
         WHEN time IS NULL THEN 'time is not a whole number'
         WHEN time > {END_OF_TIME * 1000} THEN 'time is not in milliseconds from 1970 to 2100'
         WHEN stars IS NULL AND NOT unrated THEN 'rating is not one of {", ".join(RATING_NAMES)}'

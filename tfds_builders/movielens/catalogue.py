@@ -1,6 +1,7 @@
 """Reads the movies file into the catalogue that every timeline refers to."""
 
 import csv
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,10 +10,13 @@ from tfds_builders.malformed import RowReport
 from tfds_builders.movielens.format import (
     MOVIES_COLUMNS,
     NO_GENRES,
+    NO_LINE_END,
     FileFormat,
     column_positions,
-    parse_integer,
+    parse_id,
 )
+from tfds_builders.sql import CONTROL_CHARACTERS
+from tfds_builders.text_file import open_text
 
 
 @dataclass
@@ -47,9 +51,9 @@ def read_movies(path: Path, form: FileFormat, report: RowReport) -> Movies:
     movies = Movies()
     line_of: dict[int, int] = {}
     rows = 0
-    with path.open("rb") as file:
-        for line, raw in enumerate(file, start=1):
-            raw = raw.rstrip(b"\r\n")
+    with open_text(path) as file:
+        for line, row in enumerate(file, start=1):
+            raw = row.rstrip(b"\r\n")
             if not raw or (line == 1 and form.has_header):
                 continue
             rows += 1
@@ -57,6 +61,8 @@ def read_movies(path: Path, form: FileFormat, report: RowReport) -> Movies:
                 movie_id, title, genres = _parse_row(raw, form, positions, num_fields)
                 if movie_id in line_of:
                     raise _BadRowError("movieId repeated", f"{movie_id} stands on line {line_of[movie_id]}")
+                if not row.endswith(b"\n"):
+                    raise _BadRowError(NO_LINE_END, repr(title))
             except _BadRowError as problem:
                 report.reject(path.name, problem.reason, [(line, problem.found)])
                 continue
@@ -81,19 +87,20 @@ def _parse_row(raw: bytes, form: FileFormat, positions: list[int], num_fields: i
     if len(fields) != num_fields:
         raise _BadRowError(f"not {num_fields} fields", f"{len(fields)} in {text!r}")
     raw_id, title, genres = (fields[position].strip() for position in positions)
-    movie_id = parse_integer(raw_id)
+    movie_id = parse_id(raw_id)
     if movie_id is None:
-        raise _BadRowError("movieId is not an integer", repr(text))
+        raise _BadRowError("movieId is not a whole number", repr(text))
     if not title:
         raise _BadRowError("title is empty", repr(text))
+    if re.search(CONTROL_CHARACTERS, title + genres):
+        raise _BadRowError("a control character in title or genres", repr(text))
     names = dict.fromkeys(name.strip() for name in genres.split("|") if name.strip())
     return movie_id, title, list(names) or [NO_GENRES]
 
 
 def _decode(raw: bytes, encoding: str) -> str:
-    """Decodes one line, without a byte order mark."""
     try:
-        text = raw.decode("utf-8-sig")
+        text = raw.decode()
     except UnicodeDecodeError as error:
         if encoding == "utf-8":
             raise _BadRowError("not utf-8", f"byte 0x{raw[error.start]:02x} in {raw!r}") from error

@@ -5,17 +5,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tfds_builders.malformed import MalformedSourceError
+from tfds_builders.text_file import open_text
 
 RATINGS_COLUMNS = ("userId", "movieId", "rating", "timestamp")
 MOVIES_COLUMNS = ("movieId", "title", "genres")
 NO_GENRES = "(no genres listed)"
 """What MovieLens itself writes for a movie without genres; an empty field is read as this."""
 
-INTEGER_PATTERN = "-?[0-9]{1,18}"
-"""An integer as MovieLens writes it: no plus, no spaces, no decimal point, and it fits 64 bits."""
+ID_PATTERN = "[0-9]{1,18}"
+"""A whole number as MovieLens writes it: no sign, no spaces, no decimal point, and it fits 64 bits."""
 
-_UTF8_MARK = b"\xef\xbb\xbf"
-_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+INTEGER_PATTERN = f"-?{ID_PATTERN}"
+
+NO_LINE_END = "the last row has no line end, so it may be cut"
+"""Published files end with one. A timestamp that is cut is another time, in 1970."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,9 @@ DAT = FileFormat(
 """1M."""
 
 
-def parse_integer(text: str) -> int | None:
-    """The integer that `text` spells, or None."""
-    return int(text) if re.fullmatch(INTEGER_PATTERN, text) else None
+def parse_id(text: str) -> int | None:
+    """The id that `text` spells, or None."""
+    return int(text) if re.fullmatch(ID_PATTERN, text) else None
 
 
 def column_positions(path: Path, form: FileFormat, required: tuple[str, ...]) -> tuple[list[int], int]:
@@ -74,17 +77,15 @@ def column_positions(path: Path, form: FileFormat, required: tuple[str, ...]) ->
     With a header, columns are found by name: their order is free, and further columns are read past.
 
     Raises:
-      MalformedSourceError: the file is empty or UTF-16, or its header lacks or repeats a column.
+      MalformedSourceError: see `open_text`; or the file is empty, or its header lacks or repeats a column.
     """
-    with path.open("rb") as file:
+    with open_text(path) as file:
         first = file.readline()
     if not first:
         raise MalformedSourceError(f"{path.name} is empty: expected rows of {', '.join(required)}.")
-    if first.startswith(_UTF16_MARKS):
-        raise MalformedSourceError(f"{path.name} is UTF-16: save it as {form.encoding} and build again.")
     if not form.has_header:
         return list(range(len(required))), len(required)
-    names = first.removeprefix(_UTF8_MARK).decode("latin-1").rstrip("\r\n").split(form.delimiter)
+    names = first.decode("latin-1").rstrip("\r\n").split(form.delimiter)
     for column in required:
         if names.count(column) != 1:
             problem = "repeats" if column in names else "lacks"

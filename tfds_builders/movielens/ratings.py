@@ -7,21 +7,29 @@ import pyarrow as pa
 
 from tfds_builders.lines import LINES, read_lines
 from tfds_builders.malformed import QUOTED_CHARACTERS, MalformedSourceError, RowReport
-from tfds_builders.movielens.format import INTEGER_PATTERN, RATINGS_COLUMNS, FileFormat, column_positions
+from tfds_builders.movielens.format import (
+    ID_PATTERN,
+    INTEGER_PATTERN,
+    NO_LINE_END,
+    RATINGS_COLUMNS,
+    FileFormat,
+    column_positions,
+)
 from tfds_builders.rejected import report_rejected
 from tfds_builders.timelines import END_OF_TIME
 
 _CREATE_ROWS = """
 CREATE TABLE rows AS
 WITH stripped AS (
-    SELECT line, rtrim(text, chr(13) || chr(10)) AS text FROM lines WHERE line > {header_lines}
+    SELECT line, rtrim(text, chr(13) || chr(10)) AS text, ends_with(text, chr(10)) AS ended
+    FROM lines WHERE line > {header_lines}
 ),
 fields AS (
-    SELECT line, text, string_split(text, $delimiter) AS field FROM stripped WHERE text <> ''
+    SELECT line, text, ended, string_split(text, $delimiter) AS field FROM stripped WHERE text <> ''
 ),
 typed AS (
     SELECT
-        line, text, len(field) AS num_fields,
+        line, text, ended, len(field) AS num_fields,
         {user} AS user_id, {movie} AS movie, try_cast({rating} AS DOUBLE) AS stars, {timestamp} AS timestamp
     FROM fields
 ),
@@ -33,13 +41,14 @@ SELECT
     line, user_id, CAST(item AS INTEGER) AS item, CAST(rating AS INTEGER) AS rating, timestamp,
     CASE
         WHEN num_fields <> {num_fields} THEN 'not {num_fields} fields'
-        WHEN user_id IS NULL THEN 'userId is not an integer'
-        WHEN movie IS NULL THEN 'movieId is not an integer'
+        WHEN user_id IS NULL THEN 'userId is not a whole number'
+        WHEN movie IS NULL THEN 'movieId is not a whole number'
         WHEN stars IS NULL OR NOT isfinite(stars) THEN 'rating is not a number'
-        WHEN timestamp IS NULL THEN 'timestamp is not an integer'
+        WHEN timestamp IS NULL THEN 'timestamp is not a whole number'
         WHEN rating IS NULL THEN $wrong_rating
         WHEN timestamp NOT BETWEEN 0 AND {end_of_time} THEN 'timestamp is not in seconds from 1970 to 2100'
         WHEN item IS NULL THEN $unknown_movie
+        WHEN NOT ended THEN '{no_line_end}'
     END AS reason,
     CASE WHEN reason IS NOT NULL THEN '''' || text[:{quoted}] || '''' END AS found
 FROM matched
@@ -76,12 +85,13 @@ def load_ratings(
     connection.register("catalogue", pa.table({"movie": movies, "item": range(1, len(raw_ids))}))
     query = _CREATE_ROWS.format(
         header_lines=int(form.has_header),
-        user=_integer(user),
-        movie=_integer(movie),
+        user=_whole_number(user, ID_PATTERN),
+        movie=_whole_number(movie, ID_PATTERN),
         rating=rating,
-        timestamp=_integer(timestamp),
+        timestamp=_whole_number(timestamp, INTEGER_PATTERN),
         num_fields=num_fields,
         end_of_time=END_OF_TIME,
+        no_line_end=NO_LINE_END,
         quoted=QUOTED_CHARACTERS,
     )
     parameters = {
@@ -100,6 +110,6 @@ def load_ratings(
     connection.execute("CREATE VIEW events AS SELECT * EXCLUDE (reason, found) FROM rows WHERE reason IS NULL")
 
 
-def _integer(text: str) -> str:
-    """SQL for `format.parse_integer`: a plain cast would round 3.5 to 4, and take 1e5 and ' 7'."""
-    return f"CASE WHEN regexp_full_match({text}, '{INTEGER_PATTERN}') THEN CAST({text} AS BIGINT) END"
+def _whole_number(text: str, pattern: str) -> str:
+    """SQL for the number that `text` spells by `pattern`: a plain cast would round 3.5 to 4, and take 1e5 and ' 7'."""
+    return f"CASE WHEN regexp_full_match({text}, '{pattern}') THEN CAST({text} AS BIGINT) END"

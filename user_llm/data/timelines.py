@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 
 from tfds_builders.families import builder_of
 from tfds_builders.simulated import SimulatedConfig
-from user_llm.data.columns import ReviewTexts, cached_columns
+from user_llm.data.columns import ReviewTexts, open_columns
 from user_llm.data.splits import count_windows
 from user_llm.errors import UserError
 
@@ -148,6 +148,7 @@ def load_timelines(
     max_malformed: float = 0.0,
     simulated: SimulatedConfig | dict | None = None,
     options: Mapping[str, int | str] | None = None,
+    wait: bool = False,
 ) -> TimelineTable:
     """Loads a dataset's timelines, building the dataset on first use.
 
@@ -158,10 +159,12 @@ def load_timelines(
         max_malformed: share of malformed source rows above which a build stops.
         simulated: what to simulate; "<family>/simulated" only.
         options: the family's further build options (`TimelineBuilder.OPTIONS`).
+        wait: whether to wait for another process that is building this dataset, as the processes of one run do.
 
     Raises:
         UserError: an unknown name, an option that does not belong to it, a source that cannot be read, or
-            `data_dir` holds this dataset built from another source or with other options.
+            `data_dir` holds this dataset built from another source or with other options, or damaged; another
+            process is building it and `wait` is False.
     """
     builder = builder_of(
         name,
@@ -171,11 +174,10 @@ def load_timelines(
         simulated=simulated,
         options=options,
     )
-    builder.download_and_prepare()
-    # Read from disk: the files alone say what they hold, and TFDS's own features allow to leave columns out.
-    dataset = tfds.builder_from_directory(builder.data_dir)
-    metadata = dataset.info.metadata
-    columns = cached_columns(dataset, metadata["fingerprint"])
+    builder.download_and_prepare(wait=wait)
+    # Read from disk: the files alone say what they hold.
+    metadata = tfds.builder_from_directory(builder.data_dir).info.metadata
+    columns = open_columns(builder.data_dir)
     return TimelineTable(
         name=name,
         item=columns["item"],
@@ -189,5 +191,5 @@ def load_timelines(
         rating_names=list(metadata["rating_names"]),
         fingerprint=metadata["fingerprint"],
         summary=dict(metadata["summary"]),
-        review_texts=ReviewTexts(builder.data_dir, metadata["fingerprint"]) if metadata["has_reviews"] else None,
+        review_texts=ReviewTexts(builder.data_dir) if metadata["has_reviews"] else None,
     )

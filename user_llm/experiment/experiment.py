@@ -20,6 +20,7 @@ from user_llm.experiment.assembly import Assembly
 from user_llm.experiment.workdir import ANEW, CATALOGUE, VOCABULARY
 from user_llm.files import read_json
 from user_llm.parallel.mesh import batch_shards, make_mesh
+from user_llm.parallel.processes import several
 from user_llm.tasks import TASKS, Task
 from user_llm.tasks.task_data import TaskData
 
@@ -58,6 +59,7 @@ class Experiment(TaskData):
             max_malformed=data.max_malformed,
             simulated=data.simulated.to_dict() if data.dataset.endswith("/simulated") else None,
             options=data.amazon_reviews.to_dict() if data.dataset.startswith("amazon_reviews/") else None,
+            wait=several(),
         )
 
     @functools.cached_property

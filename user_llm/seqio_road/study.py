@@ -87,7 +87,7 @@ class DatasetStudy(TaskData):
     @functools.cached_property
     def table(self) -> TimelineTable:
         """The timelines; built from the raw files where they are not built yet."""
-        return load_timelines(**self._build())
+        return load_timelines(**self._build(), wait=True)  # all hosts of a trainer read their tasks at once
 
     @property
     def catalogue(self) -> Catalogue:
