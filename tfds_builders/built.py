@@ -1,11 +1,10 @@
 """A built dataset on disk: finished or not, and still as it was built."""
 
-import json
 from pathlib import Path
 
 from tfds_builders import checksums
 from tfds_builders.errors import UserError
-from tfds_builders.files import replacing
+from tfds_builders.files import read_json, write_json
 
 CHECKSUMS = "checksums.json"
 """Of all other files of the dataset; the last that a build writes, so a dataset that has it is finished."""
@@ -18,8 +17,7 @@ def is_finished(folder: Path) -> bool:
 
 def finish(folder: Path) -> None:
     """Writes down what the files of the dataset hold."""
-    with replacing(folder / CHECKSUMS) as partial:
-        partial.write_text(json.dumps(checksums.checksums(folder)) + "\n")
+    write_json(folder / CHECKSUMS, checksums.signed({"files": checksums.checksums(folder)}))
 
 
 def check(folder: Path, *, sampled: bool = True) -> str:
@@ -33,13 +31,12 @@ def check(folder: Path, *, sampled: bool = True) -> str:
       UserError: a file is missing or has changed.
     """
     advice = f"delete {folder} and build anew with python -m tfds_builders.build"
-    try:
-        sums = json.loads((folder / CHECKSUMS).read_text())
-        changed = list(checksums.changed(folder, sums, sampled=sampled))
-        size = sum(one["bytes"] for one in sums.values())
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise UserError(f"{folder / CHECKSUMS} is damaged: {advice}") from None
-    if changed:
+    kept = read_json(folder / CHECKSUMS, advice)
+    if not checksums.is_signed(kept):
+        raise UserError(f"{folder / CHECKSUMS} is damaged: {advice}")
+    sums = kept["files"]
+    if changed := list(checksums.changed(folder, sums, sampled=sampled)):
         others = f", and {len(changed) - 1} more files" if changed[1:] else ""
         raise UserError(f"{changed[0]}{others}: {advice}")
+    size = sum(one["bytes"] for one in sums.values())
     return f"{folder}: {len(sums)} files, {size:,} bytes, as they were built"
