@@ -229,10 +229,12 @@ def test_rows_of_2014_are_literals_and_never_evaluated(write, tmp_path, caplog):
         f"{{'asin': 'B3', 'title': open({str(trap)!r}, 'w').name}}",
         "{'asin': 'B4', 'title': 'unfinished",
         "['asin', 'B5']",
+        "{'asin': ['B6']}",
+        "{'asin': 'B7', 'categories': ['Baby']}",
     ]
     folder = write([review(asin=f"B{n}") for n in (1, 2, 3)], metadata, year=2014)
     with pytest.raises(
-        MalformedSourceError, match="not a Python literal of text, with a list of lists as categories: 3"
+        MalformedSourceError, match="not a Python literal of text, with a list of lists as categories: 5"
     ) as caught:
         build(folder, "baby_2014")
     assert "line 3: " in str(caught.value)
