@@ -238,7 +238,7 @@ def test_rows_of_2014_are_literals_and_never_evaluated(write, tmp_path, caplog):
     ) as caught:
         build(folder, "baby_2014")
     assert "line 3: " in str(caught.value)
-    builder = build(folder, "baby_2014", max_malformed=0.6)
+    builder = build(folder, "baby_2014", max_malformed=0.8)
     assert builder.info.metadata["titles"] == ["", 'It\'s "One"', "B2", "B3"]
     names = builder.info.metadata["category_names"]
     assert [[names[i] for i in ids] for ids in builder.info.metadata["item_categories"]][1] == ["Toys"]
