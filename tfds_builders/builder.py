@@ -71,9 +71,10 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         Raises:
           UserError: an argument is out of range or does not belong to the config.
         """
-        for argument, path in (("raw_path", raw_path), ("data_dir", kwargs.get("data_dir"))):
-            if path is not None and not os.fspath(path):
-                raise UserError(f"{argument} is empty: name a path, or leave it out.")
+        _check_path("raw_path", raw_path)
+        _check_path("data_dir", kwargs.get("data_dir"))
+        if kwargs.get("data_dir") is not None and Path(kwargs["data_dir"]).expanduser().is_file():
+            raise UserError(f"data_dir {kwargs['data_dir']} is a file: name a folder, or a new one.")
         super().__init__(**kwargs)
         name = self.builder_config.name
         if not 0 <= max_malformed < 1:
@@ -254,3 +255,10 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             for key, (user_id, events) in enumerate(timelines.iterate_timelines(connection)):
                 yield key, {"user_id": user_id, "events": events}
         shutil.rmtree(work)
+
+
+def _check_path(argument: str, path: str | os.PathLike | None) -> None:
+    if path is not None and not os.fspath(path):
+        raise UserError(f"{argument} is empty: name a path, or leave it out.")
+    if path is not None and "://" in os.fspath(path):
+        raise UserError(f"{argument} {path} is an address: fetch or mount it, and name the path.")

@@ -101,7 +101,7 @@ FILES = {
         "e.parquet",
         parquet(user=[b"\xff", b"bob"]),
         1,
-        "e.parquet is truncated, damaged or no",
+        "column user holds bytes that are no UTF-8",
     ),
     # What is no text is named for what it is.
     "g2_gz_named_csv": ("e.csv", gzip.compress(CSV), 1, "e.csv is a gzip file", "end in .gz"),

@@ -132,6 +132,12 @@ def test_raw_paths(fault, tmp_path):
 
 ARGUMENTS = {
     "g1_rawpath_empty": ([SMALL, "--raw_path="], "raw_path is empty"),
+    "a bucket as raw_path": ([SMALL, "--raw_path=gs://b/ml.zip"], "raw_path gs://b/ml.zip is an address"),
+    "a bucket as data_dir": (
+        [SMALL, "--data_dir=gs://b/data"],
+        "data_dir gs://b/data is an address: fetch or",
+    ),
+    "a file as data_dir": ([SMALL, "--data_dir=setup.py"], "data_dir setup.py is a file"),
     "a manual_dir that is not there": ([SMALL, "--manual_dir=nowhere"], "manual_dir 'nowhere' is no folder"),
     "an empty manual_dir": ([SMALL, "--manual_dir="], "manual_dir '' is no folder"),
     "g1_sim_seedneg": (["movielens/simulated", "--simulated", "seed=-1"], "seed must be a whole number from 0, got -1"),
@@ -146,7 +152,7 @@ ARGUMENTS = {
 @pytest.mark.parametrize("fault", ARGUMENTS)
 def test_arguments(fault, tmp_path):
     arguments, *words = ARGUMENTS[fault]
-    build(*arguments, f"--data_dir={tmp_path / 'data'}", folder=tmp_path).check(1, *words)
+    build(f"--data_dir={tmp_path / 'data'}", *arguments, folder=tmp_path).check(1, *words)
     assert not (tmp_path / "data").exists()
 
 

@@ -229,14 +229,16 @@ def test_rows_of_2014_are_literals_and_never_evaluated(write, tmp_path, caplog):
         f"{{'asin': 'B3', 'title': open({str(trap)!r}, 'w').name}}",
         "{'asin': 'B4', 'title': 'unfinished",
         "['asin', 'B5']",
+        "{'asin': ['B6']}",
+        "{'asin': 'B7', 'categories': ['Baby']}",
     ]
     folder = write([review(asin=f"B{n}") for n in (1, 2, 3)], metadata, year=2014)
     with pytest.raises(
-        MalformedSourceError, match="not a Python literal of text, with a list of lists as categories: 3"
+        MalformedSourceError, match="not a Python literal of text, with a list of lists as categories: 5"
     ) as caught:
         build(folder, "baby_2014")
     assert "line 3: " in str(caught.value)
-    builder = build(folder, "baby_2014", max_malformed=0.6)
+    builder = build(folder, "baby_2014", max_malformed=0.8)
     assert builder.info.metadata["titles"] == ["", 'It\'s "One"', "B2", "B3"]
     names = builder.info.metadata["category_names"]
     assert [[names[i] for i in ids] for ids in builder.info.metadata["item_categories"]][1] == ["Toys"]
