@@ -10,7 +10,6 @@ from setuptools import find_packages, setup
 
 INSTALL_REQUIRES = [
     "absl-py>=2.5",
-    "clu>=0.0.12",
     "duckdb>=2.0",
     "filelock>=4.2",  # `fallback_to_soft`
     "flax>=0.12.8",
@@ -29,13 +28,13 @@ INSTALL_REQUIRES = [
     "safetensors>=0.8",
     "sentencepiece>=0.2.2",
     "seqio>=0.0.20",
+    "tensorboard>=2.21",
     "tensorflow>=2.21",
     "tensorflow-datasets>=4.9.10",
     "tokenizers>=0.23",
     "tqdm>=4.70",
     # Needed by what stands above, which does not declare them:
     "importlib_resources>=7.0",  # tensorflow-datasets imports it on every Python
-    "tensorboard>=2.21",  # tensorflow 2.21 no longer depends on it; clu's and seqio's loggers import it
 ]
 
 # Names on the Hugging Face hub in place of folders. Imported only where one is given.

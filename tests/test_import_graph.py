@@ -24,7 +24,6 @@ MAY_IMPORT = {
     "user_llm.arguments": ("user_llm.errors",),
     "user_llm.files": ("tfds_builders",),  # what builders write with, too
     "user_llm.host": ("user_llm.errors",),
-    "user_llm.quiet_tensorflow": (),
     "user_llm.schema": (),
     "user_llm.keys": ("user_llm.schema",),
     "user_llm.config": ("tfds_builders", "user_llm.errors", "user_llm.keys"),
@@ -78,7 +77,6 @@ MAY_IMPORT = {
     "user_llm.seqio_road": (
         "tfds_builders",
         "user_llm.errors",
-        "user_llm.quiet_tensorflow",
         "user_llm.files",
         "user_llm.config",
         "user_llm.data",

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import duckdb
 import tensorflow_datasets as tfds
+from tqdm import tqdm
 
 from tfds_builders import built, timelines
 from tfds_builders import source as source_lib
@@ -151,6 +152,9 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _build(self, **kwargs) -> None:
         """Builds the dataset, or what is missing of it where a process was killed; for the owner of the folder."""
+        from tfds_builders import quiet_tensorflow  # noqa: F401 - here TFDS needs it for the first time
+
+        tfds.disable_progress_bar()  # it has three; `_generate_examples` has one
         folder = self.data_path.parent
         for left in folder.glob(f"incomplete.*_{self.version}"):  # where TFDS was killed
             shutil.rmtree(left)
@@ -177,7 +181,7 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _check_prepared(self) -> None:
         advice = "Use another data_dir, or delete that folder to build anew."
-        if not all((self.data_path / name).is_file() for name in ("dataset_info.json", "metadata.json")):
+        if not all((self.data_path / name).is_file() for name in ("dataset_info.json", built.METADATA)):
             raise UserError(f"{self.data_dir} is there but holds no dataset. {advice}")
         if not self.info.metadata:  # another process has built it since this builder was made
             self.info.read_from_directory(self.data_dir)
@@ -252,7 +256,9 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _generate_examples(self, work: Path) -> Iterator[tuple[int, dict]]:
         with contextlib.closing(timelines.open_database(work)) as connection:
-            for key, (user_id, events) in enumerate(timelines.iterate_timelines(connection)):
+            users = timelines.iterate_timelines(connection)
+            total = self.info.metadata["summary"]["users"]
+            for key, (user_id, events) in enumerate(tqdm(users, self.name, total, unit=" users", disable=None)):
                 yield key, {"user_id": user_id, "events": events}
         shutil.rmtree(work)
 

@@ -8,6 +8,16 @@ from tfds_builders.files import read_json, write_json
 
 CHECKSUMS = "checksums.json"
 """Of all other files of the dataset; the last that a build writes, so a dataset that has it is finished."""
+METADATA = "metadata.json"
+"""The catalogue and what the build counted (`TimelineBuilder`), as TFDS writes it."""
+COLUMNS = "columns"
+"""Of the dataset's folder: one `.npy` a column."""
+NUMBERS = ("item", "rating", "timestamp")
+"""The columns [E] of all events, user after user."""
+USERS = ("offsets", "user_ids")
+"""int64 [users + 1], where each user's events begin; and the users' ids, text [users]."""
+REVIEWS = ("review_bytes", "review_offsets")
+"""uint8, all reviews in UTF-8 one behind the other; and int64 [E + 1], where each begins. Not without reviews."""
 
 
 def is_finished(folder: Path) -> bool:

@@ -9,16 +9,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
+from tfds_builders.built import COLUMNS, NUMBERS, REVIEWS
 from tfds_builders.timelines import SPLIT
-
-FOLDER = "columns"
-"""Of the dataset's folder: one `.npy` a column."""
-NUMBERS = ("item", "rating", "timestamp")
-"""The columns [E] of all events, user after user."""
-USERS = ("offsets", "user_ids")
-"""int64 [users + 1], where each user's events begin; and the users' ids, text [users]."""
-REVIEWS = ("review_bytes", "review_offsets")
-"""uint8, all reviews in UTF-8 one behind the other; and int64 [E + 1], where each begins. Not without reviews."""
 
 _READ_USERS = 1024  # users decoded at once
 
@@ -27,12 +19,12 @@ def write_columns(folder: Path) -> None:
     """Writes the columns of the dataset in `folder`, whose records are there."""
     # What stands on the disk alone: TFDS's own features allow to leave columns out.
     dataset = tfds.builder_from_directory(folder)
-    (folder / FOLDER).mkdir(exist_ok=True)
+    (folder / COLUMNS).mkdir(exist_ok=True)
     columns = _numbers(dataset)
     if dataset.info.metadata["has_reviews"]:
         columns |= _reviews(dataset)
     for name, column in columns.items():
-        np.save(folder / FOLDER / f"{name}.npy", column)
+        np.save(folder / COLUMNS / f"{name}.npy", column)
 
 
 def _numbers(dataset: tfds.core.DatasetBuilder) -> dict[str, np.ndarray]:

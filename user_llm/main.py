@@ -22,7 +22,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from tfds_builders.paths import local_path
-from user_llm import command_line, quiet_tensorflow, run  # noqa: F401 - quietly, before `run` does it
+from user_llm import command_line, run
 from user_llm.config import ConfigError
 from user_llm.errors import show
 from user_llm.experiment.validation import validate

@@ -4,8 +4,6 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,36 +11,21 @@ import numpy as np
 import pytest
 
 import user_llm
-from tests.faults.harness import results, train
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-CONFIG = Path(__file__).with_name("tiny.py")
+from tests.faults.harness import Outcome, ended, results, start, train
 
 
-def command(workdir: Path, data_dir: Path, *overrides: str) -> list[str]:
-    return [
-        *(sys.executable, "-m", "user_llm.main", f"--config={CONFIG}", f"--workdir={workdir}"),
-        *(f"--config.data.data_dir={data_dir}", "--gin=Host.tensorboard=False", *overrides),
-    ]
-
-
-def run(workdir: Path, data_dir: Path, *overrides: str) -> subprocess.CompletedProcess:
-    return subprocess.run(command(workdir, data_dir, *overrides), cwd=REPOSITORY, capture_output=True, text=True)
-
-
-def kill_when(workdir: Path, data_dir: Path, stage: str, step: int, number: int) -> subprocess.Popen:
+def kill_when(flags, workdir: Path, stage: str, step: int, number: int) -> Outcome:
     """Starts the command and sends it signal `number` once `stage` has written a row of `step` or later."""
-    with (workdir.parent / "log.txt").open("a") as log:
-        process = subprocess.Popen(command(workdir, data_dir), cwd=REPOSITORY, stderr=log, stdout=log)
-        metrics, until = workdir / stage / "metrics.jsonl", time.monotonic() + 300
-        while process.poll() is None and time.monotonic() < until:
-            rows = metrics.read_text().splitlines() if metrics.exists() else []
-            if rows and json.loads(rows[-1])["step"] >= step:
-                break
-            time.sleep(0.02)
-        process.send_signal(number)
-        process.wait(timeout=120)
-    return process
+    log = workdir.parent / f"{stage}-{step}.log"
+    process = start("user_llm.main", *flags, f"--workdir={workdir}", log=log)
+    metrics, until = workdir / stage / "metrics.jsonl", time.monotonic() + 300
+    while process.is_alive() and time.monotonic() < until:
+        rows = metrics.read_text().splitlines() if metrics.exists() else []
+        if rows and json.loads(rows[-1])["step"] >= step:
+            break
+        time.sleep(0.02)
+    os.kill(process.pid, number)
+    return ended(process, log)
 
 
 def parameters(workdir: Path) -> dict[str, str]:
@@ -57,8 +40,8 @@ def finished(tiny_run):
 
 
 @pytest.fixture(scope="module")
-def data_dir(finished):
-    return finished.parent / "data"
+def flags(tiny_run):
+    return tiny_run[1]
 
 
 def test_a_run_prints_the_table_and_leaves_its_files(tiny_run):
@@ -80,40 +63,19 @@ def test_a_run_prints_the_table_and_leaves_its_files(tiny_run):
         assert (workdir / name).is_file()
 
 
-def test_stopped_then_killed_and_started_again_gives_the_same_bits(finished, tmp_path, data_dir):
+def test_stopped_then_killed_and_started_again_gives_the_same_bits(finished, flags, tmp_path):
     workdir = tmp_path / "run"
-    stopped = kill_when(workdir, data_dir, "encoder", 8, signal.SIGTERM)
-    log = (tmp_path / "log.txt").read_text()
-    assert stopped.returncode == 143, log[-4000:]
-    assert "the same command resumes there" in log
-    assert "Traceback" not in log
-    killed = kill_when(workdir, data_dir, "user_llm", 14, signal.SIGKILL)
-    assert killed.returncode == -signal.SIGKILL
-    assert "encoder: restored step" in (tmp_path / "log.txt").read_text()
+    kill_when(flags, workdir, "encoder", 8, signal.SIGTERM).check(143, "the same command resumes there")
+    kill_when(flags, workdir, "user_llm", 14, signal.SIGKILL).check(137, "encoder: restored step")
     assert not (workdir / "results.json").exists()
-    done = run(workdir, data_dir)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert "user_llm: restored step" in done.stderr
+    train(*flags, f"--workdir={workdir}", folder=tmp_path, timeout=400).check(0, "user_llm: restored step")
     assert results(workdir) == results(finished)
     assert parameters(workdir) == parameters(finished)
 
 
-@pytest.mark.drill
-def test_killed_in_every_stage_and_started_again_gives_the_same_bits(finished, tmp_path, data_dir):
-    workdir = tmp_path / "run"
-    for stage, step in (("llm", 8), ("encoder", 8), ("user_llm", 8), ("user_llm", 14)):
-        killed = kill_when(workdir, data_dir, stage, step, signal.SIGKILL)
-        assert killed.returncode == -signal.SIGKILL, (stage, step)
-    done = run(workdir, data_dir)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert "user_llm: restored step" in done.stderr
-    assert results(workdir) == results(finished)
-    assert parameters(workdir) == parameters(finished)
-
-
-def test_a_finished_run_is_not_run_again(finished, tiny_run, tmp_path):
+def test_a_finished_run_is_not_run_again(finished, flags, tmp_path):
     before = {path: os.stat(path).st_mtime_ns for path in finished.rglob("*")}
-    train(*tiny_run[1], f"--workdir={finished}", folder=tmp_path).check(0, "User-LLM")
+    train(*flags, f"--workdir={finished}", folder=tmp_path).check(0, "User-LLM")
     assert {path: os.stat(path).st_mtime_ns for path in finished.rglob("*")} == before
 
 
@@ -126,8 +88,8 @@ def test_the_results_say_what_training_cost(finished):
     assert costs["user_llm"]["parameters"] > costs["llm"]["parameters"] + costs["encoder"]["parameters"] // 2
 
 
-def test_the_workdir_of_another_config_is_refused(finished, tiny_run, tmp_path):
-    refused = train(*tiny_run[1], f"--workdir={finished}", "--config.seed=1", folder=tmp_path)
+def test_the_workdir_of_another_config_is_refused(finished, flags, tmp_path):
+    refused = train(*flags, f"--workdir={finished}", "--config.seed=1", folder=tmp_path)
     refused.check(1, "holds a run of another config", "config.seed was 0, is 1")
 
 

@@ -47,7 +47,7 @@ DIMS = {
 INTEGRATIONS = {"gpt2": "soft_prompt", "gemma3_text": "cross_attention"}
 
 
-@pytest.fixture(scope="module", params=DIMS)
+@pytest.fixture(scope="module", params=[pytest.param("gpt2", marks=pytest.mark.drill), "gemma3_text"])
 def folder(request, tmp_path_factory):
     """A model with random weights and a byte-level tokenizer.json, in which token 0 is "!"."""
     folder = tmp_path_factory.mktemp(request.param)

@@ -55,6 +55,8 @@ VARIANTS = {
         "prompt.max_inputs": 60,
     },
     "dual encoder through a Perceiver into a soft prompt, adapters": {
+        "stages": ("encoder", "user_llm"),
+        "llm.checkpoint": "llm/huggingface",  # of a finished run
         "encoder.kind": "dual_encoder",
         "encoder.dual_encoder.num_outputs": 3,
         "integration.kind": "soft_prompt",
@@ -98,9 +100,12 @@ def data_dir(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_variant_runs_to_its_results(name, data_dir, tmp_path, monkeypatch):
+def test_a_variant_runs_to_its_results(name, data_dir, pretrained, tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "make_mesh", lambda sizes: one_device())
-    config = configured(data_dir, VARIANTS[name])
+    values = VARIANTS[name]
+    if "llm.checkpoint" in values:
+        values = {**values, "llm.checkpoint": str(pretrained / values["llm.checkpoint"])}
+    config = configured(data_dir, values)
     results = run(config, tmp_path / "run", Host(tensorboard=False))
     protocol = next(iter(results["protocols"].values()))
     assert protocol["users"] == (config.evaluation.max_users or 48)
@@ -145,6 +150,7 @@ def test_encoder_and_llm_of_another_run_take_the_place_of_the_stages(data_dir, p
         np.testing.assert_array_equal(model[f"language_model/{path}"], value)
 
 
+@pytest.mark.drill
 def test_adapters_of_a_run_are_where_another_starts(data_dir, pretrained, tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "make_mesh", lambda sizes: one_device())
     first = borrowing(data_dir, pretrained, strategy="lora", **{"lora.targets": ("q", "down")})

@@ -21,6 +21,7 @@ from user_llm.experiment import experiment as experiment_lib
 from user_llm.experiment.experiment import Experiment
 from user_llm.experiment.prepare import prepare
 from user_llm.experiment.validation import validate
+from user_llm.experiment.workdir import NoRun
 from user_llm.host import Host
 from user_llm.inspect import audit as auditor
 from user_llm.parallel.mesh import one_device
@@ -76,7 +77,7 @@ REVIEWS = dict(
 )
 
 
-@pytest.mark.parametrize("kind", ["cross_attention", "none"])
+@pytest.mark.parametrize("kind", ["cross_attention", pytest.param("none", marks=pytest.mark.drill)])
 def test_reviews_are_written_and_compared_with_the_true_ones(data_dir, tmp_path, kind):
     text_history = 3 if kind == "none" else 0
     config = configured(data_dir, **REVIEWS, integration__kind=kind, data__text_history=text_history)
@@ -204,12 +205,14 @@ def test_what_a_dataset_has_not_is_said_before_anything_trains(data_dir, bare, t
 def test_the_audit_of_a_config_prints_its_findings(data_dir, tmp_path, capsys, monkeypatch, leaking):
     own, planted = auditor.audit, [leak("planted", 1, 2, "a leak")] if leaking else []
     monkeypatch.setattr(auditor, "audit", lambda experiment: own(experiment) + planted)
-    verdict = auditor.audit_config(configured(data_dir), str(tmp_path / "run"))
+    verdict = auditor.audit_config(configured(data_dir), None)
     assert (verdict == "leaks") == leaking
     printed = capsys.readouterr().out
     assert "held-out events in training" in printed
     assert ("planted" in printed) == leaking
-    assert not (tmp_path / "run" / "config.json").exists()  # a look is no run
+    with pytest.raises(NoRun, match="name the --workdir of a finished run"):
+        auditor.audit_config(configured(data_dir), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()  # a look is no run
 
 
 def test_the_dual_encoder_learns_favorites_and_not_the_next_event(data_dir, tmp_path):

@@ -50,8 +50,20 @@ def command(
       env: variables to set.
     """
     log = folder / f"{os.urandom(4).hex()}.log"
+    return ended(start(module, *arguments, log=log, env=env), log, timeout)
+
+
+def start(
+    module: str, *arguments: str | Path, log: Path, env: dict[str, str] | None = None
+) -> multiprocessing.process.BaseProcess:
+    """As `command`, but does not wait for its end. What it prints is in `log`."""
     process = _CONTEXT.Process(target=_enter, args=(module, [str(word) for word in arguments], log, env or {}))
     process.start()
+    return process
+
+
+def ended(process: multiprocessing.process.BaseProcess, log: Path, timeout: float = 120) -> Outcome:
+    """How a process of `start` ends, or ended; it is killed after `timeout` seconds."""
     process.join(timeout)
     if process.is_alive():
         process.kill()

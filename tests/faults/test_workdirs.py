@@ -47,7 +47,7 @@ def test_a_folder_of_somebody_else_is_left_as_it_is(fault, mini, tmp_path):
 
 
 @pytest.mark.parametrize("address", ["gs://bucket/run", "s3://bucket/run", "file:///tmp/run"])
-def test_an_address_is_no_folder(address, mini, tmp_path):
+def test_g3w_gs_an_address_is_no_folder(address, mini, tmp_path):
     train(*mini, f"--workdir={address}", folder=tmp_path).check(1, f"--workdir={address}", "is an address")
     assert not (REPOSITORY / address.partition("/")[0]).exists()
 
@@ -63,6 +63,12 @@ def test_g3r_enc_dims_fixed_a_failed_start_claims_nothing_and_its_debris_is_clea
     train(*mini, f"--workdir={workdir}", encoder, "--config.evaluation.max_users=5", folder=tmp_path).check(0)
     assert not list(workdir.rglob("*.partial"))
     assert not (workdir / ".preparing").exists()
+
+
+def test_g6_load_foreign_a_folder_that_is_no_run_is_not_loaded(tmp_path):
+    write(tmp_path / "config.json", '{"architectures": ["LlamaForCausalLM"]}')
+    with pytest.raises(UserError, match="no config of a run"):
+        user_llm.load(tmp_path)
 
 
 def lost(name):

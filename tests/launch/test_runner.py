@@ -12,7 +12,7 @@ from launch.runner import Job, Runner
 
 # Leaves results in its folder, or does what its word says; notes each start.
 SCRIPT = """
-import os, pathlib, sys, time
+import os, pathlib, signal, sys, time
 out, name, word = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 with open(out / "starts.txt", "a") as file:
     print(name, file=file)
@@ -24,6 +24,7 @@ if word == "held" and not (out / "free").exists():
 if word.isdecimal():
     sys.exit(int(word))
 if word.startswith("killed by:"):
+    signal.signal(int(word[10:]), signal.SIG_DFL)  # a shell's background job inherits that SIGINT is ignored
     os.kill(os.getpid(), int(word[10:]))
 if word.startswith("after:") and not (out / word[6:] / "results.json").exists():
     sys.exit("error: too early")

@@ -161,7 +161,7 @@ def show(value):
 
 CASES = [
     pytest.param("user_llm", 0, marks=pytest.mark.drill),
-    ("user_llm", 1),
+    pytest.param("user_llm", 1, marks=pytest.mark.drill),
     ("user_llm", 2),
     ("encoder", 2),
     ("user_llm scanned", 2),

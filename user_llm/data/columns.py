@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from tfds_builders.columns import FOLDER, NUMBERS, REVIEWS, USERS
+from tfds_builders.built import COLUMNS, NUMBERS, REVIEWS, USERS
 
 
 def open_columns(data_dir: str | Path) -> dict[str, np.ndarray]:
@@ -32,4 +32,4 @@ class ReviewTexts:
 
 
 def _open(data_dir: str | Path, name: str) -> np.ndarray:
-    return np.load(Path(data_dir) / FOLDER / f"{name}.npy", mmap_mode="r")
+    return np.load(Path(data_dir) / COLUMNS / f"{name}.npy", mmap_mode="r")

@@ -3,15 +3,16 @@
 import dataclasses
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
-import tensorflow_datasets as tfds
 
-from tfds_builders.families import builder_of
+from tfds_builders.built import METADATA
 from tfds_builders.simulated import SimulatedConfig
 from user_llm.data.columns import ReviewTexts, open_columns
 from user_llm.data.splits import count_windows
 from user_llm.errors import UserError
+from user_llm.files import read_json
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -166,6 +167,8 @@ def load_timelines(
             `data_dir` holds this dataset built from another source or with other options, or damaged; another
             process is building it and `wait` is False.
     """
+    from tfds_builders.families import builder_of  # brings TFDS, and a finished run is loaded without its data
+
     builder = builder_of(
         name,
         data_dir=data_dir,
@@ -176,7 +179,7 @@ def load_timelines(
     )
     builder.download_and_prepare(wait=wait)
     # Read from disk: the files alone say what they hold.
-    metadata = tfds.builder_from_directory(builder.data_dir).info.metadata
+    metadata = read_json(Path(builder.data_dir) / METADATA, f"delete {builder.data_dir}, and build anew")
     columns = open_columns(builder.data_dir)
     return TimelineTable(
         name=name,

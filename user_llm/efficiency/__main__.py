@@ -16,7 +16,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from tfds_builders.paths import local_path
-from user_llm import command_line, quiet_tensorflow  # noqa: F401 - quietly, before the data's modules do it
+from user_llm import command_line
 from user_llm.efficiency.programs import TEXT_TOKENS, measure
 from user_llm.efficiency.report import render
 from user_llm.errors import show

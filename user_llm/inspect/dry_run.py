@@ -8,7 +8,6 @@ import numpy as np
 from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
-from tfds_builders.families import builder_of
 from user_llm.experiment.assembly import Assembly
 from user_llm.experiment.parameter_table import print_parameter_table
 from user_llm.experiment.stages import stages_of
@@ -33,6 +32,8 @@ def dataset_sizes(config: ConfigDict) -> tuple[int, int, int]:
         return PUBLISHED[data.dataset]
     if data.dataset == "movielens/simulated":
         return data.simulated.num_items, 20, 10
+    from tfds_builders.families import builder_of  # brings TFDS, which takes seconds
+
     builder = builder_of(data.dataset, data_dir=data.data_dir or None)
     if not builder.data_path.exists():
         return ASSUMED

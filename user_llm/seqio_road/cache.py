@@ -21,7 +21,6 @@ import seqio
 import tensorflow as tf
 import tqdm
 
-from user_llm import quiet_tensorflow  # noqa: F401 - before SeqIO brings TensorFlow
 from user_llm.errors import UserError
 from user_llm.files import replacing
 from user_llm.seqio_road.tasks import find

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from user_llm.files import naming_full_disk, replacing
 from user_llm.parallel.processes import is_lead
+from user_llm.training.event_file import EventFile
 
 
 class MetricWriter:
@@ -29,11 +30,9 @@ class MetricWriter:
                 partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
             self._file = path.open("a")
             if tensorboard:
-                from clu import metric_writers  # brings TensorFlow, which the loop itself never needs
-
                 for file in folder.glob("events.out.tfevents.*"):
                     file.unlink()
-                self._events = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(folder)))
+                self._events = EventFile(folder)
                 for row in kept:
                     self._write_events(**row)
 
@@ -43,23 +42,20 @@ class MetricWriter:
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """Writes the values of `kind` ("train" or "validation") after `step` steps."""
-        if self._file is not None:
-            with naming_full_disk(self._folder):
+        with naming_full_disk(self._folder):
+            if self._file is not None:
                 print(json.dumps({"step": step, "kind": kind, **values}), file=self._file, flush=True)
-        self._write_events(step, kind, **values)
+            self._write_events(step, kind, **values)
 
     def _write_events(self, step: int, kind: str, **values: float) -> None:
         if self._events is not None:
-            with naming_full_disk(self._folder):
-                self._events.write_scalars(step, {f"{kind}/{name}": value for name, value in values.items()})
+            self._events.write(step, {f"{kind}/{name}": value for name, value in values.items()})
 
     def close(self) -> None:
-        """Waits for the events to be written."""
-        if self._events is not None:
-            with naming_full_disk(self._folder):
-                self._events.close()
-        if self._file is not None:
-            self._file.close()
+        """Closes the files."""
+        for file in (self._events, self._file):
+            if file is not None:
+                file.close()
 
 
 def _rows(path: Path) -> list[dict]:
