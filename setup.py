@@ -57,6 +57,8 @@ TEST_REQUIRES = [
     'peft>=0.21; python_version < "3.12"',  # needs torch
 ]
 
+DOCS_REQUIRES = ["furo>=2025.9", "myst-nb>=1.3", "sphinx>=8.2"]
+
 setup(
     name="user-llm",
     version="0.1.0",
@@ -69,5 +71,5 @@ setup(
     packages=find_packages(include=["user_llm", "user_llm.*", "tfds_builders", "tfds_builders.*"]),
     package_data={"": ["*.md", "*.bib", "*.tsv", "*.txt", "dummy_data/*", "dummy_data/**/*"]},
     install_requires=INSTALL_REQUIRES,
-    extras_require={"hub": HUB_REQUIRES, "test": TEST_REQUIRES},
+    extras_require={"docs": DOCS_REQUIRES, "hub": HUB_REQUIRES, "test": TEST_REQUIRES},
 )
