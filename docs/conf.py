@@ -31,7 +31,8 @@ autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-napoleon_use_ivar = True
+napoleon_custom_sections = [("Attributes", "params_style")]  # one line may name several
 
-# Types in signatures: those of libraries, and of modules that the API reference leaves out.
-nitpick_ignore_regex = [(r"py:.*", r".*")]
+# Types in signatures that the API reference leaves out: those of libraries, and a type variable.
+nitpick_ignore = [("py:class", "user_llm.registry.Entry")]
+nitpick_ignore_regex = [(r"py:.*", r"(?!user_llm|tfds_builders).*")]
