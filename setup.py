@@ -57,7 +57,7 @@ TEST_REQUIRES = [
     'peft>=0.21; python_version < "3.12"',  # needs torch
 ]
 
-DOCS_REQUIRES = ["furo>=2025.9", "myst-nb>=1.3", "sphinx>=8.2"]
+DOCS_REQUIRES = ["furo>=2025.12", "myst-nb>=1.4", "sphinx>=9.0"]
 
 setup(
     name="user-llm",
