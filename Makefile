@@ -36,8 +36,8 @@ lint: $(VENV)/.installed-test  ## check the code with ruff
 bench: $(VENV)/.installed-test  ## measure data pipeline and encoder step, side by side with their peers
 	$(BIN)/python -m benchmarks
 
-docs: $(VENV)/.installed-docs  ## build the site into docs/_build; a dead link fails, and the tutorial is run
-	$(BIN)/python -m sphinx -W -n --keep-going docs docs/_build
+docs: $(VENV)/.installed-docs  ## build the site into docs/_build/html; a dead link fails, and the tutorial is run
+	$(BIN)/python -m sphinx -W -n --keep-going docs docs/_build/html
 
 launch: $(XM_VENV)/.installed  ## set up .venv-launch, the environment of launch/xm_launch.py (XManager)
 

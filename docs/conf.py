@@ -1,4 +1,4 @@
-"""Sphinx: `make docs` builds this folder into `docs/_build`. Every warning fails, a dead link included."""
+"""Sphinx: `make docs` builds this folder into `docs/_build/html`. Every warning fails, a dead link included."""
 
 import re
 import sys
