@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 XM_VENV := .venv-launch
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test drill lint bench launch clean
+.PHONY: help demo test drill lint bench docs launch clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -36,10 +36,13 @@ lint: $(VENV)/.installed-test  ## check the code with ruff
 bench: $(VENV)/.installed-test  ## measure data pipeline and encoder step, side by side with their peers
 	$(BIN)/python -m benchmarks
 
+docs: $(VENV)/.installed-docs  ## build the site into docs/_build/html; a dead link fails, and the tutorial is run
+	$(BIN)/python -m sphinx -W -n --keep-going docs docs/_build/html
+
 launch: $(XM_VENV)/.installed  ## set up .venv-launch, the environment of launch/xm_launch.py (XManager)
 
 clean:  ## remove caches and build leftovers; environments and runs/ stay
-	rm -rf build dist *.egg-info .cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist docs/_build *.egg-info .cache .pytest_cache .ruff_cache .hypothesis
 	find . -path './.venv*' -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
 $(VENV)/.created $(XM_VENV)/.created:
@@ -57,6 +60,10 @@ $(VENV)/.installed-core: setup.py $(VENV)/.created
 $(VENV)/.installed-test: setup.py $(VENV)/.created
 	$(BIN)/python -m pip install --quiet -e '.[test]'
 	@touch $@ $(VENV)/.installed-core
+
+$(VENV)/.installed-docs: setup.py $(VENV)/.created
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	@touch $@
 
 $(XM_VENV)/.installed: launch/requirements.txt $(XM_VENV)/.created
 	$(XM_VENV)/bin/python -m pip install --quiet -r launch/requirements.txt

@@ -56,6 +56,8 @@ TEST_REQUIRES = [
     'peft>=0.21; python_version < "3.12"',  # needs torch
 ]
 
+DOCS_REQUIRES = ["furo>=2025.12", "myst-nb>=1.4", "sphinx>=9.0"]
+
 setup(
     name="user-llm",
     version="0.1.0",
@@ -68,5 +70,5 @@ setup(
     packages=find_packages(include=["user_llm", "user_llm.*", "tfds_builders", "tfds_builders.*"]),
     package_data={"": ["*.md", "*.bib", "*.tsv", "*.txt", "dummy_data/*", "dummy_data/**/*"]},
     install_requires=INSTALL_REQUIRES,
-    extras_require={"hub": HUB_REQUIRES, "test": TEST_REQUIRES},
+    extras_require={"docs": DOCS_REQUIRES, "hub": HUB_REQUIRES, "test": TEST_REQUIRES},
 )

@@ -1,4 +1,4 @@
-"""gin wires the host and nothing else: what an experiment's config names, no gin file can bind (DESIGN 6)."""
+"""gin wires the host alone: what an experiment's config names, no gin file can bind (docs/architecture.md)."""
 
 import dataclasses
 import importlib

@@ -186,7 +186,7 @@ MAY_IMPORT = {
     "launch": (),
 }
 
-# Read them, don't build on them (DESIGN 6); and what belongs to tests and launchers only.
+# Read them, don't build on them (docs/architecture.md); and what belongs to tests and launchers only.
 NEVER = {"apache_beam", "gemma", "kauldron", "peft", "recml", "t5x", "torch", "transformers", "tunix"}
 # Library → the one module that imports it, in an environment of its own (launch/requirements.txt).
 APART = {"xmanager": {"launch.xm_launch"}}

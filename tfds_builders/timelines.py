@@ -137,7 +137,7 @@ def _columns(connection: duckdb.DuckDBPyConnection) -> set[str]:
 def summarise_timelines(connection: duckdb.DuckDBPyConnection) -> dict:
     """Counts the table `events`: events, users, items, timeline lengths, repeated pairs, windows.
 
-    A user of n events has n - N windows of N events and a label; the last is `test`, the others `train` (DESIGN 4).
+    A user of n events has n - N windows of N events and a label; the last is `test`, the others `train`.
     Rows that repeat a (user, item) pair are events like any other, and counted beyond the first.
     """
     lengths = connection.execute("SELECT count(*) AS n FROM events GROUP BY user_id").fetchnumpy()["n"]

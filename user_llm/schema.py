@@ -11,7 +11,7 @@ def training(**values) -> ConfigDict:
     """Keys of one stage of training."""
     stage = ConfigDict(
         dict(
-            steps=1000,
+            steps=1000,  # optimizer steps
             batch_size=128,  # examples a step, over all devices
             accumulate=1,  # microbatches a step is computed in, one after the other (saves memory)
             learning_rate=1e-3,  # peak; linear warm-up, then cosine decay to 0 (paper appendix C)
@@ -33,8 +33,8 @@ def training(**values) -> ConfigDict:
 def get_config() -> ConfigDict:
     """All keys with their defaults, locked."""
     config = ConfigDict()
-    config.name = "base"
-    config.seed = 0
+    config.name = "base"  # heads the printed tables
+    config.seed = 0  # of random parameters, the order of the data, dropout and the bootstrap
     config.task = "next_item"  # next_item | favorite_category | review_generation (paper 4.1), or several: "a,b"
     config.task_rates = ()  # of several tasks, how much of the training each has; () = all the same
     config.stages = ("llm", "encoder", "user_llm")  # those that apply run, in this order
@@ -50,7 +50,14 @@ def get_config() -> ConfigDict:
             text_history=0,  # latest events written into the prompt
             reader="windows",  # windows | seqio: the same training examples from arrays, or from SeqIO's tasks (slower)
             validation=True,  # position n-2 leaves training and steers keep_best
-            simulated=ConfigDict(dict(num_users=2000, num_items=600, mean_events=45, seed=0)),
+            simulated=ConfigDict(  # what a dataset called "<family>/simulated" is made of
+                dict(
+                    num_users=2000,  # timelines
+                    num_items=600,  # items of the catalogue
+                    mean_events=45,  # mean length of a timeline
+                    seed=0,  # of the simulation
+                )
+            ),
             amazon_reviews=ConfigDict(dict(category_level=1)),  # which of a product's category path, from 0
         )
     )
@@ -66,17 +73,17 @@ def get_config() -> ConfigDict:
             init="pretrained",  # pretrained | random (the paper's PT | RD)
             checkpoint="",  # workdir of a finished run whose encoder is taken; stage `encoder` is then skipped
             features=("item", "category", "rating"),  # ("item",) with the autoregressive kind is SASRec
-            num_layers=6,
-            width=128,
-            num_heads=8,
-            hidden=512,
-            dropout=0.0,
+            num_layers=6,  # Transformer layers
+            width=128,  # U, of the user embeddings; a multiple of num_heads
+            num_heads=8,  # attention heads
+            hidden=512,  # of a layer's MLP
+            dropout=0.0,  # share of activations, in training
             chunk_rows=512,  # rows of logits held at once by the softmax over the catalogue
             bert4rec=ConfigDict(dict(mask_rate=0.2)),  # share of a history's events that are masked
             dual_encoder=ConfigDict(
                 dict(
                     num_outputs=1,  # user embeddings a history is fused to
-                    fusion_layers=1,
+                    fusion_layers=1,  # cross-attention layers that fuse the features' towers
                     label="item",  # item | category of the next event, or the task's favorite_category
                     sampling_correction=True,  # logQ: popular labels are no easier for being often in the batch
                 )
@@ -89,15 +96,15 @@ def get_config() -> ConfigDict:
             architecture="",  # Hugging Face config.json whose dims replace those below, as configs/llm/gpt2.json
             vocabulary="",  # tokenizer.model or tokenizer.json; "" = the checkpoint's, or one trained on the catalogue
             vocabulary_size=2048,  # pieces, when one is trained
-            num_layers=4,
-            width=128,
-            num_heads=4,
-            num_kv_heads=2,
-            head_dim=32,
-            hidden=384,
-            max_length=512,
-            rope_theta=10000.0,
-            tie_embeddings=True,
+            num_layers=4,  # Transformer layers
+            width=128,  # D, of the hidden states
+            num_heads=4,  # attention heads; a multiple of num_kv_heads
+            num_kv_heads=2,  # heads of keys and values, which groups of query heads share
+            head_dim=32,  # of a head; even
+            hidden=384,  # of a layer's gated MLP
+            max_length=512,  # longest text in tokens: prompt and answer, behind a soft prompt where there is one
+            rope_theta=10000.0,  # base of the rotary positions
+            tie_embeddings=True,  # the embedding table is the softmax, too
         )
     )
     config.integration = ConfigDict(
@@ -105,11 +112,17 @@ def get_config() -> ConfigDict:
             kind="cross_attention",  # cross_attention | soft_prompt | none (TextPrompt, with data.text_history)
             every=1,  # a cross-attention block before every k-th LLM layer
             num_heads=4,  # of the cross-attention blocks
-            head_dim=32,
+            head_dim=32,  # of one of these heads
             hidden=256,  # of the block's gated MLP
             task_prompt=10,  # learned vectors of the soft prompt, besides the user's
             perceiver=ConfigDict(  # between encoder and either integration (paper 3.2.2, 4.2)
-                dict(enabled=False, num_layers=6, num_latents=16, num_heads=4, hidden=256)
+                dict(
+                    enabled=False,  # True: the LLM reads latents instead of the user embeddings themselves
+                    num_layers=6,  # cross-attention layers
+                    num_latents=16,  # context vectors, whatever the length of the history
+                    num_heads=4,  # attention heads; encoder.width is a multiple
+                    hidden=256,  # of a layer's MLP
+                )
             ),
         )
     )
@@ -144,12 +157,12 @@ def get_config() -> ConfigDict:
         dict(
             batch_size=64,  # users at once
             answers="beams",  # how an LLM ranks: beams, or exact (log p of every title: small catalogues only)
-            num_beams=10,
+            num_beams=10,  # of the beam search
             constrained=True,  # beams stay inside the catalogue; False = the paper's free beams
             exclude_history=True,  # an item of the history is no answer, for every row of the table; False = paper
             max_users=0,  # test users, evenly spread; 0 = all
             max_validation=10_000,  # validation windows, evenly spread; 0 = all
-            bootstrap_samples=1000,
+            bootstrap_samples=1000,  # resamples of the test users, for the 95 % intervals
         )
     )
     return config.lock()

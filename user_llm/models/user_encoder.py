@@ -1,6 +1,6 @@
 """What the user encoders share: their dims, a Transformer over slots of history, and a tied softmax a feature.
 
-Every encoder is built with `(config, *, item_categories, num_categories, num_ratings, rngs)` and has
+Every encoder is built with `(config, *, item_categories, num_categories, num_ratings, rngs)` and has::
 
     encoder(history, mask, *, key=None) -> [B, S', U]      user embeddings, zero where `output_mask` is False
     encoder.output_mask(mask) -> bool [B, S']              which of them there are

@@ -1,0 +1,38 @@
+"""Sphinx: `make docs` builds this folder into `docs/_build/html`. Every warning fails, a dead link included."""
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the modules of this clone, wherever another one is installed
+
+project = "User-LLM"
+author = "the User-LLM contributors"
+release = re.search(r'version="(.+?)"', (ROOT / "setup.py").read_text(encoding="utf-8"))[1]
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+suppress_warnings = ["mystnb.unknown_mime_type"]
+
+html_theme = "furo"
+html_title = "User-LLM"
+
+myst_enable_extensions = ["deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+nb_execution_mode = "force"  # a notebook's output is what this build has run
+nb_execution_timeout = 600
+nb_execution_raise_on_error = True
+
+default_role = "code"  # docstrings quote code in single backticks
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+python_use_unqualified_type_names = True
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_custom_sections = [("Attributes", "params_style")]  # one line may name several
+
+# Types in signatures that the API reference leaves out: those of libraries, and a type variable.
+nitpick_ignore = [("py:class", "user_llm.registry.Entry")]
+nitpick_ignore_regex = [(r"py:.*", r"(?!user_llm|tfds_builders).*")]
