@@ -1,6 +1,6 @@
 """User-LLM: a language model that reads a user's timeline as embeddings (arXiv 2402.13598).
 
-`load_timelines`, `load_language_model` and `load` are the public face (README, "In Python").
+`load_timelines`, `load_language_model` and `load` are the public face (docs/python.md).
 """
 
 import importlib

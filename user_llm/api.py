@@ -1,4 +1,4 @@
-"""The public face: language models and finished runs from Python (README, "In Python")."""
+"""The public face: language models and finished runs from Python (docs/python.md)."""
 
 import difflib
 import reprlib
