@@ -8,7 +8,7 @@ of All Beauty, and one without metadata, which has no categories:
 
     --config.data.dataset=amazon_reviews/all_beauty_2018 "--config.encoder.features=('item','rating')"
 
-A few minutes. Data this small show that the road works on real files, not how good a model is: see docs/tasks.md.
+A few minutes. Data this small show that the road works on real files, not how good a model is: see the README.
 """
 
 from configs import base

@@ -4,8 +4,7 @@
 
 Encoders are those of `ml_latest_small.py`, the language model has half its layers. All LLM runs of a seed share one
 language model and see the same number of examples, a twelfth of what the single run of that config sees, so that 38
-runs take about an hour: a comparison of models under a small budget, not the best of each. docs/reproduce.md has the
-results.
+runs take about an hour: a comparison of models under a small budget, not the best of each. The README has the results.
 """
 
 from configs import ml_latest_small
