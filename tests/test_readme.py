@@ -3,6 +3,7 @@
 What trains is not run but held against the schema: the same config, with the same keys, must be valid.
 """
 
+import functools
 import os
 import re
 import shlex
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 import pytest
 from ml_collections.config_flags import config_path
 
+import user_llm
 from tests.faults.harness import REPOSITORY, build, command, train
 from user_llm import command_line, keys
 from user_llm.experiment.validation import problems
@@ -190,13 +192,13 @@ def test_snippets_of_python_can_be_read(page):
         compile(body, page, "exec")
 
 
-def test_snippets_of_python_run(tiny_run, tmp_path):
+def test_snippets_of_python_run(tiny_run, tmp_path, monkeypatch):
     """With a finished run, its language model and its dataset in place of those that are named."""
     workdir, data_dir = tiny_run[0], tiny_run[0].parent / "data"
     simulated = "simulated=dict(num_users=48, num_items=60, mean_events=26)"
-    import user_llm
-
-    titles = user_llm.load(workdir).catalogue.titles
+    for name in ("load", "load_language_model"):  # each is read once for all snippets
+        monkeypatch.setattr(user_llm, name, functools.cache(getattr(user_llm, name)), raising=False)
+    titles = user_llm.load(str(workdir)).catalogue.titles
     dataset, built = '"movielens/latest_small"', f"data_dir={str(data_dir)!r}, {simulated}"
     places = {
         '"runs/ml_latest_small"': repr(str(workdir)),
