@@ -112,6 +112,7 @@ def test_an_open_llm_answers_with_titles_and_keeps_its_weights(folder, data_dir,
     assert all(len(set(line["top"])) == 10 for line in lines)
 
 
+@pytest.mark.drill
 def test_stories260k_is_carried_frozen(shared_dir, data_dir, tmp_path, monkeypatch):
     folder = shared_dir / "llm" / "stories260K"
     _, after = contextualised(folder, data_dir, tmp_path / "run", monkeypatch, strategy="enc")

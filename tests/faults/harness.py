@@ -14,8 +14,11 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 TRACE = "Traceback (most recent call last)"
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-# `user_llm.main` brings JAX and TensorFlow; neither has started a thread before a device or a dataset is asked for.
-_CONTEXT.set_forkserver_preload(["user_llm.main", "tfds_builders.build", "launch.local", "launch.report"])
+# JAX and TensorFlow have started no thread before a device or a dataset is asked for. No command but a build imports
+# TensorFlow, but a build in every fork would take seconds.
+_CONTEXT.set_forkserver_preload(
+    ["tfds_builders.quiet_tensorflow", "user_llm.main", "tfds_builders.build", "launch.local", "launch.report"]
+)
 
 
 @dataclasses.dataclass(frozen=True)

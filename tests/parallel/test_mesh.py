@@ -164,7 +164,7 @@ CASES = [
     pytest.param("user_llm", 1, marks=pytest.mark.drill),
     ("user_llm", 2),
     ("encoder", 2),
-    ("user_llm scanned", 2),
+    pytest.param("user_llm scanned", 2, marks=pytest.mark.drill),
 ]
 WATCHED = ("encoder", "user_llm")  # compiled anew at each run of the tests
 
