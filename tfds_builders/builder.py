@@ -20,6 +20,7 @@ from tfds_builders.download import download, manual_file
 from tfds_builders.errors import UserError
 from tfds_builders.locks import clear_partial, owned
 from tfds_builders.malformed import MalformedSourceError, RowReport
+from tfds_builders.paths import local_path
 from tfds_builders.simulated import SimulatedConfig
 
 SIMULATED = "simulated"
@@ -266,5 +267,5 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 def _check_path(argument: str, path: str | os.PathLike | None) -> None:
     if path is not None and not os.fspath(path):
         raise UserError(f"{argument} is empty: name a path, or leave it out.")
-    if path is not None and "://" in os.fspath(path):
-        raise UserError(f"{argument} {path} is an address: fetch or mount it, and name the path.")
+    if path is not None:
+        local_path(path, argument)

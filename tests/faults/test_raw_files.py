@@ -132,10 +132,10 @@ def test_raw_paths(fault, tmp_path):
 
 ARGUMENTS = {
     "g1_rawpath_empty": ([SMALL, "--raw_path="], "raw_path is empty"),
-    "a bucket as raw_path": ([SMALL, "--raw_path=gs://b/ml.zip"], "raw_path gs://b/ml.zip is an address"),
+    "a bucket as raw_path": ([SMALL, "--raw_path=gs://b/ml.zip"], "raw_path=gs://b/ml.zip: gs:// is an address"),
     "a bucket as data_dir": (
         [SMALL, "--data_dir=gs://b/data"],
-        "data_dir gs://b/data is an address: fetch or",
+        "data_dir=gs://b/data: gs:// is an address",
     ),
     "a file as data_dir": ([SMALL, "--data_dir=setup.py"], "data_dir setup.py is a file"),
     "a manual_dir that is not there": ([SMALL, "--manual_dir=nowhere"], "manual_dir 'nowhere' is no folder"),
