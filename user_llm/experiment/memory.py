@@ -11,16 +11,6 @@ from ml_collections.config_flags import config_path
 from user_llm.config import ConfigError, says
 from user_llm.experiment.stages import stages_of
 
-_ENCODER = (("encoder.num_layers", "encoder.width", "encoder.width"), ("encoder.width", "encoder.hidden"))
-_LLM = (("llm.num_layers", "llm.width", "llm.hidden"), ("llm.vocabulary_size", "llm.width"))
-
-# Stage → keys whose product is held at once, in weights or in what a batch becomes in the first layer. Far below what
-# a step needs, and known without building a model, which takes as long as it has layers.
-_NEEDS = {
-    "llm": (*_LLM, ("training.llm.batch_size", "llm.width")),
-    "encoder": (*_ENCODER, ("training.encoder.batch_size", "data.history_length", "encoder.width")),
-    "user_llm": (("training.user_llm.batch_size", "prompt.max_targets"),),
-}
 _EVENTS = ("data.simulated.num_users", "data.simulated.mean_events")  # of a dataset that is made as it is asked for
 
 
@@ -28,11 +18,11 @@ def check_memory(config: ConfigDict) -> None:
     """Raises ConfigError, with keys and bytes, where all devices together cannot hold what a stage or its data need."""
     available = _available()
     smallest = min(jnp.dtype(config.compute[key]).itemsize for key in ("dtype", "param_dtype", "frozen_dtype"))
-    needs = [keys for stage in stages_of(config) for keys in _NEEDS.get(stage.name, ())]
+    needs = [keys for stage in stages_of(config) for keys in stage.held_at_once]
     if config.data.dataset.endswith("/simulated"):
         needs.append(_EVENTS)
     for keys in needs:
-        if config.llm.architecture and keys in _LLM:
+        if config.llm.architecture and keys[0].startswith("llm."):
             continue  # whose dimensions are those of that file
         group, _, name = keys[0].rpartition(".")
         parts = config_path.get_value(f"{group}.accumulate", config) if name == "batch_size" else 1

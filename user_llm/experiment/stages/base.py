@@ -36,9 +36,12 @@ class Stage(abc.ABC):
     Attributes:
       name: also its folder in the workdir.
       metrics: of its validation, those that `keep_best` may name.
+      held_at_once: keys whose product is held at once, in weights or in what a batch becomes in the first layer: far
+        below what a step needs, and known without building a model, which takes as long as it has layers.
     """
 
     name: str
+    held_at_once: tuple[tuple[str, ...], ...] = ()
     metrics: tuple[str, ...] = ("loss",)
 
     @abc.abstractmethod

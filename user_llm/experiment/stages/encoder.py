@@ -34,6 +34,11 @@ class EncoderStage(Stage):
     """The encoder alone, whichever kind it is."""
 
     name = "encoder"
+    held_at_once = (
+        ("encoder.num_layers", "encoder.width", "encoder.width"),
+        ("encoder.width", "encoder.hidden"),
+        ("training.encoder.batch_size", "data.history_length", "encoder.width"),
+    )
     metrics = ("loss", "recall@10", "ndcg@10")
 
     def is_elsewhere(self, config):

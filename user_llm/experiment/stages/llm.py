@@ -12,6 +12,11 @@ class LanguageModelStage(Stage):
     """The LLM alone. It is left as a Hugging Face folder too, `<workdir>/llm/huggingface`."""
 
     name = "llm"
+    held_at_once = (
+        ("llm.num_layers", "llm.width", "llm.hidden"),
+        ("llm.vocabulary_size", "llm.width"),
+        ("training.llm.batch_size", "llm.width"),
+    )
 
     def is_elsewhere(self, config):
         """See `Stage`."""
