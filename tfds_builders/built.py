@@ -4,7 +4,6 @@ from pathlib import Path
 
 from tfds_builders import checksums
 from tfds_builders.errors import UserError
-from tfds_builders.files import read_json, write_json
 
 CHECKSUMS = "checksums.json"
 """Of all other files of the dataset; the last that a build writes, so a dataset that has it is finished."""
@@ -27,7 +26,7 @@ def is_finished(folder: Path) -> bool:
 
 def finish(folder: Path) -> None:
     """Writes down what the files of the dataset hold."""
-    write_json(folder / CHECKSUMS, checksums.signed({"files": checksums.checksums(folder)}))
+    checksums.write_signed(folder / CHECKSUMS, {"files": checksums.checksums(folder)})
 
 
 def check(folder: Path, *, sampled: bool = True) -> str:
@@ -41,10 +40,7 @@ def check(folder: Path, *, sampled: bool = True) -> str:
       UserError: a file is missing or has changed.
     """
     advice = f"delete {folder} and build anew with python -m tfds_builders.build"
-    kept = read_json(folder / CHECKSUMS, advice)
-    if not checksums.is_signed(kept):
-        raise UserError(f"{folder / CHECKSUMS} is damaged: {advice}")
-    sums = kept["files"]
+    sums = checksums.read_signed(folder / CHECKSUMS, advice)["files"]
     if changed := list(checksums.changed(folder, sums, sampled=sampled)):
         others = f", and {len(changed) - 1} more files" if changed[1:] else ""
         raise UserError(f"{changed[0]}{others}: {advice}")

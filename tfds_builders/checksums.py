@@ -8,6 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tfds_builders.errors import UserError
+from tfds_builders.files import read_json, write_json
+
 BLOCK_BYTES = 1 << 20
 SAMPLED_BLOCKS = 8
 """Of each file, where it is not checked in full: its first, its last, and others by chance."""
@@ -31,22 +34,22 @@ def checksums(folder: str | os.PathLike, names: Iterable[str] | None = None) -> 
     return {name: checksum(folder / name) for name in sorted(names)}
 
 
-def fingerprint(sums: Mapping[str, Checksum]) -> str:
-    """One hex digest of names and contents of files."""
-    whole = hashlib.sha256()
-    for name, one in sorted(sums.items()):
-        whole.update(repr((name, one["bytes"], list(one["blocks"]))).encode())
-    return whole.hexdigest()
+def write_signed(path: str | os.PathLike, value: Mapping[str, Any]) -> None:
+    """Writes `value`, which JSON can hold, with a digest of itself: a file of checksums may be damaged as well."""
+    write_json(path, {**value, "digest": _digest_of(value)})
 
 
-def signed(value: Mapping[str, Any]) -> dict[str, Any]:
-    """`value`, which JSON can hold, with a `digest` of itself: the file of checksums may be damaged as well."""
-    return {**value, "digest": hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()}
+def read_signed(path: str | os.PathLike, advice: str) -> dict[str, Any]:
+    """What `write_signed` has written.
 
-
-def is_signed(value: Mapping[str, Any]) -> bool:
-    """Whether `value` is what `signed` returned."""
-    return dict(value) == signed({key: one for key, one in value.items() if key != "digest"})
+    Raises:
+      UserError: the file has changed since; `advice` says what helps.
+      OSError: it cannot be read.
+    """
+    value = read_json(path, advice)
+    if value.pop("digest", None) != _digest_of(value):
+        raise UserError(f"{path} is damaged: {advice}")
+    return value
 
 
 def changed(folder: str | os.PathLike, sums: Mapping[str, Checksum], *, sampled: bool = False) -> Iterator[str]:
@@ -82,3 +85,7 @@ def _num_blocks(size: int) -> int:
 def _digest(file: BinaryIO, block: int) -> str:
     file.seek(block * BLOCK_BYTES)
     return hashlib.blake2b(file.read(BLOCK_BYTES), digest_size=16).hexdigest()
+
+
+def _digest_of(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

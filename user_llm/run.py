@@ -23,7 +23,7 @@ from user_llm.experiment.ownership import is_finished, owning
 from user_llm.experiment.prepare import prepare
 from user_llm.experiment.seal import claim, refuse_swapped, seal
 from user_llm.experiment.training import run_stages
-from user_llm.experiment.workdir import ENVIRONMENT, OPERATIVE_GIN, PREDICTIONS, RESULTS, defining
+from user_llm.experiment.workdir import ENVIRONMENT, OPERATIVE_GIN, RESULTS, REWRITTEN, defining
 from user_llm.host import Host
 from user_llm.inspect.audit import audit
 from user_llm.inspect.cost import training_costs
@@ -60,9 +60,8 @@ def _make_results(experiment: Experiment, host: Host) -> None:
     lead_says(lambda: refuse_swapped(workdir, experiment.config, borrowed))
     prepare(experiment)
     if is_lead():
-        _write_environment(experiment)
         claim(workdir, experiment.config, borrowed)
-        seal(workdir, ENVIRONMENT, OPERATIVE_GIN)
+        _write_environment(experiment)
     trained = run_stages(experiment, host)
     found = _evaluate(experiment, trained)
     findings = audit(experiment, item_rankers(experiment, trained))
@@ -72,7 +71,7 @@ def _make_results(experiment: Experiment, host: Host) -> None:
         report.write_predictions(workdir, found.predictions)
         provenance = report.provenance(experiment.fingerprint)
         report.write_results(workdir, protocols=found.protocols, facts=facts, provenance=provenance)
-        seal(workdir, RESULTS, PREDICTIONS)
+        seal(workdir, *REWRITTEN)
 
     lead_makes(workdir / RESULTS, write)
 

@@ -4,14 +4,11 @@ import contextlib
 import logging
 from pathlib import Path
 
-from tfds_builders.checksums import changed, checksums, is_signed, signed
+from tfds_builders.checksums import changed, checksums, read_signed, write_signed
 from user_llm.errors import UserError
-from user_llm.files import read_json, write_json
 
 STEPS, SUMS, DAMAGED = "checkpoints", "checksums", "damaged"
 """Folders of a stage: a folder a step, the checksums of a step's files as `STEP.json`, steps that were put aside."""
-
-_DELETE = "delete it; the checkpoint is then read as it is"
 
 _logger = logging.getLogger(__name__)
 
@@ -22,7 +19,7 @@ def keep_checksums(folder: Path) -> None:
     for step in steps:
         if not (path := _sums(folder, step)).exists():
             with contextlib.suppress(FileNotFoundError):  # Orbax deletes old steps while this reads
-                write_json(path, signed({"files": checksums(folder / STEPS / str(step))}))
+                write_signed(path, {"files": checksums(folder / STEPS / str(step))})
     for path in (folder / SUMS).glob("*.json"):
         if path.stem.isdecimal() and int(path.stem) not in steps:
             path.unlink(missing_ok=True)
@@ -38,10 +35,8 @@ def damage(folder: Path, step: int, item: str = "") -> str | None:
     """What of a step, or of one of its items, has changed; None where nothing has, or where it has no checksums."""
     if not (path := _sums(folder, step)).exists():
         return None
-    sums = read_json(path, _DELETE)
-    if not is_signed(sums):
-        raise UserError(f"{path} is damaged: {_DELETE}")
-    files = {name: one for name, one in sums["files"].items() if name.startswith(item)}
+    sums = read_signed(path, "delete it; the checkpoint is then read as it is")["files"]
+    files = {name: one for name, one in sums.items() if name.startswith(item)}
     return next(changed(folder / STEPS / str(step), files), None)
 
 

@@ -14,7 +14,6 @@ from user_llm.experiment.workdir import (
     ANEW,
     CATALOGUE,
     CONFIG,
-    ENVIRONMENT,
     PREPARING,
     RESULTS,
     VOCABULARY,
@@ -58,7 +57,7 @@ def _is_finished(workdir: Path, config: ConfigDict) -> bool:
         raise UserError(f"--workdir={workdir} is a file: name a folder, or a new one")
     others = {path.name for path in workdir.iterdir()} - {LOCK, OWNER} if workdir.exists() else set()
     if others and PREPARING not in others:
-        if {CATALOGUE, ENVIRONMENT} <= others:
+        if {CATALOGUE, SEAL} <= others:
             raise UserError(f"{workdir} holds a run that has lost its {CONFIG}: {ANEW}")
         raise UserError(
             f"--workdir={workdir} holds files of somebody else ({', '.join(sorted(others)[:3])}) and no run: "
@@ -76,7 +75,7 @@ def _begin(workdir: Path, config: ConfigDict) -> bool:
     else:
         (workdir / PREPARING).touch()
         shutil.rmtree(workdir / VOCABULARY, ignore_errors=True)
-        for name in (CATALOGUE, SEAL, ENVIRONMENT):
+        for name in (CATALOGUE, SEAL):
             (workdir / name).unlink(missing_ok=True)
     (workdir / RESULTS).unlink(missing_ok=True)
     return False

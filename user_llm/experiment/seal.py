@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_path
 
-from tfds_builders.checksums import Checksum, changed, checksum, checksums, is_signed, signed
+from tfds_builders.checksums import Checksum, changed, checksum, checksums, read_signed, write_signed
 from user_llm.errors import UserError
 from user_llm.experiment.workdir import (
     ANEW,
@@ -19,10 +19,11 @@ from user_llm.experiment.workdir import (
     PREDICTIONS,
     PREPARING,
     RESULTS,
+    REWRITTEN,
     VOCABULARY,
     config_text,
 )
-from user_llm.files import read_json, replacing, write_json
+from user_llm.files import replacing
 
 SEAL = "checksums.json"
 """`{"files": {name: checksum}, "borrowed": {config key: {name: checksum}}}`."""
@@ -37,8 +38,10 @@ def claim(workdir: Path, config: ConfigDict, borrowed: Contents) -> None:
         partial.write_text(config_text(config), encoding="utf-8")
         made = _all_below(workdir, CATALOGUE, VOCABULARY)
         before = _read(workdir)["files"] if (workdir / SEAL).exists() else {}
+        # What this start writes anew has no checksum until it is finished: a kill between the two changes nothing.
+        before = {name: one for name, one in before.items() if name not in REWRITTEN}
         files = {**before, **checksums(workdir, made), CONFIG: checksum(partial)}
-        _write(workdir, {"files": files, "borrowed": borrowed})
+        write_signed(workdir / SEAL, {"files": files, "borrowed": borrowed})
     (workdir / PREPARING).unlink(missing_ok=True)
 
 
@@ -46,7 +49,7 @@ def seal(workdir: Path, *names: str) -> None:
     """Keeps the checksums of files, and of all in folders, that are finished."""
     kept = _read(workdir)
     kept["files"] |= checksums(workdir, _all_below(workdir, *names))
-    _write(workdir, kept)
+    write_signed(workdir / SEAL, kept)
 
 
 def is_sealed(workdir: Path, name: str) -> bool:
@@ -99,14 +102,7 @@ def refuse_swapped(workdir: Path, config: ConfigDict, contents: Contents) -> Non
 def _read(workdir: Path) -> dict[str, Any]:
     if not (workdir / SEAL).is_file():
         raise UserError(f"{workdir / SEAL} is missing, without which nothing in {workdir} can be trusted: {ANEW}")
-    kept = read_json(workdir / SEAL, ANEW)
-    if not is_signed(kept):
-        raise UserError(f"{workdir / SEAL} is damaged: {ANEW}")
-    return {"files": kept["files"], "borrowed": kept["borrowed"]}
-
-
-def _write(workdir: Path, kept: Mapping[str, Any]) -> None:
-    write_json(workdir / SEAL, signed(kept))
+    return read_signed(workdir / SEAL, ANEW)
 
 
 def _is_kept(name: str) -> bool:

@@ -16,6 +16,8 @@ FORMAT = 3  # raised when what a workdir holds is no longer read as before
 CONFIG, ENVIRONMENT, VOCABULARY, CATALOGUE = "config.json", "environment.json", "vocabulary", "catalogue.json"
 RESULTS, PREDICTIONS = "results.json", "predictions.jsonl"
 OPERATIVE_GIN = "operative_config.gin"
+REWRITTEN = (ENVIRONMENT, OPERATIVE_GIN, RESULTS, PREDICTIONS)
+"""What every start of an unfinished run writes anew."""
 PREPARING = ".preparing"
 """Stands in a workdir until its config is written: a start that fails its checks claims nothing."""
 
