@@ -1,9 +1,10 @@
-"""Packaging of `user_llm` and `tfds_builders`. Configs, launchers, tests and benchmarks are run from the clone.
+"""Packaging of `user_llm`, with `configs/` inside it. What stands beside it in the clone is run from there.
 
 Lower bounds are the versions the test suite is run with on Python 3.11 and 3.12 (jax and flax publish newer
 releases for 3.12; the bound is what both can have). An upper bound appears only where a break is known.
 """
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -58,17 +59,32 @@ TEST_REQUIRES = [
 
 DOCS_REQUIRES = ["furo>=2025.12", "myst-nb>=1.4", "sphinx>=9.0"]
 
+HERE = Path(__file__).parent
+
 setup(
     name="user-llm",
-    version="0.1.0",
+    version=re.search(r'__version__ = "(.+)"', (HERE / "user_llm/__init__.py").read_text(encoding="utf-8"))[1],
     description="User-LLM: efficient contextualisation of language models with user embeddings, in JAX",
-    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=find_packages(include=["user_llm", "user_llm.*", "tfds_builders", "tfds_builders.*"]),
-    package_data={"": ["*.md", "*.bib", "*.tsv", "*.txt", "dummy_data/*", "dummy_data/**/*"]},
+    packages=[*find_packages(include=["user_llm", "user_llm.*"]), "user_llm.configs"],
+    package_dir={"user_llm.configs": "configs"},
+    package_data={
+        "user_llm": ["py.typed"],
+        "user_llm.builders": ["*.md", "*/*.md", "*/*.bib", "*/*.tsv", "*/*.txt", "*/dummy_data/*", "*/dummy_data/**/*"],
+        "user_llm.configs": ["*.py", "gin/*", "llm/*"],
+        "user_llm.launch": ["*.csv", "report/*.css"],
+    },
+    entry_points={"console_scripts": ["user-llm = user_llm.__main__:cli"]},
     install_requires=INSTALL_REQUIRES,
-    extras_require={"docs": DOCS_REQUIRES, "hub": HUB_REQUIRES, "test": TEST_REQUIRES},
+    extras_require={
+        "cuda": ["jax[cuda]"],
+        "tpu": ["jax[tpu]"],
+        "hub": HUB_REQUIRES,
+        "test": TEST_REQUIRES,
+        "docs": DOCS_REQUIRES,
+    },
 )

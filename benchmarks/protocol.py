@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from launch import malloc
+from user_llm.launch import malloc
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

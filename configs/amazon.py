@@ -12,7 +12,7 @@ favourite category, and ROUGE-Lsum 26.38 for review summaries (Table 13), with P
 not say which of UCSD's releases it read, nor which level of a product's category path. Not run by us at this scale yet.
 """
 
-from configs.parts import paper
+from user_llm import paper
 
 
 def get_config(task="next_item"):

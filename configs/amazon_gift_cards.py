@@ -11,11 +11,11 @@ of All Beauty, and one without metadata, which has no categories:
 A few minutes. Data this small show that the road works on real files, not how good a model is: see docs/results.md.
 """
 
-from configs import base
+from user_llm import schema
 
 
 def get_config(task="review_generation"):
-    config = base.get_config()
+    config = schema.get_config()
     config.name = "amazon_gift_cards"
     config.task = task
     config.data.dataset = "amazon_reviews/gift_cards_2018"
@@ -33,7 +33,7 @@ def get_config(task="review_generation"):
     config.llm.hidden = 256
     config.integration.hidden = 128
     often = dict(eval_every=50, checkpoint_every=50)
-    config.training.llm = base.training(steps=300, batch_size=64, learning_rate=2e-3, keep_best="loss", **often)
-    config.training.encoder = base.training(steps=300, batch_size=64, weight_decay=1e-1, keep_best="loss", **often)
-    config.training.user_llm = base.training(steps=300, batch_size=64, keep_best="loss", **often)
+    config.training.llm = schema.training(steps=300, batch_size=64, learning_rate=2e-3, keep_best="loss", **often)
+    config.training.encoder = schema.training(steps=300, batch_size=64, weight_decay=1e-1, keep_best="loss", **often)
+    config.training.user_llm = schema.training(steps=300, batch_size=64, keep_best="loss", **often)
     return config

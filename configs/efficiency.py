@@ -6,11 +6,11 @@ The encoder is the paper's, over MovieLens-20M's catalogue; the LLM has 6 layers
 data is read. 3.3 minutes on two idle cores with tuned malloc; benchmarks/README.md has the figures.
 """
 
-from configs import base
+from user_llm import schema
 
 
 def get_config():
-    config = base.get_config()
+    config = schema.get_config()
     config.name = "efficiency"
     config.llm.vocabulary_size = 32_000
     config.llm.num_layers = 6

@@ -11,7 +11,7 @@ favourite category, and ROUGE-Lsum 11.72 for reviews (Table 13), with PaLM-2 XXS
 this scale yet.
 """
 
-from configs.parts import paper
+from user_llm import paper
 
 
 def get_config(task="next_item"):

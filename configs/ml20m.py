@@ -14,7 +14,7 @@ us at this scale yet. Without a checkpoint the stage `llm` trains a small LM fro
 prompts' text.
 """
 
-from configs.parts import paper
+from user_llm import paper
 
 
 def get_config(task="next_item"):

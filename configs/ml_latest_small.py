@@ -12,11 +12,11 @@ Well under 40 minutes on two cores. Expect Recall@10 of 0.08 (all users) and 0.0
 alone, against 0.04 and 0.02 for the stronger popularity row; User-LLM, with a small LLM from scratch, stays near 0.01.
 """
 
-from configs import base
+from user_llm import schema
 
 
 def get_config(task="next_item"):
-    config = base.get_config()
+    config = schema.get_config()
     config.name = "ml_latest_small"
     config.task = task
     config.data.dataset = "movielens/latest_small"
@@ -32,10 +32,10 @@ def get_config(task="next_item"):
     config.llm.num_layers = 4
     config.llm.width = 128
     config.llm.max_length = 64
-    config.training.llm = base.training(
+    config.training.llm = schema.training(
         steps=1500, batch_size=64, learning_rate=4e-3, weight_decay=1e-2, eval_every=500, checkpoint_every=500
     )
-    config.training.encoder = base.training(
+    config.training.encoder = schema.training(
         steps=800,
         batch_size=128,
         learning_rate=1e-3,
@@ -44,7 +44,7 @@ def get_config(task="next_item"):
         checkpoint_every=200,
         keep_best="recall@10",
     )
-    config.training.user_llm = base.training(
+    config.training.user_llm = schema.training(
         steps=1200,
         batch_size=128,
         learning_rate=2e-3,

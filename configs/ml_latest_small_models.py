@@ -1,17 +1,17 @@
 """Every model of the paper on MovieLens latest-small, small enough that a sweep of them ends on a laptop's two cores:
 
-    python -m launch.local --tables=2,5,6,7,8,fig3 --scale=laptop --datasets=movielens --jobs=2 --out=runs/laptop
+    user-llm sweep --tables=2,5,6,7,8,fig3 --scale=laptop --datasets=movielens --jobs=2 --out=runs/laptop
 
-Encoders are those of `ml_latest_small.py`, the language model has half its layers. All LLM runs of a seed share one
+Encoders are those of `ml_latest_small`, the language model has half its layers. All LLM runs of a seed share one
 language model and see the same number of examples, a twelfth of what the single run of that config sees, so that 38
 runs take about an hour: a comparison of models under a small budget, not the best of each. docs/results.md has them.
 """
 
-from configs import ml_latest_small
+from user_llm.command_line import load
 
 
 def get_config(task="next_item"):
-    config = ml_latest_small.get_config(task)
+    config = load(f"ml_latest_small:{task}").unlock()
     config.name = "ml_latest_small_models"
     config.prompt.max_targets = 20
     config.llm.num_layers = 2

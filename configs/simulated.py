@@ -10,11 +10,11 @@ idle cores about 3 minutes. Expect Recall@10 of 0.05 for popularity, 0.57 for th
 and 0.02 for User-LLM with shuffled contexts.
 """
 
-from configs import base
+from user_llm import schema
 
 
 def get_config(task="next_item"):
-    config = base.get_config()
+    config = schema.get_config()
     config.name = "simulated"
     config.task = task
     config.data.dataset = "movielens/simulated"
@@ -32,10 +32,10 @@ def get_config(task="next_item"):
     config.llm.head_dim = 32
     config.llm.hidden = 256
     config.integration.hidden = 128
-    config.training.llm = base.training(
+    config.training.llm = schema.training(
         steps=200, batch_size=64, learning_rate=2e-3, weight_decay=1e-2, eval_every=100, checkpoint_every=100
     )
-    config.training.encoder = base.training(
+    config.training.encoder = schema.training(
         steps=600,
         batch_size=128,
         learning_rate=3e-3,
@@ -44,7 +44,7 @@ def get_config(task="next_item"):
         checkpoint_every=200,
         keep_best="recall@10",
     )
-    config.training.user_llm = base.training(
+    config.training.user_llm = schema.training(
         steps=500,
         batch_size=128,
         learning_rate=2e-3,

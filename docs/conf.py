@@ -35,4 +35,4 @@ napoleon_custom_sections = [("Attributes", "params_style")]  # one line may name
 
 # Types in signatures that the API reference leaves out: those of libraries, and a type variable.
 nitpick_ignore = [("py:class", "user_llm.registry.Entry")]
-nitpick_ignore_regex = [(r"py:.*", r"(?!user_llm|tfds_builders).*")]
+nitpick_ignore_regex = [(r"py:.*", r"(?!user_llm).*")]

@@ -29,11 +29,11 @@ HEAD = """\
 A config is a Python file with a function `get_config`. It starts with the schema's defaults and changes some of them:
 
 ```python
-from configs import base
+from user_llm import schema
 
 
 def get_config():
-    config = base.get_config()
+    config = schema.get_config()
     config.data.dataset = "movielens/latest_small"
     return config
 ```

@@ -1,1 +1,1 @@
-"""Sweeps: which runs a table of results takes (`sweeps.py`), and where they run (`local.py`). Run from the clone."""
+"""Where runs are started, from the clone; what to run and the report are `user_llm.launch`."""

@@ -25,11 +25,11 @@ from absl import flags
 from ml_collections import ConfigDict
 from xmanager import xm, xm_local
 
-from launch import malloc
-from launch.arguments import places_of, plan_of, sweep_parser
-from launch.runs import Run
 from user_llm.config import ConfigError, wrong_together, wrong_values
 from user_llm.errors import show
+from user_llm.launch import malloc
+from user_llm.launch.arguments import places_of, plan_of, sweep_parser
+from user_llm.launch.runs import Run
 
 TITLE = "user-llm"
 

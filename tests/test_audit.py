@@ -9,7 +9,7 @@ import pytest
 from ml_collections.config_flags import config_path
 from rich.console import Console
 
-from configs import base
+from user_llm import schema
 from user_llm.data.prompts import Piece, Prompts
 from user_llm.data.sources import UserLLMSource
 from user_llm.data.windows import Windows
@@ -43,7 +43,7 @@ def make(folders, monkeypatch):
 
     def make(task="next_item", **overrides):
         data_dir, runs = folders
-        config = base.get_config()
+        config = schema.get_config()
         values = {"task": task, "data.data_dir": str(data_dir), "data.history_length": 6, **TASKS[task], **overrides}
         values |= {f"data.simulated.{key}": value for key, value in SIMULATED.items()}
         values |= {"llm.vocabulary_size": 500, "evaluation.batch_size": 64, "training.encoder.batch_size": 16}

@@ -8,12 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs import base
-from user_llm import command_line, keys
+from user_llm import command_line, keys, schema
 from user_llm.config import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG = f"--config={ROOT / 'configs' / 'base.py'}"
+CONFIG = f"--config={ROOT / 'configs' / 'efficiency.py'}"
 
 
 def message(*arguments: str) -> str:
@@ -68,7 +67,7 @@ def test_right_overrides_pass_in_every_form(arguments):
 def test_a_missing_file_is_answered_with_those_beside_it():
     said = message(f"--config={ROOT / 'configs' / 'bas.py'}")
     assert "no such config file" in said
-    assert "base.py" in said
+    assert "efficiency.py" in said
 
 
 def test_an_override_before_the_file_is_refused():
@@ -78,9 +77,9 @@ def test_an_override_before_the_file_is_refused():
 def test_a_config_file_may_take_an_argument(tmp_path):
     path = tmp_path / "sweep.py"
     path.write_text(
-        "from configs import base\n"
+        "from user_llm import schema\n"
         "def get_config(seed):\n"
-        "    config = base.get_config()\n"
+        "    config = schema.get_config()\n"
         "    config.seed = int(seed)\n"
         "    return config\n"
     )
@@ -154,4 +153,4 @@ def test_the_schema_has_no_key_that_cannot_be_set_from_the_command_line():
         for value in config.values():
             yield from kinds(value) if hasattr(value, "items") else [type(value)]
 
-    assert set(kinds(base.get_config())) <= {bool, int, float, str, tuple}
+    assert set(kinds(schema.get_config())) <= {bool, int, float, str, tuple}

@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from configs import base
-from tfds_builders.families import FAMILIES
-from user_llm import command_line
+from user_llm import command_line, schema
 from user_llm import config as config_lib
+from user_llm.builders.families import FAMILIES
 from user_llm.experiment.stages import STAGES
 from user_llm.experiment.validation import problems, validate
 from user_llm.keys import DEFAULTS, flatten
@@ -24,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def changed(**values) -> ConfigDict:
     """The base config with dotted keys (`__` for the dot) set."""
-    config = base.get_config()
+    config = schema.get_config()
     config.update_from_flattened_dict({key.replace("__", "."): value for key, value in values.items()})
     return config
 
@@ -97,7 +96,7 @@ def test_every_number_and_every_name_of_the_schema_has_a_rule():
     ruled |= {f"training.{stage}.keep_best" for stage in STAGES.names}
     for key in config_lib.RANGES:
         ruled |= {key.replace("*", stage) for stage in STAGES.names}
-    for key, value in flatten(base.get_config()):
+    for key, value in flatten(schema.get_config()):
         if type(value) in (int, float, str) and not key.startswith("compute.mesh."):
             assert key in ruled, f"config.{key} is not validated"
 
@@ -219,7 +218,7 @@ def test_a_raw_file_is_a_zip(tmp_path):
 
 
 def test_a_config_from_json_is_the_same_config():
-    validate(ConfigDict(json.loads(base.get_config().to_json_best_effort())))
+    validate(ConfigDict(json.loads(schema.get_config().to_json_best_effort())))
 
 
 VALUES = st.recursive(
@@ -239,7 +238,7 @@ VALUES = st.recursive(
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(sorted(DEFAULTS)), VALUES), min_size=1, max_size=3))
 def test_whatever_a_key_holds_it_is_taken_or_answered(changes):
-    values = json.loads(base.get_config().to_json_best_effort())
+    values = json.loads(schema.get_config().to_json_best_effort())
     for key, value in changes:
         *groups, name = key.split(".")
         functools.reduce(dict.__getitem__, groups, values)[name] = value
@@ -247,7 +246,7 @@ def test_whatever_a_key_holds_it_is_taken_or_answered(changes):
 
 
 def test_keys_that_are_not_the_schema_s_are_told_before_any_is_looked_up():
-    values = json.loads(base.get_config().to_json_best_effort())
+    values = json.loads(schema.get_config().to_json_best_effort())
     values["encoder"]["witdh"] = 3
     values["seed"] = "zero"
     del values["llm"]["width"], values["evaluation"]

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from configs import ml20m
+from user_llm.command_line import load
 from user_llm.data.timelines import load_timelines
 from user_llm.inspect.dry_run import assembly_of, dataset_sizes, print_dry_run
 from user_llm.models import parameters
@@ -14,7 +14,7 @@ from user_llm.parallel.rules import parameter_shardings
 
 
 def changed(**values):
-    config = ml20m.get_config()
+    config = load("ml20m")
     config.update_from_flattened_dict({key.replace("__", "."): value for key, value in values.items()})
     return config
 
@@ -73,7 +73,7 @@ def test_the_papers_encoder_has_the_parameters_of_its_formula(capsys):
     tables = (items + categories + ratings + 3 + events) * width
     layer = 4 * width**2 + 2 * width * hidden + 2 * width
     expected = tables + 3 * width**2 + 3 * width**2 + 6 * layer + width  # projection, heads, layers, norm
-    assert printed(ml20m.get_config(), capsys)["encoder"]["total"][0] == expected
+    assert printed(load("ml20m"), capsys)["encoder"]["total"][0] == expected
 
 
 def test_eight_slices_hold_an_eighth_each(capsys):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from configs import base
+from user_llm import schema
 from user_llm.config import ConfigError
 from user_llm.efficiency import programs
 from user_llm.efficiency.programs import PERCEIVER, STORED, TEXT_PROMPT, USER_LLM, Approach, interleaved, measure
@@ -14,7 +14,7 @@ USERS, ANSWER = 2, 4
 
 
 def tiny(**changes):
-    config = base.get_config()
+    config = schema.get_config()
     config.data.dataset = "movielens/simulated"
     config.prompt.max_targets = ANSWER
     config.encoder.update(num_layers=1, width=16, num_heads=2, hidden=16)

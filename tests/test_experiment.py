@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from ml_collections.config_flags import config_path
 
-from configs import base
+from user_llm import schema
 from user_llm.config import ConfigError
 from user_llm.encoders import dual_encoder
 from user_llm.experiment.experiment import Experiment
@@ -20,7 +20,7 @@ TINY = {"num_users": 24, "num_items": 60, "mean_events": 26}
 
 @pytest.fixture
 def config(tmp_path):
-    config = base.get_config()
+    config = schema.get_config()
     values = {f"simulated.{key}": value for key, value in TINY.items()}
     for key, value in {**values, "dataset": "movielens/simulated", "data_dir": str(tmp_path), "min_history": 4}.items():
         config_path.set_value(f"data.{key}", config, value)
@@ -52,7 +52,7 @@ def test_other_raw_files_than_the_workdir_was_made_of_are_refused(tmp_path, conf
 
 def test_the_dual_encoder_is_told_how_often_an_item_is_a_label_and_not_how_often_it_occurs(tmp_path, monkeypatch):
     """The first events of a timeline are in histories alone: nothing is ever sampled for them."""
-    config = base.get_config()
+    config = schema.get_config()
     values = {f"data.simulated.{key}": value for key, value in TINY.items()}
     values |= {"data.dataset": "movielens/simulated", "data.data_dir": str(tmp_path), "data.history_length": 8}
     values |= {"data.min_history": 4, "encoder.kind": "dual_encoder"}

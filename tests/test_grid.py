@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import base
+from user_llm import schema
 from user_llm.checkpoints.transfer import initialise, with_prefix
 from user_llm.experiment.assembly import Assembly
 from user_llm.experiment.validation import validate
@@ -53,7 +53,7 @@ FROZEN = {"full": (), "lora": ("language_model",), "enc": ("language_model",), "
 
 
 def configured(encoder, integration, perceiver, strategy):
-    config = base.get_config()
+    config = schema.get_config()
     config.data.history_length = EVENTS
     config.data.text_history = EVENTS if integration == "none" else 0
     config.encoder.update(kind=encoder, num_layers=1, width=8, num_heads=2, hidden=8)
@@ -64,7 +64,7 @@ def configured(encoder, integration, perceiver, strategy):
         enabled=PERCEIVER[perceiver], num_layers=1, num_latents=3, num_heads=2, hidden=8
     )
     config.strategy, config.lora.rank, config.lora.targets = strategy, 2, ("q", "v", "down")
-    config.training.user_llm = base.training(
+    config.training.user_llm = schema.training(
         steps=1, learning_rate=0.01, warmup_fraction=0.0, weight_decay=0.0, keep_best="loss"
     )
     validate(config)

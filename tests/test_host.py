@@ -12,7 +12,7 @@ from gin import config as gin_config
 from ml_collections import ConfigDict
 
 import user_llm
-from configs import base
+from user_llm import schema
 from user_llm.errors import UserError
 from user_llm.host import Host, bound_host
 
@@ -47,7 +47,7 @@ def names(config: ConfigDict) -> set[str]:
 def test_what_gin_binds_is_no_key_of_an_experiment():
     found = bindable()
     assert found["user_llm.host.Host"] == {field.name for field in dataclasses.fields(Host)}
-    keys = names(base.get_config())
+    keys = names(schema.get_config())
     assert {"seed", "encoder", "width", "batch_size", "fsdp"} <= keys
     for selector, parameters in found.items():
         assert not parameters & keys, selector

@@ -11,30 +11,47 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("tfds_builders", "user_llm", "launch")
+PACKAGES = ("user_llm", "tfds_builders", "launch")
 
 # Room → the rooms it may import besides itself, all of them above it, so that the table has no circle. `ALL_ABOVE` is
 # for the public face and the commands alone. A new module belongs to a row, or gets one.
 ALL_ABOVE = "all above"
-_WHAT_TO_RUN = ("launch.scales", "launch.runs", "launch.sweeps")
+_WHAT_TO_RUN = ("user_llm.launch.scales", "user_llm.launch.runs", "user_llm.launch.sweeps")
 MAY_IMPORT = {
-    "tfds_builders": (),
-    "user_llm.errors": ("tfds_builders",),  # the base class of our errors, which builders raise too
+    "user_llm.errors": (),
+    "user_llm.paths": ("user_llm.errors",),
+    "user_llm.files": ("user_llm.errors",),
+    "user_llm.locks": ("user_llm.errors",),
+    "user_llm.checksums": ("user_llm.errors", "user_llm.files"),
     "user_llm.registry": ("user_llm.errors",),
     "user_llm.arguments": ("user_llm.errors",),
-    "user_llm.files": ("tfds_builders",),  # what builders write with, too
     "user_llm.host": ("user_llm.errors",),
+    "user_llm.builders": (
+        "user_llm.errors",
+        "user_llm.paths",
+        "user_llm.locks",
+        "user_llm.checksums",
+    ),
+    "tfds_builders": ("user_llm.builders",),  # what TFDS' command finds
     "user_llm.schema": (),
+    "user_llm.paper": ("user_llm.errors", "user_llm.schema"),  # read by configs
+    "user_llm.shipped": (),
     "user_llm.keys": ("user_llm.schema",),
-    "user_llm.config": ("tfds_builders", "user_llm.errors", "user_llm.keys"),
-    "user_llm.command_line": ("user_llm.errors", "user_llm.keys", "user_llm.config"),
-    "user_llm.data": ("user_llm.arguments", "user_llm.errors", "user_llm.files", "tfds_builders"),
+    "user_llm.config": ("user_llm.errors", "user_llm.paths", "user_llm.keys"),
+    "user_llm.command_line": ("user_llm.errors", "user_llm.shipped", "user_llm.keys", "user_llm.config"),
+    "user_llm.data": (
+        "user_llm.errors",
+        "user_llm.files",
+        "user_llm.checksums",
+        "user_llm.arguments",
+        "user_llm.builders",
+    ),
     "user_llm.models": ("user_llm.errors",),
     "user_llm.parallel": ("user_llm.errors", "user_llm.models"),
     "user_llm.checkpoints": (
-        "tfds_builders",
         "user_llm.errors",
         "user_llm.files",
+        "user_llm.checksums",
         "user_llm.config",
         "user_llm.models",
         "user_llm.parallel",
@@ -75,18 +92,19 @@ MAY_IMPORT = {
         "user_llm.encoders",
     ),
     "user_llm.seqio_road": (
-        "tfds_builders",
         "user_llm.errors",
         "user_llm.files",
+        "user_llm.builders",
         "user_llm.config",
         "user_llm.data",
         "user_llm.tasks",
     ),
     "user_llm.experiment": (
-        "tfds_builders",
         "user_llm.errors",
-        "user_llm.registry",
         "user_llm.files",
+        "user_llm.locks",
+        "user_llm.checksums",
+        "user_llm.registry",
         "user_llm.host",
         "user_llm.keys",
         "user_llm.config",
@@ -101,7 +119,7 @@ MAY_IMPORT = {
         "user_llm.seqio_road",
     ),
     "user_llm.inspect": (
-        "tfds_builders",
+        "user_llm.builders",
         "user_llm.config",
         "user_llm.data",
         "user_llm.models",
@@ -122,68 +140,82 @@ MAY_IMPORT = {
     ),
     "user_llm.efficiency": ALL_ABOVE,  # a command
     "user_llm.api": ALL_ABOVE,
-    "user_llm": ALL_ABOVE,  # the package itself: its public face
     "user_llm.main": ALL_ABOVE,  # a command
-    # What to run is plain data; of `user_llm` it reads what a config may be. No XManager but in its launcher.
-    "launch.scales": (),
-    "launch.models": (),
-    "launch.kept": ("user_llm.config",),
-    "launch.resolve": ("user_llm.keys", "user_llm.config", "user_llm.command_line"),
-    "launch.runs": ("user_llm.keys", "launch.scales", "launch.models", "launch.resolve"),
-    "launch.sweeps": ("launch.scales", "launch.models", "launch.runs"),
-    "launch.plan": (
+    # What to run is plain data; of the rest it reads what a config may be.
+    "user_llm.launch.scales": (),
+    "user_llm.launch.models": (),
+    "user_llm.launch.kept": ("user_llm.config",),
+    "user_llm.launch.resolve": ("user_llm.keys", "user_llm.config", "user_llm.command_line"),
+    "user_llm.launch.runs": (
+        "user_llm.keys",
+        "user_llm.launch.scales",
+        "user_llm.launch.models",
+        "user_llm.launch.resolve",
+    ),
+    "user_llm.launch.sweeps": ("user_llm.launch.scales", "user_llm.launch.models", "user_llm.launch.runs"),
+    "user_llm.launch.plan": (
         "user_llm.files",
         "user_llm.keys",
         "user_llm.config",
-        "launch.kept",
-        "launch.resolve",
+        "user_llm.launch.kept",
+        "user_llm.launch.resolve",
         *_WHAT_TO_RUN,
     ),
-    "launch.arguments": (
-        "tfds_builders",
+    "user_llm.launch.arguments": (
         "user_llm.errors",
+        "user_llm.paths",
         "user_llm.config",
-        "launch.resolve",
+        "user_llm.launch.resolve",
         *_WHAT_TO_RUN,
-        "launch.plan",
+        "user_llm.launch.plan",
     ),
-    "launch.malloc": (),
-    "launch.board": (),
-    "launch.progress": (),
-    "launch.starts": ("user_llm.files", "launch.kept"),
-    "launch.runner": (
-        "tfds_builders",
+    "user_llm.launch.malloc": (),
+    "user_llm.launch.board": (),
+    "user_llm.launch.progress": (),
+    "user_llm.launch.starts": ("user_llm.files", "user_llm.launch.kept"),
+    "user_llm.launch.runner": (
         "user_llm.files",
-        "launch.kept",
-        "launch.malloc",
-        "launch.board",
-        "launch.progress",
+        "user_llm.locks",
+        "user_llm.launch.kept",
+        "user_llm.launch.malloc",
+        "user_llm.launch.board",
+        "user_llm.launch.progress",
     ),
-    "launch.report": (
+    "user_llm.launch.report": (
         "user_llm.errors",
         "user_llm.config",
         "user_llm.files",
         "user_llm.evaluation",
-        "launch.kept",
+        "user_llm.launch.kept",
         *_WHAT_TO_RUN,
-        "launch.plan",
-        "launch.board",
-        "launch.starts",
-        "launch.runner",
+        "user_llm.launch.plan",
+        "user_llm.launch.board",
+        "user_llm.launch.starts",
+        "user_llm.launch.runner",
     ),
-    "launch.xm_launch": ("user_llm.errors", "user_llm.config", "launch.runs", "launch.arguments", "launch.malloc"),
-    "launch.local": (
-        "tfds_builders",
+    "user_llm.launch.local": (
         "user_llm.errors",
         "user_llm.files",
+        "user_llm.locks",
         "user_llm.experiment",
-        "launch.runs",
-        "launch.arguments",
-        "launch.starts",
-        "launch.runner",
-        "launch.report",
+        "user_llm.launch.runs",
+        "user_llm.launch.arguments",
+        "user_llm.launch.starts",
+        "user_llm.launch.runner",
+        "user_llm.launch.report",
     ),
-    "launch": (),
+    "user_llm.launch": (),
+    # Where runs are started from the clone; XManager's launcher runs without JAX.
+    "launch.xm_launch": (
+        "user_llm.errors",
+        "user_llm.config",
+        "user_llm.launch.runs",
+        "user_llm.launch.arguments",
+        "user_llm.launch.malloc",
+    ),
+    "launch": ("user_llm.launch.report", "user_llm.launch.local"),
+    "user_llm": ALL_ABOVE,  # the package itself: its public face
+    "user_llm.__main__": ("user_llm",),  # the command of that name, which runs the others
 }
 
 # Read them, don't build on them (docs/architecture.md); and what belongs to tests and launchers only.
@@ -261,7 +293,7 @@ def test_imports_run_against_the_arrow_and_never_in_a_circle():
 
 def test_only_commands_and_the_public_face_may_import_everything():
     assert [row for row, targets in MAY_IMPORT.items() if targets == ALL_ABOVE] == [
-        *("user_llm.efficiency", "user_llm.api", "user_llm", "user_llm.main")
+        *("user_llm.efficiency", "user_llm.api", "user_llm.main", "user_llm")
     ]
 
 

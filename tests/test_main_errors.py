@@ -14,15 +14,15 @@ import jax.numpy as jnp
 import pytest
 from absl import flags
 
-from launch import local
-from launch.report import __main__ as report
-from tfds_builders import build
-from tfds_builders.errors import Unreachable
-from tfds_builders.malformed import MalformedSourceError
 from user_llm import errors
+from user_llm.builders import build
+from user_llm.builders.malformed import MalformedSourceError
 from user_llm.checkpoints.tensors import CheckpointError
 from user_llm.config import ConfigError
+from user_llm.errors import Unreachable
 from user_llm.experiment.workdir import NoRun
+from user_llm.launch import local
+from user_llm.launch.report import __main__ as report
 from user_llm.training.loop import TrainingDiverged
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -170,7 +170,7 @@ def test_what_a_user_can_mend_is_one_line_and_a_bug_shows_its_traceback(command,
 
 
 def test_with_verbosity_a_user_sees_where_it_happened(caplog, capsys):
-    with caplog.at_level(logging.DEBUG, "tfds_builders"):
+    with caplog.at_level(logging.DEBUG, "user_llm"):
         try:
             raiser(errors.UserError("lower it"))()
         except errors.UserError as error:
@@ -181,8 +181,8 @@ def test_with_verbosity_a_user_sees_where_it_happened(caplog, capsys):
 
 # What only a programmer of this package can cause: shapes that do not fit, names of our own that are not there.
 PLAIN = {
-    "tfds_builders/amazon_reviews/catalogue.py",  # caught where it is raised
-    "tfds_builders/timelines.py",
+    "user_llm/builders/amazon_reviews/catalogue.py",  # caught where it is raised
+    "user_llm/builders/timelines.py",
     "user_llm/data/pipeline.py",
     "user_llm/data/sources.py",
     "user_llm/data/splits.py",
@@ -202,7 +202,7 @@ BUILT_IN = {"ValueError", "TypeError", "RuntimeError", "OSError", "FileNotFoundE
 def test_an_error_that_a_user_can_cause_has_a_class_of_ours():
     """Of a built-in class, a command would show its traceback."""
     found = set()
-    for package in ("tfds_builders", "user_llm", "launch"):
+    for package in ("user_llm", "launch"):
         for path in sorted((ROOT / package).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 raised = getattr(node, "exc", None)  # of a `raise`

@@ -35,7 +35,7 @@ MOST_LINES = 200  # of the README, which sends on to the pages of docs/
 OF_A_WORKDIR = {"user_llm/adapters"}  # which looks like a folder of the clone
 # Of files that a user has and a clone has not.
 ELSEWHERE = ("data.raw_path", "llm.checkpoint", "lora.checkpoint", "encoder.checkpoint")
-MOVIES = "tfds_builders/movielens/dummy_data/ml-latest-small/"
+MOVIES = "user_llm/builders/movielens/dummy_data/ml-latest-small/"
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _PATH = re.compile(r"(?<![\w/.])(?:benchmarks|configs|docs|launch|tests|tfds_builders|user_llm)/[\w./-]*\w")
@@ -154,23 +154,23 @@ def test_the_dry_run_of_the_readme_prints_every_stage(tmp_path):
 
 
 def test_the_readme_builds_a_dataset_of_ones_own(tmp_path):
-    (words,) = (words for page, words in commands("python", "-m", "tfds_builders.build") if page == README)
+    (words,) = (words for page, words in commands("user-llm", "build") if page == README)
     words = [word.replace("ml-latest-small/", MOVIES).replace("runs/data", str(tmp_path)) for word in words]
     build(*words, folder=tmp_path).check(0, "fingerprint: ", "users, ")
     assert (tmp_path / "custom" / "my_movies").is_dir()
 
 
 def test_other_builds_are_understood(tmp_path):
-    for _, words in commands("python", "-m", "tfds_builders.build"):
+    for _, words in commands("user-llm", "build"):
         if words[0] != "custom/my_movies":
             build(*words, folder=tmp_path).check(1, "ml-latest-small.zip")  # which is not there: all else was taken
 
 
-@pytest.mark.parametrize("words", cases("python", "-m", "launch.local"))
+@pytest.mark.parametrize("words", cases("user-llm", "sweep"))
 def test_sweeps_can_be_planned(words, tmp_path):
     out = tmp_path / "out"
     words = [f"--out={out}" if word.startswith("--out=") else word for word in words if word != "--write_commands"]
-    command("launch.local", *words, "--write_commands", folder=tmp_path).check(0, "wave1.txt", "wave2.txt")
+    command("user_llm.launch.local", *words, "--write_commands", folder=tmp_path).check(0, "wave1.txt", "wave2.txt")
     assert (out / "wave1.txt").read_text()
 
 

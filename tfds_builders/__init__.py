@@ -1,1 +1,1 @@
-"""TFDS builders that turn raw interaction files into one timeline per user (docs/architecture.md)."""
+"""What TFDS' command finds by folder, and `python -m tfds_builders.build`; the builders are `user_llm.builders`."""

@@ -11,7 +11,9 @@ _PUBLIC = {
     "load": "user_llm.api",
 }
 
-__all__ = list(_PUBLIC)
+__version__ = "0.1.0"
+
+__all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str):

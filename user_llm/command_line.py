@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from user_llm.config import ConfigError, refuse
 from user_llm.errors import UserError, show
 from user_llm.keys import DEFAULTS, parsed, wrong_key, wrong_keys
+from user_llm.shipped import config_file, config_names
 
 _FLAG = re.compile(r"--?(?P<name>[\w-]+)(\.(?P<key>[^=]*))?(=(?P<value>.*))?", re.DOTALL)
 _MODULE = "config_config"  # as ml_collections calls it: what a file registers is the same, whoever reads the file
@@ -37,7 +38,7 @@ def flags_parser(argv: Sequence[str], validate: Callable[[ConfigDict], None]) ->
         if len(rest) > 1:
             raise ConfigError(f"unexpected argument {rest[1]!r}: every argument is a flag, --name=value")
         if flags.FLAGS.config is None:
-            raise ConfigError("name an experiment: --config=configs/simulated.py, say; --help lists the flags")
+            raise ConfigError("name an experiment: --config=simulated, say; --help lists the flags")
         validate(flags.FLAGS.config)
     except Exception as error:
         sys.exit(show(error, status=2))
@@ -72,15 +73,19 @@ def check_overrides(argv: Sequence[str]) -> None:
 def load(path: str) -> ConfigDict:
     """The locked config that a Python file makes with `get_config`, which gets what follows a `:` in `path`.
 
+    Args:
+      path: of the file, or the name of a config that comes with the package (`shipped`).
+
     Raises:
       ConfigError: there is no such file, it ends with an error (its line and the reason), or what it makes is no
         config, or none of the schema.
     """
-    name, *argument = path.split(":", 1)
+    found = config_file(path)
+    name, *argument = found.split(":", 1)
     file = Path(name)
     if file.suffix != ".py" or not file.is_file():
-        beside = ", ".join(sorted(str(other) for other in file.parent.glob("*.py"))) or "none there"
-        raise ConfigError(f"--config={path}: no such config file; there is {beside}")
+        there = config_names() if found != path else sorted(str(other) for other in file.parent.glob("*.py"))
+        raise ConfigError(f"--config={path}: no such config file; there is {', '.join(there) or 'none there'}")
     try:
         config = _made(file, argument)
     except UserError as error:
@@ -90,7 +95,7 @@ def load(path: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         made = "nothing" if config is None else f"a {type(config).__name__}"
         raise ConfigError(
-            f"--config={path}: get_config returns {made}, expected a ConfigDict: start with configs.base.get_config()"
+            f"--config={path}: get_config returns {made}, expected a ConfigDict: start with that of user_llm.schema"
         )
     refuse(wrong_keys(config), f"--config={path}: ")
     return config.lock()
@@ -99,9 +104,23 @@ def load(path: str) -> ConfigDict:
 def _parsed_flags(argv: Sequence[str]) -> list[str]:
     try:
         check_overrides(flags.FLAGS.read_flags_from_files(argv, force_gnu=False))
-        return flags.FLAGS(argv)
+        return flags.FLAGS(_with_files(argv))
     except flags.Error as error:
         raise ConfigError(str(error)) from error
+
+
+def _with_files(argv: Sequence[str]) -> list[str]:
+    """`argv` with a config of the package, where one is named, as its file, which ml_collections reads."""
+    words, value_follows = [], False
+    for word in argv:
+        flag = _FLAG.fullmatch(word)
+        if value_follows:
+            word = config_file(word)
+        elif flag and flag["name"] == "config" and flag["key"] is None and flag["value"] is not None:
+            word = f"--config={config_file(flag['value'])}"
+        value_follows = word in ("--config", "-config")
+        words.append(word)
+    return words
 
 
 def _made(file: Path, argument: Sequence[str]) -> object:
@@ -121,8 +140,6 @@ def _made(file: Path, argument: Sequence[str]) -> object:
 
 def _reason(error: BaseException, file: Path) -> str:
     """Where in the file it happened, and what."""
-    if isinstance(error, ModuleNotFoundError) and error.name == "configs":
-        return "configs import `configs.base`; run from the root of the clone"
     if isinstance(error, SyntaxError):
         where, line, what = error.filename, error.lineno, error.msg
     else:

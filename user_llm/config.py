@@ -15,9 +15,9 @@ from pathlib import Path
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_path
 
-from tfds_builders.paths import local_path
 from user_llm.errors import UserError
 from user_llm.keys import as_flag
+from user_llm.paths import local_path
 
 FEATURES = ("item", "category", "rating")
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")  # of an LLM's layer, that LoRA may adapt

@@ -58,7 +58,7 @@ def wrong_keys(config: ConfigDict) -> Iterator[str]:
     missing = [key for key in DEFAULTS if key not in values and not any(key.startswith(f"{one}.") for one in values)]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        yield f"it lacks {', '.join(missing[:3])}{more}: start with configs.base.get_config(), and change its keys"
+        yield f"it lacks {', '.join(missing[:3])}{more}: start with that of user_llm.schema, and change its keys"
 
 
 def wrong_key(key: str, value: object) -> Iterator[str]:

@@ -1,4 +1,5 @@
-"""Runs an experiment: `python -m user_llm.main --config=configs/simulated.py --workdir=runs/demo`.
+"""Runs an experiment: `user-llm train --config=simulated --workdir=runs/demo`, or from the clone
+`python -m user_llm.main --config=configs/simulated.py --workdir=runs/demo`.
 
 The stages the config names are trained in order, the result is evaluated on the test windows, and the table of
 results is printed. Run the same command again: finished stages are skipped, a broken one resumes.
@@ -21,7 +22,6 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from tfds_builders.paths import local_path
 from user_llm import command_line, run
 from user_llm.config import ConfigError
 from user_llm.errors import show
@@ -30,9 +30,13 @@ from user_llm.host import Host, bound_host
 from user_llm.inspect.audit import audit_config
 from user_llm.inspect.dry_run import print_dry_run
 from user_llm.parallel import processes
+from user_llm.paths import local_path
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Experiment, a file of configs/. Override a key with --config.<key>=<value>.", lock_config=True
+    "config",
+    None,
+    "Experiment: a file, or the name of a config of ours, as simulated. Override a key with --config.<key>=<value>.",
+    lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run: checkpoints, metrics, results.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Build the models abstractly, print parameters and memory, and stop.")
@@ -110,10 +114,9 @@ def _log_to_stderr() -> None:
     absl_logging.set_verbosity(absl_logging.ERROR if told else absl_logging.FATAL)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    for logger in (_logger, logging.getLogger("tfds_builders")):
-        logger.setLevel(level)
-        logger.addHandler(handler)
-        logger.propagate = False
+    _logger.setLevel(level)
+    _logger.addHandler(handler)
+    _logger.propagate = False
 
 
 def cli() -> None:

@@ -28,6 +28,7 @@ from user_llm.host import Host
 from user_llm.inspect.audit import audit
 from user_llm.inspect.cost import training_costs
 from user_llm.models.model import Model
+from user_llm.parallel.accelerators import unused
 from user_llm.parallel.processes import check_same, is_lead, lead_makes, lead_says
 from user_llm.tasks import Evaluation
 from user_llm.tasks.rows import item_rankers
@@ -56,6 +57,8 @@ def run(config: ConfigDict, workdir: Path, host: Host) -> dict:
 
 def _make_results(experiment: Experiment, host: Host) -> None:
     workdir = experiment.workdir
+    if idle := unused():
+        _logger.warning("%s", idle)
     borrowed = lead_says(lambda: contents(experiment.config))
     lead_says(lambda: refuse_swapped(workdir, experiment.config, borrowed))
     prepare(experiment)

@@ -9,11 +9,11 @@ from flax import nnx
 
 from benchmarks.protocol import serve
 from benchmarks.workload import Workload
-from configs.base import training
 from user_llm.models import parameters
 from user_llm.models.autoregressive_encoder import AutoregressiveEncoder, EncoderConfig
 from user_llm.models.model import Model
 from user_llm.parallel.mesh import one_device
+from user_llm.schema import training
 from user_llm.training.loop import TrainingRun, make_train_step
 from user_llm.training.objectives import autoregressive_objective, history, next_event
 from user_llm.training.optimizer import make_optimizer

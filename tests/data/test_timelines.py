@@ -4,8 +4,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from tfds_builders.locks import owned
 from user_llm.data.timelines import Catalogue, load_timelines
+from user_llm.locks import owned
 
 MOVIES = [(10, "Heat (1995)", "Action|Crime"), (7, "Emma (1996)", "Comedy"), (9, "Emma (1996)", "(no genres listed)")]
 RATINGS = [

@@ -11,8 +11,8 @@ from ml_collections.config_flags import config_path
 from rouge_score import rouge_scorer
 
 import user_llm
-from tfds_builders.custom import Builder as Custom
-from tfds_builders.custom import CustomConfig
+from user_llm.builders.custom import Builder as Custom
+from user_llm.builders.custom import CustomConfig
 from user_llm.config import ConfigError
 from user_llm.data.timelines import load_timelines
 from user_llm.errors import UserError

@@ -215,14 +215,14 @@ def test_tasks_that_cannot_be_are_named(tmp_path, task, says):
 def test_a_config_s_file_may_register_what_it_needs_and_is_read_more_than_once(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
-        "from configs import base\n"
+        "from user_llm import schema\n"
         "from user_llm.tasks import TASKS\n"
         "from user_llm.tasks.next_item import NextItem\n"
         "class Mine(NextItem):\n"
         "    name = 'mine'\n"
         "TASKS.register(Mine())\n"
         "def get_config():\n"
-        "    config = base.get_config()\n"
+        "    config = schema.get_config()\n"
         "    config.task = 'mine'\n"
         "    return config\n"
     )

@@ -1,10 +1,10 @@
 """The smallest experiment that still has all three stages: a few seconds a stage."""
 
-from configs import base
+from user_llm import schema
 
 
 def get_config():
-    config = base.get_config()
+    config = schema.get_config()
     config.name = "tiny"
     config.data.dataset = "movielens/simulated"
     config.data.simulated.num_users = 48
@@ -29,9 +29,9 @@ def get_config():
     config.integration.head_dim = 16
     config.integration.hidden = 32
     common = dict(batch_size=16, log_every=2, eval_every=6, checkpoint_every=6)
-    config.training.llm = base.training(steps=12, **common)
-    config.training.encoder = base.training(steps=18, keep_best="recall@10", **common)
-    config.training.user_llm = base.training(steps=18, keep_best="loss", accumulate=2, **common)
+    config.training.llm = schema.training(steps=12, **common)
+    config.training.encoder = schema.training(steps=18, keep_best="recall@10", **common)
+    config.training.user_llm = schema.training(steps=18, keep_best="loss", accumulate=2, **common)
     config.evaluation.batch_size = 24
     config.evaluation.bootstrap_samples = 50
     return config

@@ -17,7 +17,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 # JAX and TensorFlow have started no thread before a device or a dataset is asked for. No command but a build imports
 # TensorFlow, but a build in every fork would take seconds.
 _CONTEXT.set_forkserver_preload(
-    ["tfds_builders.quiet_tensorflow", "user_llm.main", "tfds_builders.build", "launch.local", "launch.report"]
+    ["user_llm.builders.quiet_tensorflow", "user_llm.main", "user_llm.builders.build", "user_llm.launch.local"]
 )
 
 
@@ -81,8 +81,8 @@ def train(*arguments: str | Path, folder: Path, **options) -> Outcome:
 
 
 def build(*arguments: str | Path, folder: Path, **options) -> Outcome:
-    """`python -m tfds_builders.build`."""
-    return command("tfds_builders.build", *arguments, folder=folder, **options)
+    """`user-llm build`."""
+    return command("user_llm.builders.build", *arguments, folder=folder, **options)
 
 
 def results(workdir: Path) -> dict:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from tests.faults.harness import Outcome, build
-from tfds_builders.built import CHECKSUMS
-from tfds_builders.locks import LOCK, OWNER, owned
+from user_llm.builders.built import CHECKSUMS
 from user_llm.data.timelines import load_timelines
+from user_llm.locks import LOCK, OWNER, owned
 
 DATASET = "amazon_reviews/simulated"
 SIMULATED = ["num_users=30", "num_items=80", "mean_events=24"]
@@ -94,7 +94,10 @@ def test_damage_is_named_with_what_to_do(fault, data_dir):
     name, spoil, said = DAMAGE[fault]
     folder = version_folder(data_dir)
     spoil(folder / name)
-    words = [f"{folder / name} {said}".removesuffix("bytes, held"), f"delete {folder} and build anew with python -m"]
+    words = [
+        f"{folder / name} {said}".removesuffix("bytes, held"),
+        f"delete {folder} and build anew with user-llm build",
+    ]
     start(data_dir).check(1, "error: ", *words)
 
 

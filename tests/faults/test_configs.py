@@ -55,22 +55,25 @@ FILES = {
     ),
     "an unknown key, locked": ("config.encoder.witdh = 64\n", "mine.py: line 3: AttributeError: ", "width"),
     "a stage of another name": (
-        "with config.unlocked(): config.training.decoder = base.training()\n",
+        "with config.unlocked(): config.training.decoder = schema.training()\n",
         "config.training.decoder.steps: no such key",
     ),
 }
-_BODY = "from configs import base\ndef get_config(config=base.get_config()):\n    {}    return config\n"
+_BODY = "from user_llm import schema\ndef get_config(config=schema.get_config()):\n    {}    return config\n"
 
 # Arguments → what is said of them. All of `user_llm.main --config=configs/simulated.py`, where nothing else is named.
 FLAGS = {
-    "no config": ("--workdir=F/w", "name an experiment: --config=configs/simulated.py"),
-    "g3d_two_configs": (f"{FILE} --config=configs/base.py", "--config=configs/base.py is the second config"),
-    "two, one with a space": (f"{FILE} --config configs/base.py", "is the second config"),
+    "no config": ("--workdir=F/w", "name an experiment: --config=simulated"),
+    "g3d_two_configs": (
+        f"{FILE} --config=configs/ml20m.py",
+        "--config=configs/ml20m.py is the second config",
+    ),
+    "two, one with a space": (f"{FILE} --config configs/efficiency.py", "is the second config"),
     "g3d_colon_ml20m": (
         "--config=configs/ml20m.py:x:y",
         "--config=configs/ml20m.py:x:y: 'x:y' is no task of ml20m: expected one of next_item, favorite_category",
     ),
-    "a colon for nothing": ("--config=configs/base.py:x", "takes nothing behind a colon; override keys instead"),
+    "a colon for nothing": ("--config=configs/efficiency.py:x", "takes nothing behind a colon; override keys instead"),
     "no such file": ("--config=configs/simulate.py", "no such config file; there is configs/amazon.py"),
     "a folder": ("--config=configs", "no such config file"),
     "a flag file that is not there": ("--flagfile=F/none", "F/none"),

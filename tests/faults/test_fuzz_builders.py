@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfds_builders import timelines
-from tfds_builders.custom import CustomConfig
-from tfds_builders.custom.events import load_interactions
-from tfds_builders.errors import UserError
-from tfds_builders.malformed import RowReport
-from tfds_builders.movielens.format import CSV as MOVIELENS
-from tfds_builders.movielens.ratings import load_ratings
+from user_llm.builders import timelines
+from user_llm.builders.custom import CustomConfig
+from user_llm.builders.custom.events import load_interactions
+from user_llm.builders.malformed import RowReport
+from user_llm.builders.movielens.format import CSV as MOVIELENS
+from user_llm.builders.movielens.ratings import load_ratings
+from user_llm.errors import UserError
 
 FEW = settings(max_examples=8, deadline=None)
 MANY = settings(max_examples=400, deadline=None)

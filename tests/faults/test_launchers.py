@@ -1,4 +1,4 @@
-"""Wrong command lines and damaged folders of `launch.local` and `launch.report`: refused in words, and nothing written.
+"""Wrong command lines and damaged folders of `user-llm sweep` and `report`: refused in words, nothing written.
 
 Programs are started by none of them; what becomes of runs is in `tests/launch`.
 """
@@ -9,14 +9,14 @@ import zipfile
 
 import pytest
 
-from launch import local
-from launch.plan import Plan
-from launch.report import __main__ as report
+from user_llm.launch import local
+from user_llm.launch.plan import Plan
+from user_llm.launch.report import __main__ as report
 
 SWEEP = "--tables=5 --scale=laptop --datasets=movielens"
 LLM = "movielens.next_item.llm.seed0-"
 
-# Flags of `launch.local`, besides those of SWEEP and --out=F/out → what is said of them. Status 2: nothing was started.
+# Flags of `user-llm sweep`, besides those of SWEEP and --out=F/out → what is said. Status 2: nothing was started.
 FLAGS = {
     "g7_set_neg": (
         "--set training.encoder.steps=-3",
@@ -86,7 +86,7 @@ GOOD = {
 
 @pytest.fixture
 def launched(tmp_path, capsys):
-    """Calls `launch.local` with F for a scratch folder; returns its status and all that it said."""
+    """Calls `user-llm sweep` with F for a scratch folder; returns its status and all that it said."""
     (tmp_path / "file").touch()
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")
@@ -193,4 +193,4 @@ def test_g7_report_garbage(garbage, name, launched, tmp_path):
 def test_no_sweep_has_no_report(launched):
     status, said = launched("--out=F/run", report.main)
     assert status == 2
-    assert said == "error: F/run has no sweep.json: name the --out of a sweep that python -m launch.local ran\n"
+    assert said == "error: F/run has no sweep.json: name the --out of a sweep that user-llm sweep ran\n"

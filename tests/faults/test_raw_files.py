@@ -16,7 +16,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from tests.faults.harness import build
-from tfds_builders import download
+from user_llm.builders import download
 
 MOVIES = b"movieId,title,genres\n10,Heat (1995),Action|Crime\n20,Emma (1996),Comedy\n"
 RATINGS = b"userId,movieId,rating,timestamp\n1,10,4.0,1000000000\n1,20,3.5,1000000001\n2,10,5.0,1000000002\n"

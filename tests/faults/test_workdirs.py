@@ -10,8 +10,8 @@ import pytest
 
 import user_llm
 from tests.faults.harness import REPOSITORY, results, train
-from tfds_builders.locks import owned
 from user_llm.errors import UserError
+from user_llm.locks import owned
 
 
 def everything(folder: Path) -> dict[str, bytes]:

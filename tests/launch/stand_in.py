@@ -11,7 +11,7 @@ import sys
 import time
 import zlib
 
-from tfds_builders.locks import Busy, owned
+from user_llm.locks import Busy, owned
 
 USERS = 40
 SOURCES = {

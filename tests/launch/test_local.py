@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from launch import local, runner
-from launch.plan import Plan
-from launch.resolve import resolve
 from user_llm.command_line import check_overrides
+from user_llm.launch import local, runner
+from user_llm.launch.plan import Plan
+from user_llm.launch.resolve import resolve
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
 PYTHON = [sys.executable, str(STAND_IN)]
@@ -75,7 +75,7 @@ def test_a_failure_is_told_and_the_rest_goes_on(tmp_path, capsys):
 def test_stopped_in_the_middle_it_lets_the_run_save_and_goes_on_from_there(tmp_path, number):
     does(tmp_path, "wait", "llm.seed0")
     code = (
-        "import signal, sys; from launch import local\n"
+        "import signal, sys; from user_llm.launch import local\n"
         "for number in (signal.SIGINT, signal.SIGTERM):\n"  # a shell may have started the tests with Ctrl-C ignored
         "    signal.signal(number, signal.default_int_handler)\n"
         "sys.exit(local.main(sys.argv[2:], [sys.executable, sys.argv[1]]))"
@@ -101,7 +101,10 @@ def test_a_second_launcher_ends_at_once_and_a_killed_one_s_orphan_is_waited_for(
     """The orphan holds its folder, as a run of `user_llm.main` does, and says so with status 75."""
     monkeypatch.setattr(runner, "_BUSY_SECONDS", 0.5)
     does(tmp_path, "wait", "llm.seed0")
-    code = "import sys; from launch import local; sys.exit(local.main(sys.argv[2:], [sys.executable, sys.argv[1]]))"
+    code = (
+        "import sys; from user_llm.launch import local; "
+        "sys.exit(local.main(sys.argv[2:], [sys.executable, sys.argv[1]]))"
+    )
     flags = ["--tables=2", f"--out={tmp_path}", *FLAGS, "--jobs=1"]
     first = subprocess.Popen([sys.executable, "-c", code, str(STAND_IN), *flags])
     _wait_for((tmp_path / "waiting").exists)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-FILE = Path(__file__).parents[2] / "launch" / "paper_figures.csv"
+FILE = Path(__file__).parents[2] / "user_llm" / "launch" / "paper_figures.csv"
 KEY = ("table", "dataset", "task", "row", "column", "metric")
 LINES = {1: 6, 2: 27, 3: 9, 4: 13, 5: 32, 6: 9, 7: 36, 8: 32, 10: 12, 11: 36, 12: 36, 13: 180, 14: 64}
 RECALL = ("recall@1", "recall@5", "recall@10")

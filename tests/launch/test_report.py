@@ -12,17 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from launch import local
-from launch.arguments import sweep_parser
-from launch.plan import Plan
-from launch.report import orderings as ordering
-from launch.report import write_report
-from launch.report.document import compose
-from launch.report.orderings import HOLDS, NOISE, REVERSED, best, in_words, orderings
-from launch.report.paper import paper_figure
-from launch.report.results import Figure, Results, Sample
-from launch.report.tables import cell_text
-from launch.sweeps import TABLES
+from user_llm.launch import local
+from user_llm.launch.arguments import sweep_parser
+from user_llm.launch.plan import Plan
+from user_llm.launch.report import orderings as ordering
+from user_llm.launch.report import write_report
+from user_llm.launch.report.document import compose
+from user_llm.launch.report.orderings import HOLDS, NOISE, REVERSED, best, in_words, orderings
+from user_llm.launch.report.paper import paper_figure
+from user_llm.launch.report.results import Figure, Results, Sample
+from user_llm.launch.report.tables import cell_text
+from user_llm.launch.sweeps import TABLES
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
 NO_BREAK = "\N{NO-BREAK SPACE}"
@@ -208,12 +208,12 @@ def test_every_table_has_its_place_and_a_command_for_what_is_not_run(plan, markd
     commands = re.findall(r"^Not run: `(.+)`$", markdown, re.MULTILINE)
     assert len(commands) >= 5
     for command in commands:
-        python, dash_m, module, *flags = shlex.split(command)
-        assert (python, dash_m, module) == ("python", "-m", "launch.local")
+        program, verb, *flags = shlex.split(command)
+        assert (program, verb) == ("user-llm", "sweep")
         (table,) = sweep_parser("", "").parse_args(flags).tables
         assert table in TABLES
     head = re.search(r"```\n(.+)\n```", markdown)[1]
-    arguments = sweep_parser("", "").parse_args(shlex.split(head)[3:])
+    arguments = sweep_parser("", "").parse_args(shlex.split(head)[2:])
     assert (arguments.tables, arguments.seeds) == (plan.tables, plan.seeds)
 
 

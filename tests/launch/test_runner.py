@@ -6,9 +6,9 @@ import sys
 import pytest
 from rich.console import Console
 
-from launch import runner
-from launch.progress import stage_progress
-from launch.runner import Job, Runner
+from user_llm.launch import runner
+from user_llm.launch.progress import stage_progress
+from user_llm.launch.runner import Job, Runner
 
 # Leaves results in its folder, or does what its word says; notes each start.
 SCRIPT = """

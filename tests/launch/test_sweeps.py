@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from launch.plan import Plan
-from launch.report.paper import figures, paper_figure
-from launch.resolve import config_hash, parse_setting, resolve
-from launch.runs import EFFICIENCY, MAIN, with_needs
-from launch.scales import DATASETS, SCALES
-from launch.sweeps import TABLES, cells
 from user_llm.config import ConfigError
 from user_llm.experiment.validation import validate
+from user_llm.launch.plan import Plan
+from user_llm.launch.report.paper import figures, paper_figure
+from user_llm.launch.resolve import config_hash, parse_setting, resolve
+from user_llm.launch.runs import EFFICIENCY, MAIN, with_needs
+from user_llm.launch.scales import DATASETS, SCALES
+from user_llm.launch.sweeps import TABLES, cells
 from user_llm.tasks import favorite_category, next_item, review_generation, rows
 
 CELLS = {

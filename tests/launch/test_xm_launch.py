@@ -13,7 +13,7 @@ pytest.importorskip("xmanager", reason="has its own environment, in which `make 
 from xmanager import xm, xm_local, xm_mock
 
 from launch import xm_launch
-from launch.plan import Plan
+from user_llm.launch.plan import Plan
 
 PLAN = Plan("laptop", (0, 1), (), ("2",), ("movielens",))
 

@@ -15,7 +15,6 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from configs.base import training
 from user_llm.checkpoints.transfer import initialise
 from user_llm.models import parameters
 from user_llm.models.autoregressive_encoder import AutoregressiveEncoder, EncoderConfig
@@ -26,6 +25,7 @@ from user_llm.models.sharding import shard
 from user_llm.models.user_llm import UserLLM
 from user_llm.parallel import mesh as meshes
 from user_llm.parallel.rules import parameter_shardings, partition_spec
+from user_llm.schema import training
 from user_llm.training import loop
 from user_llm.training.objectives import autoregressive_objective, contextualised_objective
 from user_llm.training.trainable import EVERYTHING

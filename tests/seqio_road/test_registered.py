@@ -5,7 +5,7 @@ import importlib
 import pytest
 import seqio
 
-from tfds_builders.simulated import SimulatedConfig
+from user_llm.builders.simulated import SimulatedConfig
 from user_llm.errors import UserError
 from user_llm.seqio_road import study
 from user_llm.seqio_road.feature_converters import UserLLMFeatureConverter

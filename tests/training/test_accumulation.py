@@ -6,10 +6,10 @@ import numpy as np
 import optax
 from flax import nnx
 
-from configs.base import training
 from user_llm.models import parameters
 from user_llm.models.model import Model
 from user_llm.parallel.mesh import one_device
+from user_llm.schema import training
 from user_llm.training import loop
 from user_llm.training.trainable import EVERYTHING
 

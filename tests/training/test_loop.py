@@ -12,7 +12,6 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from configs.base import training
 from user_llm.checkpoints.manager import StageCheckpoints
 from user_llm.checkpoints.transfer import initialise
 from user_llm.data.pipeline import TrainBatches
@@ -21,6 +20,7 @@ from user_llm.models import parameters
 from user_llm.models.autoregressive_encoder import AutoregressiveEncoder, EncoderConfig
 from user_llm.models.model import Model
 from user_llm.parallel.mesh import one_device
+from user_llm.schema import training
 from user_llm.training import loop
 from user_llm.training.objectives import autoregressive_objective
 from user_llm.training.trainable import EVERYTHING

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs.base import training
 from user_llm.models import parameters
+from user_llm.schema import training
 from user_llm.training.optimizer import learning_rate_schedule, make_optimizer
 
 

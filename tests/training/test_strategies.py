@@ -7,7 +7,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from configs.base import training
 from user_llm.checkpoints.transfer import initialise, with_prefix
 from user_llm.data.pipeline import TrainBatches
 from user_llm.host import Host
@@ -15,6 +14,7 @@ from user_llm.models import parameters
 from user_llm.models.language_model import LanguageModel
 from user_llm.models.model import Model
 from user_llm.parallel.mesh import one_device
+from user_llm.schema import training
 from user_llm.training import loop
 from user_llm.training.objectives import contextualised_objective
 from user_llm.training.trainable import STRATEGIES

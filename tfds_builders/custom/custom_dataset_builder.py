@@ -1,96 +1,11 @@
-"""Builds files of a user's own into one timeline per user with the catalogue as metadata."""
+"""`tfds build` looks for a builder here; `user_llm/builders/custom` has it."""
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, ClassVar
-
-import duckdb
 import tensorflow_datasets as tfds
 
-from tfds_builders import source as source_lib
-from tfds_builders.builder import TimelineBuilder
-from tfds_builders.custom.config import CustomConfig
-from tfds_builders.custom.events import create_events, load_interactions
-from tfds_builders.custom.items import create_catalogue, load_items
-from tfds_builders.errors import UserError
-from tfds_builders.malformed import RowReport
-
-_EXAMPLE = Path(__file__).parent / "dummy_data"
+from user_llm.builders import custom
 
 
-class Builder(TimelineBuilder, skip_registration=True):
-    """One record a user; README.md beside this file says what is in it.
+class Builder(custom.Builder, skip_registration=True):
+    """The same, in the module where TFDS expects it."""
 
-    `config` is a `CustomConfig`, to build from its files; or the name of one that is built, to read it.
-    """
-
-    BUILDER_CONFIGS: ClassVar = [
-        CustomConfig(
-            name="example",
-            description="Four purchases, the example of README.md.",
-            files=(_EXAMPLE / "purchases.csv",),
-            columns={
-                "user": "customer",
-                "item": "sku",
-                "timestamp": "bought_at",
-                "rating": "stars",
-                "review": "comment",
-            },
-            items=(_EXAMPLE / "products.csv",),
-            item_columns={"item": "sku", "title": "name", "category": "kinds"},
-        )
-    ]
-
-    def __init__(self, *, config: CustomConfig | str | None = None, **kwargs):
-        """As `TimelineBuilder`, but the files are the config's.
-
-        Raises:
-          UserError: `raw_path` is given, or the name is not one of a custom dataset.
-        """
-        if kwargs.get("raw_path") is not None:
-            raise UserError("a custom dataset is built from the files of its config: leave raw_path out.")
-        if isinstance(config, str) and config not in self.builder_configs:
-            config = CustomConfig(name=config)
-        super().__init__(config=config, **kwargs)
-
-    def download_and_prepare(self, **kwargs) -> None:
-        """As in `TimelineBuilder`; nothing is ever downloaded.
-
-        Raises:
-          UserError: the dataset is not built yet and the config names no files to build it from.
-        """
-        if not self.builder_config.files and not self.data_path.exists():
-            name = f"custom/{self.builder_config.name}"
-            raise UserError(
-                f"{name} is not in {Path(self.data_dir).parents[2]}: build it first: python -m "
-                f"tfds_builders.build {name} --files … --columns user=… item=… timestamp=… and the same --data_dir."
-            )
-        super().download_and_prepare(**kwargs)
-
-    def _check_prepared(self) -> None:
-        super()._check_prepared()
-        config, metadata = self.builder_config, self.info.metadata
-        if not config.files:
-            return
-        advice = "Use another name or data_dir, or delete that folder to build anew."
-        if metadata["custom"] != config.meaning():
-            raise UserError(f"{self.data_dir} was built with {metadata['custom']}, not {config.meaning()}. {advice}")
-        if metadata["fingerprint"] != source_lib.fingerprint(config.named_files()):
-            raise UserError(
-                f"{self.data_dir} was built from other data than {', '.join(map(str, config.files))}. {advice}"
-            )
-
-    def _raw_files(self, dl_manager: tfds.download.DownloadManager, work: Path) -> dict[str, Path]:
-        return self.builder_config.named_files()
-
-    def _load(
-        self, connection: duckdb.DuckDBPyConnection, files: Mapping[str, Path], report: RowReport
-    ) -> dict[str, Any]:
-        config = self.builder_config
-        of_events = dict(list(files.items())[: len(config.files)])
-        of_items = dict(list(files.items())[len(config.files) :])
-        load_interactions(connection, of_events, config, report)
-        load_items(connection, of_items, config, report)
-        catalogue = create_catalogue(connection, config, report)
-        rating_names = create_events(connection)
-        return {**catalogue, "rating_names": rating_names, "custom": config.meaning()}
+    pkg_dir_path = tfds.core.Path(custom.__file__).parent

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from tfds_builders.checksums import checksums
 from user_llm.checkpoints.families import write_config
 from user_llm.checkpoints.tensors import ANEW, CheckpointError, Row, check_dtype, check_finite, open_tensors
+from user_llm.checksums import checksums
 from user_llm.files import read_json
 from user_llm.models import parameters
 from user_llm.models.language_model import LanguageModel, LanguageModelConfig

@@ -4,7 +4,7 @@ import contextlib
 import logging
 from pathlib import Path
 
-from tfds_builders.checksums import changed, checksums, read_signed, write_signed
+from user_llm.checksums import changed, checksums, read_signed, write_signed
 from user_llm.errors import UserError
 
 STEPS, SUMS, DAMAGED = "checkpoints", "checksums", "damaged"

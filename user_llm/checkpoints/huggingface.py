@@ -18,7 +18,6 @@ import numpy as np
 from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
-from tfds_builders.checksums import checksums
 from user_llm.checkpoints.families import Family, family_of, read_config, write_config
 from user_llm.checkpoints.tensors import (
     ANEW,
@@ -30,6 +29,7 @@ from user_llm.checkpoints.tensors import (
     read_parameters,
     tensors_of,
 )
+from user_llm.checksums import checksums
 from user_llm.config import CHOICES
 from user_llm.errors import UserError
 from user_llm.files import read_json

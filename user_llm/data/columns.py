@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from tfds_builders.built import COLUMNS, NUMBERS, REVIEWS, USERS
+from user_llm.builders.built import COLUMNS, NUMBERS, REVIEWS, USERS
 
 
 def open_columns(data_dir: str | Path) -> dict[str, np.ndarray]:

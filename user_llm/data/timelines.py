@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tfds_builders.built import METADATA
-from tfds_builders.simulated import SimulatedConfig
+from user_llm.builders.built import METADATA
+from user_llm.builders.simulated import SimulatedConfig
 from user_llm.data.columns import ReviewTexts, open_columns
 from user_llm.data.splits import count_windows
 from user_llm.errors import UserError
@@ -167,7 +167,7 @@ def load_timelines(
             `data_dir` holds this dataset built from another source or with other options, or damaged; another
             process is building it and `wait` is False.
     """
-    from tfds_builders.families import builder_of  # brings TFDS, and a finished run is loaded without its data
+    from user_llm.builders.families import builder_of  # brings TFDS, and a finished run is loaded without its data
 
     builder = builder_of(
         name,

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tfds_builders.checksums import checksums
+from user_llm.checksums import checksums
 from user_llm.data.huggingface_vocabulary import TOKENIZER_JSON, HuggingFaceVocabulary
 from user_llm.data.sentencepiece_vocabulary import TOKENIZER_FILE, SentencePieceVocabulary, train_sentencepiece
 from user_llm.data.vocabulary import Vocabulary

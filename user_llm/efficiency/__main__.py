@@ -1,6 +1,6 @@
 """Measures User-LLM against a text prompt on this device:
 
-    python -m user_llm.efficiency --config=configs/efficiency.py [--output=efficiency.json]
+    user-llm efficiency --config=efficiency [--output=efficiency.json]
 
 Three ways of answering from 50, 100 and 200 events are built from the config's dimensions with random weights:
 TextPrompt, which reads the events as text (as many tokens as in the paper), and User-LLM with and without a
@@ -15,7 +15,6 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from tfds_builders.paths import local_path
 from user_llm import command_line
 from user_llm.efficiency.programs import TEXT_TOKENS, measure
 from user_llm.efficiency.report import render
@@ -23,6 +22,7 @@ from user_llm.errors import show
 from user_llm.evaluation.report import provenance
 from user_llm.experiment.validation import validate
 from user_llm.files import replacing
+from user_llm.paths import local_path
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Dimensions of the models. Override a key with --config.<key>=<value>.", lock_config=True

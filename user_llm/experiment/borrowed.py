@@ -7,9 +7,9 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_path
 
-from tfds_builders.checksums import checksums
 from user_llm.checkpoints import adapters, huggingface
 from user_llm.checkpoints.damage import SUMS
+from user_llm.checksums import checksums
 from user_llm.data import vocabularies
 from user_llm.errors import UserError
 from user_llm.experiment.workdir import BORROWED, CATALOGUE

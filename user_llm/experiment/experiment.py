@@ -31,7 +31,7 @@ class Experiment(TaskData):
     """What the stages and the evaluation of one config share.
 
     Args:
-      config: a validated config (`configs/base.py`).
+      config: a validated config (`user_llm.schema`).
       workdir: where everything the experiment makes is kept.
       mesh: the devices to use; None: the config's mesh over all of them.
     """

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from tfds_builders.locks import LOCK, OWNER, clear_partial, owned
 from user_llm.errors import UserError
 from user_llm.experiment.seal import SEAL, check_kept, check_made
 from user_llm.experiment.workdir import (
@@ -20,6 +19,7 @@ from user_llm.experiment.workdir import (
     read_config,
     refuse_another,
 )
+from user_llm.locks import LOCK, OWNER, clear_partial, owned
 from user_llm.parallel.processes import lead_says
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_path
 
-from tfds_builders.checksums import Checksum, changed, checksum, checksums, read_signed, write_signed
+from user_llm.checksums import Checksum, changed, checksum, checksums, read_signed, write_signed
 from user_llm.errors import UserError
 from user_llm.experiment.workdir import (
     ANEW,

@@ -32,7 +32,7 @@ def dataset_sizes(config: ConfigDict) -> tuple[int, int, int]:
         return PUBLISHED[data.dataset]
     if data.dataset == "movielens/simulated":
         return data.simulated.num_items, 20, 10
-    from tfds_builders.families import builder_of  # brings TFDS, which takes seconds
+    from user_llm.builders.families import builder_of  # brings TFDS, which takes seconds
 
     builder = builder_of(data.dataset, data_dir=data.data_dir or None)
     if not builder.data_path.exists():

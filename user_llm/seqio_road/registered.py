@@ -5,7 +5,7 @@ They are called `user_llm_<family>_<config>_<task>`, as `user_llm_movielens_20m_
 `user_llm.seqio_road.tasks.register` registers more, with other options.
 """
 
-from tfds_builders.families import dataset_names
+from user_llm.builders.families import dataset_names
 from user_llm.seqio_road.tasks import register
 from user_llm.tasks import TASKS
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from tfds_builders.families import builder_of
-from tfds_builders.simulated import SimulatedConfig
+from user_llm.builders.families import builder_of
+from user_llm.builders.simulated import SimulatedConfig
 from user_llm.data.prompts import category_noun_of, noun_of
 from user_llm.data.timelines import Catalogue, TimelineTable, load_timelines
 from user_llm.data.vocabularies import Vocabulary, load_vocabulary, train_sentencepiece
@@ -56,7 +56,7 @@ class TaskOptions:
 
 
 REVIEW_ROOM = {"max_inputs": 128, "max_targets": 64}
-"""Of tasks that answer with reviews: their prompts have title, category and rating (`configs/parts/paper.py`)."""
+"""Of tasks that answer with reviews: their prompts have title, category and rating (`user_llm/paper.py`)."""
 
 
 class DatasetStudy(TaskData):

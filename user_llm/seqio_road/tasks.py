@@ -15,7 +15,7 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
-from tfds_builders.families import dataset_names
+from user_llm.builders.families import dataset_names
 from user_llm.config import task_names
 from user_llm.data.sources import UserLLMSource
 from user_llm.data.splits import SPLITS

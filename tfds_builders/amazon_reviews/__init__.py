@@ -1,5 +1,0 @@
-"""Amazon reviews as a TFDS dataset of one timeline per user."""
-
-from tfds_builders.amazon_reviews.amazon_reviews_dataset_builder import Builder
-
-__all__ = ["Builder"]

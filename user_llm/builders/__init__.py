@@ -1,0 +1,1 @@
+"""TFDS builders that turn raw interaction files into one timeline per user (docs/architecture.md)."""

@@ -1,0 +1,78 @@
+"""Reads the review file into the table `reviews`, checking every row and applying the rules of README.md."""
+
+from pathlib import Path
+
+import duckdb
+
+from user_llm.builders.json_lines import ID, TEXT, load_json_lines
+from user_llm.builders.malformed import QUOTED_CHARACTERS, RowReport
+from user_llm.builders.rejected import report_rejected
+from user_llm.builders.sql import has_control
+from user_llm.builders.timelines import END_OF_TIME
+
+RATING_NAMES = ("", "1.0", "2.0", "3.0", "4.0", "5.0")
+"""By class id; entry 0 is padding."""
+
+_FIELDS = {"reviewerID": ID, "asin": ID, "overall": TEXT, "unixReviewTime": TEXT}
+
+
+def load_reviews(connection: duckdb.DuckDBPyConnection, path: Path, review: str, report: RowReport) -> None:
+    """Creates `reviews` (user_id, asin, rating, timestamp, line, review); malformed rows go to `report`.
+
+    Args:
+      connection: one that has `text.add_functions`.
+      path: the review file.
+      review: the field that is taken as the review.
+      report: receives the counts.
+
+    Raises:
+      MalformedSourceError: see `load_json_lines`.
+    """
+    load_json_lines(connection, path, {**_FIELDS, review: TEXT}, "raw_reviews", report)
+    connection.execute(f"""
+        CREATE TABLE checked_reviews AS
+        WITH typed AS (
+            SELECT
+                line, reviewerID AS user_id, asin, try_cast(overall AS DOUBLE) AS stars,
+                CASE WHEN regexp_full_match(unixReviewTime, '-?[0-9]{{1,18}}')
+                    THEN CAST(unixReviewTime AS BIGINT) END AS timestamp,
+                overall, unixReviewTime
+            FROM raw_reviews
+        )
+        SELECT
+            line, user_id, asin, CAST(stars AS INTEGER) AS rating, timestamp,
+            CASE
+                WHEN coalesce(user_id, '') = '' THEN 'reviewerID is missing'
+                WHEN coalesce(asin, '') = '' THEN 'asin is missing'
+                WHEN {has_control("user_id || asin")} THEN 'a control character in reviewerID or asin'
+                WHEN coalesce(stars NOT IN (1, 2, 3, 4, 5), true) THEN 'overall is not 1, 2, 3, 4 or 5'
+                WHEN coalesce(timestamp NOT BETWEEN 0 AND {END_OF_TIME}, true)
+                    THEN 'unixReviewTime is not in whole seconds from 1970 to 2100'
+            END AS reason,
+            CASE WHEN reason IS NOT NULL THEN concat_ws(
+                ', ', 'reviewerID=' || user_id, 'asin=' || asin, 'overall=' || overall,
+                'unixReviewTime=' || unixReviewTime
+            )[:{QUOTED_CHARACTERS}] END AS found
+        FROM typed
+    """)
+    report_rejected(connection, "checked_reviews", path.name, report)
+    # A user's second review of a product is a copy for another variant of it, or a change of mind: no second event.
+    connection.execute("""
+        CREATE TABLE first_reviews AS
+        SELECT line, user_id, asin, rating, timestamp FROM checked_reviews WHERE reason IS NULL
+        QUALIFY row_number() OVER (PARTITION BY user_id, asin ORDER BY timestamp, line) = 1
+    """)
+    good, kept = (
+        connection.execute(f"SELECT count(*) FROM {rows}").fetchone()[0]
+        for rows in ("checked_reviews WHERE reason IS NULL", "first_reviews")
+    )
+    repeated = "a later review of a product that its user has reviewed"
+    report.apply_rule(path.name, repeated, good - kept, dropped=True)
+    clean = "one_line" if review == "summary" else "many_lines"
+    connection.execute(f"""
+        CREATE TABLE reviews AS
+        SELECT first_reviews.*, {clean}("{review}") AS review FROM first_reviews JOIN raw_reviews USING (line)
+    """)
+    empty = connection.execute("SELECT count(*) FROM reviews WHERE review = ''").fetchone()[0]
+    report.apply_rule(path.name, f"an event without review, as {review} is missing or empty", empty, dropped=False)
+    connection.execute("DROP TABLE raw_reviews; DROP TABLE checked_reviews; DROP TABLE first_reviews")

@@ -1,0 +1,41 @@
+"""Text as people wrote it, from text as web pages hold it: SQL that takes tags, entities and stray spaces away."""
+
+import html
+
+import duckdb
+import pyarrow as pa
+
+from user_llm.builders.sql import CONTROL_CHARACTERS
+
+_TAG = "</?[a-zA-Z!][^<>]*>"
+"""An HTML tag. A "<3" is none."""
+
+
+def add_functions(connection: duckdb.DuckDBPyConnection) -> None:
+    """Gives `connection` the SQL functions `one_line(text)` and `many_lines(text)`.
+
+    Both undo HTML entities, drop tags and the spaces around, and make control characters spaces; `many_lines` keeps
+    line breaks, `one_line` makes them spaces. Null becomes "".
+    """
+
+    def unescape(texts: pa.ChunkedArray) -> pa.Array:
+        return pa.array([text if text is None else html.unescape(text) for text in texts.to_pylist()], pa.string())
+
+    connection.create_function("unescape_entities", unescape, ["VARCHAR"], "VARCHAR", type="arrow")
+    connection.execute(f"""
+        CREATE TEMP MACRO without_html(text) AS regexp_replace(
+            CASE WHEN contains(text, '&') THEN unescape_entities(text) ELSE coalesce(text, '') END,
+            '{_TAG}|{CONTROL_CHARACTERS}', ' ', 'g'
+        )
+    """)
+    connection.execute(r"""
+        CREATE TEMP MACRO one_line(text) AS trim(regexp_replace(without_html(text), '\s+', ' ', 'g'))
+    """)
+    connection.execute(r"""
+        CREATE TEMP MACRO many_lines(text) AS trim(
+            regexp_replace(
+                regexp_replace(without_html(text), '[^\S\n]+', ' ', 'g'), ' ?\n\s*', chr(10), 'g'
+            ),
+            E' \n'
+        )
+    """)

@@ -1,0 +1,114 @@
+"""Which of the paper's orderings hold on our data: a paired bootstrap over the same users, in words."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from user_llm.evaluation.metrics import paired_bootstrap
+from user_llm.launch.report.names import row_name
+from user_llm.launch.report.paper import paper_figure
+from user_llm.launch.report.results import Results, Sample
+from user_llm.launch.sweeps import Cell
+
+_NO_ORDER = ("1", "3", "baselines")  # counts, and what is not the paper's
+
+HOLDS, REVERSED, NOISE = "holds", "is reversed", "is within noise"
+
+
+@dataclasses.dataclass(frozen=True)
+class Ordering:
+    """Two cells, of which the paper has the first ahead, and how far ours is (`low`, `high`: 95 %)."""
+
+    ahead: Cell
+    behind: Cell
+    value: float
+    low: float
+    high: float
+    users: int
+
+    @property
+    def verdict(self) -> str:
+        """Whether ours has them in the same order, beyond chance."""
+        return HOLDS if self.low > 0 else REVERSED if self.high < 0 else NOISE
+
+
+def difference(sample: Sample, other: Sample) -> tuple[dict[str, float], int]:
+    """Interval of the mean difference over the users that both have, and how many these are (0: no interval)."""
+    users = np.intersect1d(sample.users, other.users)
+    if not len(users):
+        return {}, 0
+    values, others = (each.values[np.isin(each.users, users)] for each in (sample, other))
+    return paired_bootstrap(values, others), len(users)
+
+
+def orderings(cells: Sequence[Cell], results: Results) -> list[Ordering]:
+    """The paper's orderings among cells of the same users and metric, as far as our runs are finished."""
+    found = []
+    for group in comparable(cells):
+        for one, other in itertools.combinations(group, 2):
+            theirs = [paper_figure(cell) for cell in (one, other)]
+            ours = [results.figure(cell) for cell in (one, other)]
+            if None in theirs or None in ours or float(theirs[0]) == float(theirs[1]):
+                continue
+            ahead, behind = (one, other) if float(theirs[0]) > float(theirs[1]) else (other, one)
+            interval, users = difference(*(results.figure(cell).sample for cell in (ahead, behind)))
+            if users:
+                found.append(Ordering(ahead, behind, *(interval[name] for name in ("value", "low", "high")), users))
+    return found
+
+
+def comparable(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Cells by row of the table; where columns differ in the length of history, by length too."""
+    groups: dict[tuple, list[Cell]] = {}
+    for cell in cells:
+        if cell.metric in ("count", "tokens", "ratio"):
+            continue
+        length = next((word for word in cell.column.split() if word.startswith("Len")), "")
+        groups.setdefault((cell.dataset, cell.task, cell.row, cell.metric, length), []).append(cell)
+    return list(groups.values())
+
+
+def best(cells: Sequence[Cell], results: Results) -> set[Cell]:
+    """Cells that are ahead of every other one of their row, beyond chance."""
+    found = set()
+    for group in comparable(cells):
+        figures = {cell: figure for cell in group if (figure := results.figure(cell))}
+        if len(figures) < 2:
+            continue
+        first = max(figures, key=lambda cell: figures[cell].value)
+        others = [cell for cell in figures if cell is not first]
+        intervals = [difference(figures[first].sample, figures[cell].sample) for cell in others]
+        if all(users and interval["low"] > 0 for interval, users in intervals):
+            found.add(first)
+    return found
+
+
+def in_words(found: Sequence[Ordering], table: str) -> str:
+    """A sentence of the counts, and a list of those that chance does not explain; Markdown."""
+    if table in _NO_ORDER:
+        return ""
+    if not found:
+        return "None of the paper's orderings can be tested on these runs yet."
+    by_verdict = {name: [one for one in found if one.verdict == name] for name in (HOLDS, REVERSED, NOISE)}
+    counts = [f"**{len(some)}** {_verb(name, len(some))}" for name, some in by_verdict.items()]
+    orders = "orderings" if len(found) > 1 else "ordering"
+    text = f"{len(found)} {orders} of the paper can be tested on these runs: {', '.join(counts)}."
+    lines = [f"- {_line(one)}" for name in (HOLDS, REVERSED) for one in by_verdict[name]]
+    return "\n".join([text, "", *lines])
+
+
+def _verb(verdict: str, count: int) -> str:
+    return verdict if count == 1 else {HOLDS: "hold", REVERSED: "are reversed", NOISE: "are within noise"}[verdict]
+
+
+def _line(one: Ordering) -> str:
+    digits = 1 if one.ahead.metric == "rougeLsum" else 3
+    first, second = (one.ahead, one.behind) if one.value >= 0 else (one.behind, one.ahead)
+    bounds = sorted(abs(bound) for bound in (one.low, one.high))
+    says = "as in the paper" if one.verdict == HOLDS else "the other way round than in the paper"
+    return (
+        f"{row_name(one.ahead)}: {first.column} is ahead of {second.column} by {abs(one.value):.{digits}f} "
+        f"[{bounds[0]:.{digits}f}, {bounds[1]:.{digits}f}], {says} ({one.users:,} users)"
+    )

@@ -1,0 +1,317 @@
+"""What to run, as plain data: the paper's tables (1-8, 10-14, Figure 3), each a list of cells.
+
+A cell says where it stands (table, dataset, task, row, column), what is read there (a metric of a row of a run's
+results) and the run of each seed. Tables that share a run name the same one.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+from user_llm.launch.models import (
+    AUTOREGRESSIVE,
+    BERT4REC,
+    DUAL_ENCODER,
+    DUAL_ENCODER_LLM,
+    DUAL_ENCODER_LLM_WITH_SHORT_TEXT,
+    PERCEIVER,
+    RANDOM_ENCODER,
+    SASREC,
+    SHORT_TEXT_PROMPT,
+    SOFT_PROMPT,
+    TEXT_PROMPT,
+    USER_LLM,
+    WITH_SHORT_TEXT,
+    Model,
+)
+from user_llm.launch.runs import EFFICIENCY, Run, Runs
+from user_llm.launch.scales import DATASETS, SCALES, TASKS, Scale
+
+RECALLS = ("recall@1", "recall@5", "recall@10")
+ROUGE = "rougeLsum"
+
+NEXT, FAVORITE, REVIEW = TASKS
+STRATEGIES = {"Full": "full", "LoRA": "lora", "Enc": "enc", "Proj": "proj"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One figure of a table.
+
+    Attributes:
+        table, dataset, task, row, column, metric: where it stands, as in `paper_figures.csv`.
+        runs: one a seed.
+        source: what is read: a row of the runs' results, or an approach of the efficiency measurement.
+    """
+
+    table: str
+    dataset: str
+    task: str
+    row: str
+    column: str
+    metric: str
+    runs: tuple[Run, ...]
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Rows of a table that read one task in the same columns: one for each dataset and metric."""
+
+    task: str
+    metrics: tuple[str, ...]
+    columns: Mapping[str, Model]
+    datasets: tuple[str, ...] = DATASETS
+    sources: Mapping[str, str] = dataclasses.field(default_factory=dict)  # column → row of results, if not its model's
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of the paper, or one of our own.
+
+    Attributes:
+        title: what it compares.
+        blocks: its rows.
+        paper: the table of `paper_figures.csv` with the same cells; "" where the paper has none.
+    """
+
+    title: str
+    blocks: tuple[Block, ...]
+    paper: str = ""
+
+
+def _by_strategy(model: Model, prefix: str = "", suffix: str = "") -> dict[str, Model]:
+    return {f"{prefix}{name}{suffix}": dataclasses.replace(model, strategy=value) for name, value in STRATEGIES.items()}
+
+
+def _lengths() -> dict[str, Model]:
+    columns = {}
+    for head, text, user in (("Unfrozen", "full", "full"), ("Frozen", "lora", "enc")):
+        for length in (50, 100, 200):
+            columns[f"{head} Len{length} TP"] = dataclasses.replace(TEXT_PROMPT, strategy=text, length=length)
+            columns[f"{head} Len{length} USER-LLM"] = dataclasses.replace(USER_LLM, strategy=user, length=length)
+    return columns
+
+
+def _each_task(columns: Mapping[str, Model], next_item: Sequence[str] = RECALLS[:1]) -> tuple[Block, ...]:
+    products = ("google_local", "amazon_reviews")
+    return (
+        Block(NEXT, tuple(next_item), columns),
+        Block(FAVORITE, RECALLS if len(next_item) > 1 else RECALLS[:1], columns),
+        Block(REVIEW, (ROUGE,), columns, products),
+    )
+
+
+_FUSIONS = {
+    "cross-attention PT": USER_LLM,
+    "cross-attention RD": RANDOM_ENCODER,
+    "soft-prompt": SOFT_PROMPT,
+    "DualEnc-Xatten": DUAL_ENCODER_LLM,
+}
+_BOTH = {  # paper table 13: each strategy with a pretrained and a random encoder
+    name: model
+    for strategy in STRATEGIES
+    for name, model in {
+        **_by_strategy(USER_LLM, suffix=" PT"),
+        **_by_strategy(RANDOM_ENCODER, suffix=" RD"),
+    }.items()
+    if name.split()[0] == strategy
+}
+_SHORT_AND_LONG = {
+    "AR50": USER_LLM,
+    "AR50TP10": WITH_SHORT_TEXT,
+    "DE50": DUAL_ENCODER_LLM,
+    "DE50TP10": DUAL_ENCODER_LLM_WITH_SHORT_TEXT,
+}
+_PERCEIVERS = {
+    "USER-LLM Full": USER_LLM,
+    "USER-LLM Enc": dataclasses.replace(USER_LLM, strategy="enc"),
+    "+Perceiver Full": PERCEIVER,
+    "+Perceiver Enc": dataclasses.replace(PERCEIVER, strategy="enc"),
+}
+_TEXT_AND_EMBEDDINGS = {"TP10": SHORT_TEXT_PROMPT, "TP50": TEXT_PROMPT, "AR50": USER_LLM, "AR50TP10": WITH_SHORT_TEXT}
+_RIVALS = {"DualEnc": DUAL_ENCODER, "TP": TEXT_PROMPT, "USER-LLM": USER_LLM}
+_BASELINES = {
+    "Popularity": USER_LLM,
+    "Popularity in category": USER_LLM,
+    "SASRec": SASREC,
+    "AR encoder alone": AUTOREGRESSIVE,
+    "USER-LLM without user": USER_LLM,
+    "USER-LLM shuffled": USER_LLM,
+    "USER-LLM": USER_LLM,
+}
+_WITHOUT_USER = {
+    "USER-LLM without user": "LLM without context",
+    "USER-LLM shuffled": "User-LLM, shuffled contexts",
+}
+
+_BY_LENGTH = (Block(NEXT, RECALLS, _lengths(), ("movielens",)),)
+
+TABLES: Mapping[str, Table] = {
+    "1": Table("Datasets: training and test examples", (), "1"),
+    "2": Table(
+        "Next item: User-LLM against encoders without a language model",
+        (Block(NEXT, RECALLS, {"DualEnc": DUAL_ENCODER, "Bert4Rec": BERT4REC, "USER-LLM": USER_LLM}),),
+        "2",
+    ),
+    "3": Table("Tokens that the language model reads, and FLOPs against a text prompt", (), "3"),
+    "4": Table(
+        "Favourite category and reviews: User-LLM against its rivals",
+        (
+            Block(FAVORITE, RECALLS[:1], _RIVALS),
+            Block(
+                REVIEW,
+                (ROUGE,),
+                {column: model for column, model in _RIVALS.items() if column != "DualEnc"},
+                ("google_local", "amazon_reviews"),
+            ),
+        ),
+        "4",
+    ),
+    "5": Table("Training strategies", _each_task(_by_strategy(USER_LLM)), "5"),
+    "6": Table(
+        "User-LLM with and without a Perceiver",
+        (
+            Block(NEXT, RECALLS[:1], _PERCEIVERS, ("movielens",)),
+            Block(FAVORITE, RECALLS[:1], _PERCEIVERS, ("movielens",)),
+        ),
+        "6",
+    ),
+    "7": Table(
+        "Short-term context as text, long-term as embeddings", (Block(NEXT, RECALLS, _TEXT_AND_EMBEDDINGS),), "7"
+    ),
+    "8": Table("Integrations, encoders and the benefit of pretraining", _each_task(_FUSIONS), "8"),
+    "10": Table(
+        "Next item on products and places: User-LLM against a text prompt",
+        (Block(NEXT, RECALLS, {"TP": TEXT_PROMPT, "USER-LLM": USER_LLM}, ("google_local", "amazon_reviews")),),
+        "10",
+    ),
+    "11": Table("Next item with longer histories, language model trained or frozen", _BY_LENGTH, "11"),
+    "fig3": Table("The next item with longer histories, drawn", _BY_LENGTH, "11"),
+    "12": Table("Short- and long-term context with either encoder", (Block(NEXT, RECALLS, _SHORT_AND_LONG),), "12"),
+    "13": Table(
+        "Training strategies with a pretrained and a random encoder",
+        _each_task({**_BOTH, "DualEnc Full PT": DUAL_ENCODER_LLM}, RECALLS),
+        "13",
+    ),
+    "14": Table(
+        "Integrations by training strategy",
+        _each_task({**_by_strategy(USER_LLM, "cross-attention "), **_by_strategy(SOFT_PROMPT, "soft-prompt ")}),
+        "14",
+    ),
+    "baselines": Table(
+        "Not in the paper: what needs no language model, and User-LLM without its user",
+        (
+            Block(
+                NEXT,
+                RECALLS,
+                _BASELINES,
+                sources={
+                    "Popularity": "Popularity",
+                    "Popularity in category": "Popularity in the latest category",
+                    **_WITHOUT_USER,
+                },
+            ),
+            Block(
+                FAVORITE,
+                RECALLS[:1],
+                dict.fromkeys(("Majority", "Latest event", *_WITHOUT_USER, "USER-LLM"), USER_LLM),
+                sources={
+                    "Majority": "Majority category",
+                    "Latest event": "Category of the latest event",
+                    **_WITHOUT_USER,
+                },
+            ),
+            Block(
+                REVIEW,
+                (ROUGE,),
+                dict.fromkeys(("Most frequent", "Latest review", *_WITHOUT_USER, "USER-LLM"), USER_LLM),
+                ("google_local", "amazon_reviews"),
+                {
+                    "Most frequent": "Most frequent review of the rating",
+                    "Latest review": "User's latest review",
+                    **_WITHOUT_USER,
+                },
+            ),
+        ),
+    ),
+}
+"""Name → table; `fig3` is Table 11 drawn."""
+
+
+def source_of(model: Model, task: str) -> str:
+    """The row of a run's results that is the model's."""
+    if model.alone:
+        return "Dual encoder" if task == FAVORITE else "Encoder alone"
+    return "TextPrompt" if model.encoder is None else "User-LLM"
+
+
+def cells(
+    name: str,
+    scale: str,
+    seeds: Sequence[int],
+    datasets: Sequence[str] = DATASETS,
+    settings: Sequence[tuple[str, object]] = (),
+) -> list[Cell]:
+    """The cells of a table.
+
+    Args:
+        name: of `TABLES`.
+        scale: of `SCALES`.
+        seeds: of the runs.
+        datasets: the rows wanted.
+        settings: (config key, value) that every run gets.
+    """
+    size = SCALES[scale]
+
+    def runs(dataset: str, task: str, model: Model) -> tuple[Run, ...]:
+        setting = size.settings[dataset]
+        return tuple(Runs(dataset, setting, size, task, seed, tuple(settings)).of(model) for seed in seeds)
+
+    if name == "3":
+        return list(_lengths_of_prompts(size))
+    if name == "1":
+        return [
+            Cell(name, dataset, "", "", f"{split} examples", "count", runs(dataset, NEXT, AUTOREGRESSIVE)[:1], source)
+            for dataset in datasets
+            for split, source in (("Train", "train"), ("Test", "test"))
+        ]
+    found = [
+        Cell(
+            table=name,
+            dataset=dataset,
+            task=block.task,
+            row="",
+            column=column,
+            metric=metric,
+            runs=runs(dataset, block.task, model),
+            source=block.sources.get(column, source_of(model, block.task)),
+        )
+        for block in TABLES[name].blocks
+        for dataset in block.datasets
+        if dataset in datasets
+        for metric in block.metrics
+        for column, model in block.columns.items()
+    ]
+    return found + (list(_context_vectors(size)) if name == "6" and "movielens" in datasets else [])
+
+
+def _measured(scale: Scale) -> Run:
+    """One measurement of all approaches and lengths, with the paper's tokens of a text prompt."""
+    return Run("efficiency", "", scale.efficiency, (("llm.max_length", 4096),), program=EFFICIENCY)
+
+
+def _lengths_of_prompts(scale: Scale) -> Iterator[Cell]:
+    """Table 3."""
+    for length in (50, 100, 200):
+        for row, metric in (
+            ("# Tokens, USER-LLM", "tokens"),
+            ("# Tokens, TP", "tokens"),
+            ("FLOPs reduction", "ratio"),
+        ):
+            yield Cell("3", "", "", row, f"Len{length}", metric, (_measured(scale),), str(length))
+
+
+def _context_vectors(scale: Scale) -> Iterator[Cell]:
+    """The last row of Table 6."""
+    for column in ("USER-LLM", "+Perceiver"):
+        yield Cell("6", "movielens", "", "Tokens", column, "tokens", (_measured(scale),), column)
