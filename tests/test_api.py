@@ -12,8 +12,8 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
 import user_llm
-from configs import base
 from tests.user_models import made_up
+from user_llm import schema
 from user_llm.api import TextModel
 from user_llm.checkpoints.manager import StageCheckpoints
 from user_llm.data.vocabularies import load_vocabulary
@@ -181,7 +181,7 @@ def test_more_answers_than_titles_are_all_titles(user_model):
 
 
 def workdir(folder, **changes):
-    config = base.get_config()
+    config = schema.get_config()
     config.update(changes)
     claim(folder, config, {})
     return folder
@@ -192,10 +192,12 @@ def test_a_run_without_a_contextualised_llm_is_named(tmp_path):
         user_llm.load(workdir(tmp_path, stages=("encoder",)))
 
 
-@pytest.mark.parametrize(("step", "says"), [(None, "llm has no checkpoints"), (0, "step 0 of"), (3, "step 3 of 1000")])
+@pytest.mark.parametrize(
+    ("step", "says"), [(None, "user_llm has no checkpoints"), (0, "step 0 of"), (3, "step 3 of 1000")]
+)
 def test_a_run_that_is_not_finished_is_named_before_any_data_is_read(step, says, tmp_path, monkeypatch):
     if step is not None:
-        checkpoints = StageCheckpoints(tmp_path / "llm")
+        checkpoints = StageCheckpoints(tmp_path / "user_llm")
         if step:
             checkpoints.save(step, {"parameters": {"w": jnp.ones(2)}, "step": jnp.int32(step)}, {})
         checkpoints.close()

@@ -53,5 +53,5 @@ def made_up(folder: Path) -> api.UserModel:
     experiment._facts = {"rating_names": RATINGS}
     model = _lively(experiment.assembly.user_llm, catalogue.item_categories)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api, "restore_stages", lambda _: {"user_llm": model})
+        patch.setattr(api, "RestoredStages", lambda _: {"user_llm": model})
         return api.UserModel(experiment)

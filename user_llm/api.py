@@ -22,7 +22,7 @@ from user_llm.errors import UserError
 from user_llm.experiment.borrowed import contents
 from user_llm.experiment.experiment import Experiment
 from user_llm.experiment.seal import check_kept, refuse_swapped
-from user_llm.experiment.training import restore_stages
+from user_llm.experiment.training import RestoredStages
 from user_llm.experiment.workdir import BORROWED, read_config
 from user_llm.models.language_model import LanguageModel, LanguageModelConfig, causal_mask
 from user_llm.parallel.mesh import one_device
@@ -166,7 +166,7 @@ class UserModel:
     def __init__(self, experiment: Experiment):
         self.config = experiment.config
         # First, as it finds out whether the run is finished: one that is not would build its dataset here.
-        self._model = restore_stages(experiment)["user_llm"]
+        self._model = RestoredStages(experiment)["user_llm"]
         self.catalogue = experiment.catalogue
         self.tokenizer = experiment.vocabulary
         self.tasks = tuple(task.name for task in experiment.tasks)

@@ -22,6 +22,17 @@ def without_prefix(prefix: str, values: Parameters) -> Parameters:
     return {path.removeprefix(f"{prefix}/"): value for path, value in values.items() if path.startswith(f"{prefix}/")}
 
 
+def abstract_parameters(build: Builder, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Path → shape, dtype and sharding that the parameters of a model have on a mesh; nothing is computed."""
+    model = parameters.abstract(build)
+    _, abstract, _ = parameters.split(model)
+    shardings = rules.parameter_shardings(abstract, parameters.logical_axes(model), mesh)
+    return {
+        path: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=shardings[path])
+        for path, value in abstract.items()
+    }
+
+
 def initialise(
     build: Builder,
     seed: int,

@@ -1,6 +1,6 @@
 """Trains the stages of an experiment, or restores them when they are finished."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from user_llm.experiment.experiment import Experiment
 from user_llm.experiment.parameter_table import print_parameter_table
@@ -28,20 +28,31 @@ def run_stages(experiment: Experiment, host: Host) -> Models:
     return finished
 
 
-def restore_stages(experiment: Experiment, names: Sequence[str] = STAGES.names) -> Models:
-    """The models of a finished run, without its data, optimizer or metrics.
+class RestoredStages(Mapping[str, Model]):
+    """The models of a finished run by stage, without its data, optimizer or metrics; each is read when it is asked for.
 
-    Args:
-      names: of the stages wanted, as far as the run has them.
+    A stage that has trained every parameter asks for none before it.
 
-    Raises:
-      NoRun: a stage has no checkpoint, or none of its last step yet.
+    Raises, where one is asked for:
+      NoRun: the stage has no checkpoint, or none of its last step yet.
+      UserError: its checkpoint is damaged.
     """
-    finished = _borrowed(experiment)
-    for stage in stages_of(experiment.config):
-        if stage.name in names:
-            finished[stage.name] = stage.restore(experiment, finished)
-    return finished
+
+    def __init__(self, experiment: Experiment):
+        self._experiment = experiment
+        self._models = _borrowed(experiment)
+        self._stages = {stage.name: stage for stage in stages_of(experiment.config)}
+
+    def __getitem__(self, name: str) -> Model:
+        if name not in self._models:
+            self._models[name] = self._stages[name].restore(self._experiment, self)
+        return self._models[name]
+
+    def __iter__(self):
+        return iter({**self._models, **self._stages})
+
+    def __len__(self):
+        return len({**self._models, **self._stages})
 
 
 def _borrowed(experiment: Experiment) -> Models:

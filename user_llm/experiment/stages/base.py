@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from user_llm.checkpoints.damage import complete_steps, refuse_damaged
 from user_llm.checkpoints.manager import StageCheckpoints
-from user_llm.checkpoints.transfer import initialise
+from user_llm.checkpoints.transfer import abstract_parameters, initialise
 from user_llm.data.mixture import train_batches
 from user_llm.data.pipeline import Source
 from user_llm.evaluation.evaluator import Subset, mean_metrics
@@ -106,12 +106,7 @@ class Stage(abc.ABC):
 
     def initial(self, experiment: Experiment, finished: Mapping[str, Model]) -> Model:
         """Its model before the first step: what is pretrained, the rest random."""
-        config = experiment.config
-        builder, earlier_and_loaded = self.builder(experiment.assembly), self.pretrained(experiment, finished)
-        graphdef, values, buffers = initialise(builder, config.seed, experiment.mesh, *earlier_and_loaded)
-        trains, frozen_dtype = trainable(values, self.rules(config)), jnp.dtype(config.compute.frozen_dtype)
-        values = {path: value if trains[path] else value.astype(frozen_dtype) for path, value in values.items()}
-        return Model(graphdef, values, buffers, experiment.mesh)
+        return self._model(experiment, *self.pretrained(experiment, finished))
 
     def training_run(self, experiment: Experiment, model: Model) -> TrainingRun:
         """All that the training loop wants to know."""
@@ -159,11 +154,21 @@ class Stage(abc.ABC):
         with contextlib.closing(self._finished_checkpoints(folder, training)) as checkpoints:
             best = checkpoints.best_step()
             refuse_damaged(folder, best)
-            model = self.initial(experiment, finished)
-            trains = trainable(model.parameters, self.rules(experiment.config))
-            tuned = {path: value for path, value in model.parameters.items() if trains[path]}
-            tuned = checkpoints.restore_parameters(best, tuned)
-        return model.with_parameters({**model.parameters, **tuned})
+            places = abstract_parameters(self.builder(experiment.assembly), experiment.mesh)
+            trains = trainable(places, self.rules(experiment.config))
+            tuned = checkpoints.restore_parameters(best, {path: places[path] for path in places if trains[path]})
+        earlier, loaded = ({}, {}) if all(trains.values()) else self.pretrained(experiment, finished)
+        return self._model(experiment, earlier, {**loaded, **tuned})
+
+    def _model(self, experiment: Experiment, earlier: Parameters, own: Parameters) -> Model:
+        """Its model with these parameters, those of `own` where they lie, and the rest random."""
+        config = experiment.config
+        graphdef, values, buffers = initialise(
+            self.builder(experiment.assembly), config.seed, experiment.mesh, earlier, own
+        )
+        trains, frozen_dtype = trainable(values, self.rules(config)), jnp.dtype(config.compute.frozen_dtype)
+        values = {path: value if trains[path] else value.astype(frozen_dtype) for path, value in values.items()}
+        return Model(graphdef, values, buffers, experiment.mesh)
 
     def _finished_checkpoints(self, folder: Path, training: ConfigDict) -> StageCheckpoints:
         unfinished = "this run is not finished; run its command again."
