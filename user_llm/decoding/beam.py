@@ -42,7 +42,7 @@ class _Beams(NamedTuple):
     slots: jax.Array  # [B, J, steps]: the slot that holds the key of this beam's token of that step
     nodes: jax.Array  # [B, J]: where in the trie
     finished: jax.Array  # [B, J]
-    cache: Cache
+    cache: Cache | None
 
 
 @functools.partial(jax.jit, static_argnames=("num_beams", "max_steps"))
@@ -104,7 +104,9 @@ def beam_search(
         scores = beams.scores[..., None] + jnp.where(beams.finished[..., None], itself, scores)
         return _select(beams, scores, children, trie, num_beams, eos_id, pad_id)
 
-    def advance(beams: _Beams, fan_out: int | None) -> _Beams:
+    root, *below = (None, None) if trie is None else _fan_outs(trie)
+
+    def advance(beams: _Beams) -> _Beams:
         last = beams.step - 1
         ancestry = beams.slots[..., None] == jnp.arange(num_beams)
         hidden, cache = extend(
@@ -115,16 +117,16 @@ def beam_search(
             sees=ancestry.reshape(*beams.scores.shape, steps * num_beams),
             slot=last * num_beams,
         )
-        return choose(beams._replace(cache=cache), hidden, fan_out)
+        # The model is compiled once for all levels. The cache stays out of the branches, which would copy it.
+        choices = [functools.partial(choose, fan_out=fan_out) for fan_out in below]
+        level = jnp.minimum(last, len(choices) - 1)
+        return jax.lax.switch(level, choices, beams._replace(cache=None), hidden)._replace(cache=cache)
 
     def running(beams: _Beams) -> jax.Array:
         return (beams.step < steps) & jnp.any(~beams.finished & (beams.scores > -jnp.inf))
 
-    fan_outs = (None, None) if trie is None else _fan_outs(trie)
-    beams = choose(_start(prompt, steps, pad_id), prompt.hidden, fan_outs[0])
-    for fan_out in fan_outs[1:-1][: steps - 1]:
-        beams = advance(beams, fan_out)
-    beams = jax.lax.while_loop(running, lambda beams: advance(beams, fan_outs[-1]), beams)
+    beams = choose(_start(prompt, steps, pad_id), prompt.hidden, root)
+    beams = jax.lax.while_loop(running, advance, beams)
     return _result(beams, trie, excluded_items, pad_id)
 
 
