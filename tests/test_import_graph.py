@@ -26,8 +26,10 @@ MAY_IMPORT = {
     "user_llm.registry": ("user_llm.errors",),
     "user_llm.arguments": ("user_llm.errors",),
     "user_llm.host": ("user_llm.errors",),
+    "user_llm.quiet": (),
     "user_llm.builders": (
         "user_llm.errors",
+        "user_llm.quiet",
         "user_llm.paths",
         "user_llm.locks",
         "user_llm.checksums",
@@ -52,6 +54,7 @@ MAY_IMPORT = {
         "user_llm.errors",
         "user_llm.files",
         "user_llm.checksums",
+        "user_llm.quiet",
         "user_llm.config",
         "user_llm.models",
         "user_llm.parallel",

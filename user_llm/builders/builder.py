@@ -23,6 +23,7 @@ from user_llm.builders.simulated import SimulatedConfig
 from user_llm.errors import UserError
 from user_llm.locks import clear_partial, owned
 from user_llm.paths import local_path
+from user_llm.quiet import absl_warnings_unsaid
 
 SIMULATED = "simulated"
 """The config of each family that writes its own files, in the published format, and reads them back."""
@@ -148,7 +149,8 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         if not built.is_finished(self.data_path):
             with owned(self.data_path.parent, wait=wait):
                 if not built.is_finished(self.data_path):
-                    self._build(**kwargs)
+                    with absl_warnings_unsaid():  # TFDS warns of what it does itself
+                        self._build(**kwargs)
                     return
         self._check_prepared()
 

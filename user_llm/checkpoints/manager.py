@@ -1,5 +1,6 @@
 """Checkpoints of one stage: written in the background, the newest and the best kept, restored to any mesh."""
 
+import contextlib
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +15,7 @@ from user_llm.checkpoints.damage import STEPS, keep_checksums
 from user_llm.files import full_disk, naming_full_disk
 from user_llm.models.parameters import Parameters
 from user_llm.parallel.processes import is_lead
+from user_llm.quiet import absl_warnings_unsaid
 
 _METADATA_BYTES = 1 << 18  # of a checkpoint, beside its values
 _METRIC = "keep_best"  # the name the kept metric has beside a checkpoint; higher is better
@@ -38,16 +40,17 @@ class StageCheckpoints:
         self._folder, self._keep_best, self._read_only = folder, keep_best, read_only
         self._thread = ThreadPoolExecutor(1)
         self._checksums: Future[None] | None = None
-        self._manager = ocp.CheckpointManager(
-            (folder / STEPS).resolve(),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy(keep),
-                best_fn=(lambda metrics: metrics[_METRIC]) if keep_best else None,
-                read_only=read_only,
-                create=not read_only,
-            ),
-            item_names=("parameters", "rest", "note"),
-        )
+        with absl_warnings_unsaid() if read_only else contextlib.nullcontext():  # that it will write nothing
+            self._manager = ocp.CheckpointManager(
+                (folder / STEPS).resolve(),
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=policies.AnyPreservationPolicy(keep),
+                    best_fn=(lambda metrics: metrics[_METRIC]) if keep_best else None,
+                    read_only=read_only,
+                    create=not read_only,
+                ),
+                item_names=("parameters", "rest", "note"),
+            )
 
     def latest_step(self) -> int | None:
         """The newest complete step, or None."""
