@@ -1,15 +1,16 @@
 """Sphinx: `make docs` builds this folder into `docs/_build/html`. Every warning fails, a dead link included."""
 
-import re
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the modules of this clone, wherever another one is installed
 
+import user_llm
+
 project = "User-LLM"
 author = "the User-LLM contributors"
-release = re.search(r'version="(.+?)"', (ROOT / "setup.py").read_text(encoding="utf-8"))[1]
+release = user_llm.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
