@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the modules of this clone, wherever another one is installed
 
-import user_llm
+import user_llm  # noqa: E402 - the one of this clone
 
 project = "User-LLM"
 author = "the User-LLM contributors"
