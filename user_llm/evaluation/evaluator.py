@@ -130,7 +130,7 @@ def _seen(history: np.ndarray, labels: np.ndarray) -> np.ndarray:
 @functools.partial(jax.jit, static_argnames="of")
 def _encoder_logits(model: Model, history: Mapping[str, jax.Array], of: str) -> jax.Array:
     encoder = model.module()
-    logits = encoder.category_logits if of == "category" else encoder.next_item_logits
+    logits = getattr(encoder, "category_logits" if of == "category" else "next_item_logits")
     return logits(history, history["item"] > 0)
 
 
