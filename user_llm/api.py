@@ -122,8 +122,7 @@ class TextModel:
           CheckpointError: it holds weights already.
         """
         folder = folder_path("folder", folder)
-        ids = dict(bos_id=self.tokenizer.bos_id, eos_id=self.tokenizer.eos_id)
-        huggingface.save_language_model(self.model, folder, **ids)
+        huggingface.save_language_model(self.model, folder, bos_id=self.tokenizer.bos_id, eos_id=self.tokenizer.eos_id)
         self.tokenizer.save(folder)
 
 

@@ -165,7 +165,8 @@ def read_parameters(
         if shardings is None:
             loaded[path] = jnp.asarray(read((slice(None),) * len(shapes[path].shape)))
         else:
-            loaded[path] = jax.make_array_from_callback(shapes[path].shape, shardings[path], read)
+            shape, sharding = shapes[path].shape, shardings[path]
+            loaded[path] = jax.make_array_from_callback(shape, sharding, read)  # type: ignore[arg-type]  # no None
     return loaded
 
 

@@ -49,7 +49,7 @@ def print_parameter_table(
         held = math.prod(shape.shape) // cut * dtype.itemsize
         counts = [math.prod(shape.shape), trains[path] * math.prod(shape.shape)]
         rows[stage.component(path)] += [*counts, held, trains[path] * held, trains[path] * 2 * held]
-    rows["total"] = sum(rows.values())
+    rows["total"] = sum(rows.values(), start=np.zeros(len(_HEADINGS), np.int64))
     devices = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     strategy = f", strategy {config.strategy}" if stage.name == "user_llm" else ""
     table = Table(
