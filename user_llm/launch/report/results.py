@@ -99,7 +99,7 @@ class Results:
 
     def _count(self, run: Run, cell: Cell) -> Figure | None:
         """Table 1: windows of the dataset by the paper's rule, as the run noted them."""
-        environment, history = self.environment(run), self._read(run.name, "config.json")["data"]["history_length"]
+        environment, history = self.environment(run), self._whole(run, "config.json")["data"]["history_length"]
         counts = environment["summary"]["windows"].get(str(history)) if environment else None
         return Figure(counts[cell.source]) if counts else None
 
@@ -121,6 +121,16 @@ class Results:
         found = kept(path, _predictions, _anew(path.parent))
         if found is None:
             raise ConfigError(f"{path} is missing: {_anew(path.parent)}")
+        return found
+
+    def _whole(self, run: Run, file: str) -> dict[str, Any]:
+        """What a file of a finished run holds, which every such run has.
+
+        Raises:
+          ConfigError: it is missing.
+        """
+        if (found := self._read(run.name, file)) is None:
+            raise ConfigError(f"{self.out / run.name / file} is missing: {_anew(self.out / run.name)}")
         return found
 
     @functools.lru_cache(maxsize=4096)  # noqa: B019
