@@ -77,7 +77,8 @@ class TextModel:
             raise UserError(
                 f"{ids.shape[1]} tokens are more than the {self.config.max_length} this model was made for: cut them."
             )
-        return _logits(self.model, jnp.asarray(ids, jnp.int32))
+        logits: jax.Array = _logits(self.model, jnp.asarray(ids, jnp.int32))
+        return logits
 
     def generate(self, prompt: str, max_new_tokens: int = 40, *, temperature: float = 0.0, seed: int = 0) -> str:
         """The text that continues `prompt`: greedy, or sampled with a temperature.
