@@ -166,7 +166,7 @@ def read_parameters(
             loaded[path] = jnp.asarray(read((slice(None),) * len(shapes[path].shape)))
         else:
             shape, sharding = shapes[path].shape, shardings[path]
-            loaded[path] = jax.make_array_from_callback(shape, sharding, read)  # type: ignore[arg-type]  # no None
+            loaded[path] = jax.make_array_from_callback(shape, sharding, read)  # type: ignore[arg-type]  # never None
     return loaded
 
 

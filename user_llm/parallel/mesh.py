@@ -70,8 +70,8 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
             first = np.searchsorted(blocks, index[0].indices(size * shards)[0] // size) * size
             return local[first : first + size]
 
-        shape = (size * shards, *local.shape[1:])
-        return jax.make_array_from_callback(shape, NamedSharding(mesh, BATCH), read)  # type: ignore[arg-type]  # no None
+        shape, sharding = (size * shards, *local.shape[1:]), NamedSharding(mesh, BATCH)
+        return jax.make_array_from_callback(shape, sharding, read)  # type: ignore[arg-type]  # an index is never None
 
     return {key: put(value) for key, value in batch.items()}
 
