@@ -30,8 +30,9 @@ drill: export JAX_DISABLE_MOST_OPTIMIZATIONS = 0
 drill: $(VENV)/.installed-test  ## run the long drills that `make test` leaves out
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m drill
 
-lint: $(VENV)/.installed-test  ## check the code with ruff
+lint: $(VENV)/.installed-test  ## check the code with ruff, and its types with mypy
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 bench: $(VENV)/.installed-test  ## measure data pipeline and encoder step, side by side with their peers
 	$(BIN)/python -m benchmarks
@@ -42,7 +43,7 @@ docs: $(VENV)/.installed-docs  ## build the site into docs/_build/html; a dead l
 launch: $(XM_VENV)/.installed  ## set up .venv-launch, the environment of launch/xm_launch.py (XManager)
 
 clean:  ## remove caches and build leftovers; environments and runs/ stay
-	rm -rf build dist docs/_build *.egg-info .cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist docs/_build *.egg-info .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -path './.venv*' -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
 $(VENV)/.created $(XM_VENV)/.created:

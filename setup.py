@@ -45,6 +45,7 @@ TEST_REQUIRES = [
     *HUB_REQUIRES,
     "dill>=0.4",  # tensorflow_datasets.testing imports it without declaring it
     "hypothesis>=6.170",
+    "mypy>=2.4",
     "pytest>=9.0",
     "pytest-timeout>=2.4",
     "pytest-xdist>=3.8",

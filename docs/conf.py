@@ -34,6 +34,10 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_custom_sections = [("Attributes", "params_style")]  # one line may name several
 
-# Types in signatures that the API reference leaves out: those of libraries, and a type variable.
-nitpick_ignore = [("py:class", "user_llm.registry.Entry")]
+# Types in signatures that the API reference leaves out: those of libraries, and type variables.
+nitpick_ignore = [
+    ("py:class", "user_llm.decoding.prefill.Context"),
+    ("py:class", "user_llm.evaluation.evaluator.AnySource"),
+    ("py:class", "user_llm.registry.Entry"),
+]
 nitpick_ignore_regex = [(r"py:.*", r"(?!user_llm).*")]

@@ -4,6 +4,7 @@
 """
 
 import importlib
+from typing import TYPE_CHECKING, Any
 
 _PUBLIC = {
     "load_timelines": "user_llm.data.timelines",
@@ -13,11 +14,15 @@ _PUBLIC = {
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", *_PUBLIC]
+__all__ = ["__version__", "load", "load_language_model", "load_timelines"]
 
+if TYPE_CHECKING:
+    from user_llm.api import load, load_language_model
+    from user_llm.data.timelines import load_timelines
+else:
 
-def __getattr__(name: str):
-    # On first use: importing the package alone must not import TensorFlow.
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(_PUBLIC[name]), name)
-    raise AttributeError(f"module 'user_llm' has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        # On first use: importing the package alone must not import TensorFlow.
+        if name in _PUBLIC:
+            return getattr(importlib.import_module(_PUBLIC[name]), name)
+        raise AttributeError(f"module 'user_llm' has no attribute {name!r}")

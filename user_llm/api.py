@@ -77,7 +77,8 @@ class TextModel:
             raise UserError(
                 f"{ids.shape[1]} tokens are more than the {self.config.max_length} this model was made for: cut them."
             )
-        return _logits(self.model, jnp.asarray(ids, jnp.int32))
+        logits: jax.Array = _logits(self.model, jnp.asarray(ids, jnp.int32))
+        return logits
 
     def generate(self, prompt: str, max_new_tokens: int = 40, *, temperature: float = 0.0, seed: int = 0) -> str:
         """The text that continues `prompt`: greedy, or sampled with a temperature.
@@ -122,8 +123,7 @@ class TextModel:
           CheckpointError: it holds weights already.
         """
         folder = folder_path("folder", folder)
-        ids = dict(bos_id=self.tokenizer.bos_id, eos_id=self.tokenizer.eos_id)
-        huggingface.save_language_model(self.model, folder, **ids)
+        huggingface.save_language_model(self.model, folder, bos_id=self.tokenizer.bos_id, eos_id=self.tokenizer.eos_id)
         self.tokenizer.save(folder)
 
 

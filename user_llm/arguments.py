@@ -6,7 +6,7 @@ import os
 import reprlib
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from user_llm.errors import UserError
 
@@ -27,7 +27,7 @@ def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
     return number
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether it is a number at all: finite, and neither True nor a text."""
     try:
         return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

@@ -19,14 +19,14 @@ Checksum = Mapping[str, Any]
 """`{"bytes": size, "blocks": [hex digest of each block]}`: what JSON can hold."""
 
 
-def checksum(path: str | os.PathLike) -> dict[str, Any]:
+def checksum(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Of a file's present content."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         return {"bytes": size, "blocks": [_digest(file, block) for block in range(_num_blocks(size))]}
 
 
-def checksums(folder: str | os.PathLike, names: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
+def checksums(folder: str | os.PathLike[str], names: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
     """Of files in a folder, by name; of all files below it, by their relative path, where no names are given."""
     folder = Path(folder)
     if names is None:
@@ -34,12 +34,12 @@ def checksums(folder: str | os.PathLike, names: Iterable[str] | None = None) -> 
     return {name: checksum(folder / name) for name in sorted(names)}
 
 
-def write_signed(path: str | os.PathLike, value: Mapping[str, Any]) -> None:
+def write_signed(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
     """Writes `value`, which JSON can hold, with a digest of itself: a file of checksums may be damaged as well."""
     write_json(path, {**value, "digest": _digest_of(value)})
 
 
-def read_signed(path: str | os.PathLike, advice: str) -> dict[str, Any]:
+def read_signed(path: str | os.PathLike[str], advice: str) -> dict[str, Any]:
     """What `write_signed` has written.
 
     Raises:
@@ -52,7 +52,7 @@ def read_signed(path: str | os.PathLike, advice: str) -> dict[str, Any]:
     return value
 
 
-def changed(folder: str | os.PathLike, sums: Mapping[str, Checksum], *, sampled: bool = False) -> Iterator[str]:
+def changed(folder: str | os.PathLike[str], sums: Mapping[str, Checksum], *, sampled: bool = False) -> Iterator[str]:
     """A line for each file that is not as it was: "FOLDER/NAME is missing", "… holds 12 bytes, held 345".
 
     Args:

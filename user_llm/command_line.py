@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -125,9 +126,10 @@ def _with_files(argv: Sequence[str]) -> list[str]:
 
 def _made(file: Path, argument: Sequence[str]) -> object:
     """What the file's `get_config` returns."""
-    spec = importlib.util.spec_from_loader(_MODULE, importlib.machinery.SourceFileLoader(_MODULE, str(file)))
+    loader = importlib.machinery.SourceFileLoader(_MODULE, str(file))
+    spec = cast(importlib.machinery.ModuleSpec, importlib.util.spec_from_loader(_MODULE, loader))
     module = sys.modules[_MODULE] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    loader.exec_module(module)
     if not callable(get_config := getattr(module, "get_config", None)):
         raise ConfigError("it has no function get_config: expected one that returns a ConfigDict, as in configs/")
     try:

@@ -13,7 +13,7 @@ from user_llm.errors import UserError
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Gives a path to write to, which takes the place of `path` in one step when the block ends without an error.
 
     It may become a folder, where `path` is not there yet.
@@ -30,13 +30,13 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def full_disk(folder: str | os.PathLike, number: int = errno.ENOSPC, needed: str = "") -> OSError:
+def full_disk(folder: str | os.PathLike[str], number: int = errno.ENOSPC, needed: str = "") -> OSError:
     """The error of a full disk (or quota: `number`) that names `folder`, and what there is no room for."""
     return OSError(number, os.strerror(number) + needed, str(folder))
 
 
 @contextlib.contextmanager
-def naming_full_disk(folder: str | os.PathLike) -> Iterator[None]:
+def naming_full_disk(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Makes an OSError that names `folder` of whatever a library raises when the disk it writes to is full.
 
     TensorStore (RESOURCE_EXHAUSTED, which means a full device memory too) and TensorFlow only say it in words.
@@ -50,13 +50,13 @@ def naming_full_disk(folder: str | os.PathLike) -> Iterator[None]:
         raise
 
 
-def write_json(path: str | os.PathLike, value: Any) -> None:
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Writes a JSON file that people can read, in one step."""
     with replacing(path) as partial:
         partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
-def read_json(path: str | os.PathLike, advice: str) -> dict[str, Any]:
+def read_json(path: str | os.PathLike[str], advice: str) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:

@@ -47,6 +47,6 @@ def bound_host(files: Sequence[str], bindings: Sequence[str]) -> Host:
     for field in dataclasses.fields(Host):
         value = getattr(host, field.name)
         if type(value) is not field.type or (field.type is int and value < 0):
-            what = {int: "a whole number of at least 0", bool: "True or False", str: "text"}[field.type]
-            raise UserError(f"Host.{field.name}={value!r}, of --gin or --gin_file: expected {what}")
+            what: dict[object, str] = {int: "a whole number of at least 0", bool: "True or False", str: "text"}
+            raise UserError(f"Host.{field.name}={value!r}, of --gin or --gin_file: expected {what[field.type]}")
     return host

@@ -29,7 +29,7 @@ class Busy(UserError):
 
 
 @contextlib.contextmanager
-def owned(folder: str | os.PathLike, *, wait: bool = False) -> Iterator[None]:
+def owned(folder: str | os.PathLike[str], *, wait: bool = False) -> Iterator[None]:
     """Makes this process the owner of a folder, which is made where it is not there, until the block ends.
 
     The lock files stay: to delete a lock that others may wait for would give it to two of them.
@@ -62,7 +62,7 @@ def owned(folder: str | os.PathLike, *, wait: bool = False) -> Iterator[None]:
         lock.release()
 
 
-def owner_of(folder: str | os.PathLike) -> str:
+def owner_of(folder: str | os.PathLike[str]) -> str:
     """Who holds the lock of a folder, or held it last, as "process 123 on host"."""
     try:
         owner = json.loads((Path(folder) / OWNER).read_text())
@@ -71,7 +71,7 @@ def owner_of(folder: str | os.PathLike) -> str:
         return "another process"
 
 
-def clear_partial(folder: str | os.PathLike) -> None:
+def clear_partial(folder: str | os.PathLike[str]) -> None:
     """Deletes what killed processes have left half written (`files.replacing`); for the owner of the folder alone."""
     for path in Path(folder).rglob("*.partial"):
         if _PARTIAL.search(path.name):

@@ -13,9 +13,11 @@ or builds the dataset; 143 or 130 stopped by SIGTERM or Ctrl-C, and the same com
 """
 
 import functools
+import io
 import logging
 import signal
 import sys
+from typing import cast
 
 import jax
 from absl import app, flags
@@ -63,7 +65,8 @@ _logger = logging.getLogger("user_llm")
 
 def main(_) -> None:
     _log_to_stderr()
-    sys.stdout.reconfigure(errors="replace")  # a terminal of ASCII: titles with "?" instead of an error at the end
+    # A terminal of ASCII: titles with "?" instead of an error at the end.
+    cast(io.TextIOWrapper, sys.stdout).reconfigure(errors="replace")
     signal.signal(signal.SIGTERM, _stop)  # while a stage trains, the loop has its own; several processes have JAX's
     try:
         processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value)

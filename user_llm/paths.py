@@ -9,7 +9,7 @@ from user_llm.errors import UserError
 _ADDRESS = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+):/", re.IGNORECASE)
 
 
-def local_path(path: str | os.PathLike, name: str) -> Path:
+def local_path(path: str | os.PathLike[str], name: str) -> Path:
     """`path` as it is: a folder or file, there or not.
 
     Args:

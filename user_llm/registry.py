@@ -18,7 +18,7 @@ Entry = TypeVar("Entry", bound=Named)
 class Registry(Generic[Entry]):
     """Objects by name, in the order in which they were added."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._entries: dict[str, Entry] = {}
 
     def register(self, entry: Entry) -> Entry:

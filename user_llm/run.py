@@ -82,7 +82,9 @@ def _make_results(experiment: Experiment, host: Host) -> None:
 def _evaluate(experiment: Experiment, trained: Mapping[str, Model]) -> Evaluation:
     """What every task finds; where there are several, under its name."""
     several = len(experiment.tasks) > 1
-    protocols, predictions, facts = {}, [], {}
+    protocols: dict[str, Any] = {}
+    predictions: list[Iterable[Mapping[str, Any]]] = []
+    facts: dict[str, Any] = {}
     for task in experiment.tasks:
         found = task.evaluate(experiment, trained)
         of_task = {"task": task.name, "headline": task.headline}

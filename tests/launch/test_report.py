@@ -5,6 +5,7 @@ import html.parser
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from user_llm.config import ConfigError
 from user_llm.launch import local
 from user_llm.launch.arguments import sweep_parser
 from user_llm.launch.plan import Plan
@@ -121,6 +123,15 @@ def test_counts_and_measurements_are_read_where_they_are(plan, results):
     assert results.figure(cell_of(plan, "6", row="Tokens", column="+Perceiver")).value == 16
     train = cell_of(plan, "1", dataset="movielens", column="Train examples")
     assert results.figure(train).value == 1234
+
+
+def test_a_finished_run_that_has_lost_its_config_is_named(out, plan, tmp_path):
+    cell = cell_of(plan, "1", dataset="movielens", column="Train examples")
+    shutil.copytree(out, tmp_path / "copy")
+    for run in cell.runs:
+        (tmp_path / "copy" / run.name / "config.json").unlink(missing_ok=True)
+    with pytest.raises(ConfigError, match=r"config\.json is missing: delete "):
+        Results(tmp_path / "copy").figure(cell)
 
 
 def test_cells_are_ours_and_the_paper_s(plan):

@@ -18,6 +18,8 @@ __all__ = ["make_names", "make_table", "table", "vocabulary"]
 class TableStudy(TaskData):
     """A `Study` of given timelines and vocabulary."""
 
+    table = catalogue = rating_names = vocabulary = None  # plain attributes: nothing is made on first use
+
     def __init__(self, table: TimelineTable, vocabulary: Vocabulary, task: str, **options):
         super().__init__()
         defaults = dict(history_length=5, min_history=2, text_history=0, validation=True)

@@ -8,6 +8,7 @@ import dataclasses
 import logging
 import os
 import sys
+from typing import Any, cast
 
 import tensorflow_datasets as tfds
 
@@ -52,8 +53,8 @@ def parse_simulated(settings: list[str]) -> SimulatedConfig:
     Raises:
       UserError: a name is not one of its attributes, or a value not of the attribute's type.
     """
-    types = {field.name: field.type for field in dataclasses.fields(SimulatedConfig)}
-    values = {}
+    types = {field.name: cast(type, field.type) for field in dataclasses.fields(SimulatedConfig)}
+    values: dict[str, Any] = {}
     for setting in settings:
         name, _, value = setting.partition("=")
         if name not in types:

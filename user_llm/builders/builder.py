@@ -31,7 +31,7 @@ SIMULATED = "simulated"
 logger = logging.getLogger(__name__)
 
 
-class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]  # TFDS has no types
     """One record a user (`timelines.FEATURES`), the catalogue as metadata.
 
     A family of datasets says what its raw files are (`_files`, `_urls`), how to read them (`_load`), and how to

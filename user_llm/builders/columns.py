@@ -29,7 +29,7 @@ def write_columns(folder: Path) -> None:
 
 def _numbers(dataset: tfds.core.DatasetBuilder) -> dict[str, np.ndarray]:
     """All columns but the reviews, which are left unread, in the stored order."""
-    parts = {key: [] for key in (*NUMBERS, "lengths", "user_ids")}
+    parts: dict[str, list[np.ndarray]] = {key: [] for key in (*NUMBERS, "lengths", "user_ids")}
     for batch in _batches(dataset, NUMBERS):
         for key in NUMBERS:
             parts[key].append(batch["events"][key].flat_values.numpy())

@@ -90,7 +90,7 @@ def load_json_lines(
         raise
     finally:
         connection.unregister("lines")
-    report.rows[name] = connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+    ((report.rows[name],),) = connection.execute(f"SELECT count(*) FROM {table}").fetchall()
     if not report.rows[name]:
         raise MalformedSourceError(f"{name} has no rows: expected a JSON object a line.")
     report_rejected(connection, f"(SELECT line, broken AS reason, found FROM {table})", name, report)
@@ -147,7 +147,7 @@ def _query(fields: Mapping[str, Kind], table: str) -> str:
 
 def _check_form(connection: duckdb.DuckDBPyConnection, table: str, name: str, report: RowReport) -> None:
     """Raises where the file is JSON but not one object a line, or has no row that is good."""
-    broken, found = connection.execute(f"SELECT broken, found FROM {table} ORDER BY line LIMIT 1").fetchone()
+    ((broken, found),) = connection.execute(f"SELECT broken, found FROM {table} ORDER BY line LIMIT 1").fetchall()
     start = "" if broken is None else found.strip()
     if start.startswith("[") or start == "{":
         raise MalformedSourceError(

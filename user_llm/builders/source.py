@@ -5,8 +5,9 @@ import shutil
 import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO
+from typing import cast
 
 from user_llm.builders.malformed import MalformedSourceError
 from user_llm.builders.text_file import DAMAGE
@@ -101,7 +102,7 @@ def _check_zip(source: Path, names: Sequence[str]) -> None:
 
 
 @contextmanager
-def _open(source: Path, name: str) -> Iterator[BinaryIO]:
+def _open(source: Path, name: str) -> Iterator[BufferedIOBase]:
     if source.is_dir():
         with _in_folder(source, name).open("rb") as file:
             yield file
@@ -114,7 +115,7 @@ def _open(source: Path, name: str) -> Iterator[BinaryIO]:
             if archive.getinfo(members[0]).flag_bits & _ENCRYPTED:
                 raise MalformedSourceError(f"{source} is encrypted: unpack it, and give the folder.")
             with archive.open(members[0]) as file:
-                yield file
+                yield cast(zipfile.ZipExtFile, file)
     except NotImplementedError as error:
         raise MalformedSourceError(
             f"{source} is packed in a way that is not supported ({error}): unpack it, and give the folder."

@@ -4,6 +4,7 @@ import html
 
 import duckdb
 import pyarrow as pa
+from duckdb.func import PythonUDFType
 
 from user_llm.builders.sql import CONTROL_CHARACTERS
 
@@ -21,7 +22,7 @@ def add_functions(connection: duckdb.DuckDBPyConnection) -> None:
     def unescape(texts: pa.ChunkedArray) -> pa.Array:
         return pa.array([text if text is None else html.unescape(text) for text in texts.to_pylist()], pa.string())
 
-    connection.create_function("unescape_entities", unescape, ["VARCHAR"], "VARCHAR", type="arrow")
+    connection.create_function("unescape_entities", unescape, ["VARCHAR"], "VARCHAR", type=PythonUDFType.ARROW)
     connection.execute(f"""
         CREATE TEMP MACRO without_html(text) AS regexp_replace(
             CASE WHEN contains(text, '&') THEN unescape_entities(text) ELSE coalesce(text, '') END,

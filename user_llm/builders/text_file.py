@@ -2,8 +2,8 @@
 
 import gzip
 import zlib
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from user_llm.builders.malformed import MalformedSourceError
 
@@ -25,7 +25,7 @@ _NO_TEXT = {
 }
 
 
-def open_text(path: Path, name: str | None = None) -> BinaryIO:
+def open_text(path: Path, name: str | None = None) -> gzip.GzipFile | BufferedReader:
     """The bytes of a file behind UTF-8's byte order mark; those of a file whose name ends in `.gz`, unpacked.
 
     Args:
@@ -40,9 +40,10 @@ def open_text(path: Path, name: str | None = None) -> BinaryIO:
         raise MalformedSourceError(f"{path} does not exist or is no file.")
     packed = path.suffix == ".gz"
     if packed:
-        with path.open("rb") as file:
-            if (head := file.read(len(_GZIP))) and head != _GZIP:
+        with path.open("rb") as raw:
+            if (head := raw.read(len(_GZIP))) and head != _GZIP:
                 raise MalformedSourceError(f"{name} is no gzip file: pack it, or take .gz off its name.")
+    file: gzip.GzipFile | BufferedReader
     file = gzip.open(path) if packed else path.open("rb")  # noqa: SIM115 - the caller closes it
     try:
         head = file.peek(len(_UTF8_MARK))

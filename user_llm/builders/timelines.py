@@ -113,7 +113,7 @@ def iterate_timelines(
             columns = {name: np.concatenate([rest[name], columns[name]]) for name in columns}
         users = columns["user_id"]
         starts = np.flatnonzero(np.concatenate([[True], users[1:] != users[:-1]]))
-        for start, stop in pairwise(starts):
+        for start, stop in pairwise(starts.tolist()):
             yield timeline(columns, start, stop)
         # The last user of a batch may go on in the next.
         rest = {name: column[starts[-1] :] for name, column in columns.items()}
@@ -125,9 +125,9 @@ def has_reviews(connection: duckdb.DuckDBPyConnection) -> bool:
     """Whether any row of `events` has a review with text."""
     if "review" not in _columns(connection):
         return False
-    return (
-        connection.execute("SELECT count(*) FROM (SELECT 1 FROM events WHERE review <> '' LIMIT 1)").fetchone()[0] > 0
-    )
+    query = "SELECT count(*) FROM (SELECT 1 FROM events WHERE review <> '' LIMIT 1)"
+    ((found,),) = connection.execute(query).fetchall()
+    return found > 0
 
 
 def _columns(connection: duckdb.DuckDBPyConnection) -> set[str]:
@@ -151,9 +151,9 @@ def summarise_timelines(connection: duckdb.DuckDBPyConnection) -> dict:
             "train": total - users,
             "test": users,
         }
-    items, distinct_pairs = connection.execute(
+    ((items, distinct_pairs),) = connection.execute(
         "SELECT count(DISTINCT item), count(*) FROM (SELECT DISTINCT user_id, item FROM events)"
-    ).fetchone()
+    ).fetchall()
     quantiles = np.quantile(lengths, (0, 0.25, 0.5, 0.75, 0.99, 1)).tolist() if len(lengths) else [0.0] * 6
     return {
         "events": int(lengths.sum()),

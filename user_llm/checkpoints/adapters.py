@@ -23,6 +23,7 @@ from user_llm.files import read_json
 from user_llm.models import parameters
 from user_llm.models.language_model import LanguageModel, LanguageModelConfig
 from user_llm.models.layers import PROJECTIONS
+from user_llm.models.lora import LoraConfig
 from user_llm.models.parameters import Parameters
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
@@ -112,7 +113,7 @@ def load_adapters(folder: str | Path, config: LanguageModelConfig) -> Parameters
         state = "missing" if differing[0] in wanted else "left over"
         raise CheckpointError(
             f"{folder / WEIGHTS_NAME}: {differing[0]} is {state} ({len(differing)} in all); lora.targets is "
-            f"{config.lora.targets}."
+            f"{_lora(config).targets}."
         )
     loaded: dict[str, np.ndarray] = {}
     rest = {key: modules[key].copy() for adapter in adapters for key in _keys(adapter)[1:]}
@@ -160,16 +161,21 @@ def _read(file: Path) -> dict[str, np.ndarray]:
         return {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
 
 
-def _rows(config: LanguageModelConfig) -> dict[str, Row]:
-    """Target → the family's row of its weight."""
+def _lora(config: LanguageModelConfig) -> LoraConfig:
     if config.lora is None:
         raise CheckpointError("config.lora is None: a model without adapters has none to save or load.")
+    return config.lora
+
+
+def _rows(config: LanguageModelConfig) -> dict[str, Row]:
+    """Target → the family's row of its weight."""
+    targets = _lora(config).targets
     family, _ = write_config(config)
     matches = ((MAP.fullmatch(row.ours), row) for row in family.rows)
     rows = {match["target"]: row for match, row in matches if match and match["target"] in PROJECTIONS}
-    if unknown := [target for target in config.lora.targets if target not in rows]:
+    if unknown := [target for target in targets if target not in rows]:
         raise CheckpointError(f"lora.targets names {unknown[0]!r}; this model has {', '.join(rows)}.")
-    return {target: rows[target] for target in config.lora.targets}
+    return {target: rows[target] for target in targets}
 
 
 def _module(row: Row) -> str:
@@ -183,7 +189,7 @@ def _modules(rows: dict[str, Row]) -> list[str]:
 
 def _settings(rows: dict[str, Row], config: LanguageModelConfig) -> dict[str, Any]:
     """What adapter_config.json says of how a module is adapted."""
-    lora = config.lora
+    lora = _lora(config)
     counts = {name: sum(_module(row) == name for row in rows.values()) for name in _modules(rows)}
     shared = {name: count for name, count in counts.items() if count > 1}
     return {
@@ -202,14 +208,14 @@ def _settings(rows: dict[str, Row], config: LanguageModelConfig) -> dict[str, An
 
 
 def _adapters(rows: dict[str, Row], config: LanguageModelConfig) -> Iterator[Adapter]:
-    rank = config.lora.rank
+    rank = _lora(config).rank
     sizes = {"N": config.num_heads, "K": config.num_kv_heads, "H": config.head_dim}
     sizes |= {"D": config.width, "F": config.hidden}
     for layer in range(config.num_layers):
         for target, row in rows.items():
             inputs, outputs = PROJECTIONS[target]
             ours = row.ours.replace("{layer}/", "" if config.scan_layers else f"{layer}/")
-            prefix = f"{MAP.fullmatch(ours)['module']}/lora/{target}"
+            prefix = f"{ours.rpartition('/')[0]}/lora/{target}"
             beside = sorted(other.part for other in rows.values() if other.theirs == row.theirs)
             place, size = beside.index(row.part), math.prod(sizes[letter] for letter in outputs)
             yield Adapter(
@@ -224,7 +230,8 @@ def _adapters(rows: dict[str, Row], config: LanguageModelConfig) -> Iterator[Ada
 
 
 def _keys(adapter: Adapter) -> tuple[str, str]:
-    return tuple(f"base_model.model.{adapter.module}.lora_{half}.weight" for half in "AB")
+    a, b = (f"base_model.model.{adapter.module}.lora_{half}.weight" for half in "AB")
+    return a, b
 
 
 def _pick(values: dict[str, Any], adapter: Adapter) -> tuple[Any, Any]:

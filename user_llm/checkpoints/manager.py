@@ -13,7 +13,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from user_llm.checkpoints.damage import STEPS, keep_checksums
 from user_llm.files import full_disk, naming_full_disk
-from user_llm.models.parameters import Parameters
+from user_llm.models.parameters import Parameters, Shaped
 from user_llm.parallel.processes import is_lead
 from user_llm.quiet import absl_warnings_unsaid
 
@@ -89,7 +89,7 @@ class StageCheckpoints:
         )
         return {"parameters": restored["parameters"], **restored["rest"]}, restored["note"]
 
-    def restore_parameters(self, step: int, like: Parameters) -> Parameters:
+    def restore_parameters(self, step: int, like: Mapping[str, Shaped]) -> Parameters:
         """Restores the parameters of `step` alone."""
         return self._manager.restore(step, args=ocp.args.Composite(parameters=_restore(like)))["parameters"]
 

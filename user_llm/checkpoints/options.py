@@ -177,7 +177,7 @@ class Rope:
         everywhere = new if self.local is None else section(new, "full_attention")
         rope = {**everywhere, **old}
         name = "rope_scaling" if old else "rope_parameters"
-        theta = rope.get("rope_theta", values.get("rope_theta", self.theta))
+        theta: Any = rope.get("rope_theta", values.get("rope_theta", self.theta))
         _check("rope_theta", theta, float, least=1.0)
         read: dict[str, Any] = {"rope_theta": float(theta), "rope_scaling": self._scaling(name, rope)}
         if self.local is not None and fields["local_layers"]:

@@ -6,7 +6,7 @@ apart. All of it works on slices, so that a device's slice of a parameter is all
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from jax.sharding import Sharding
 from safetensors import SafetensorError, safe_open
 
 from user_llm.errors import UserError
-from user_llm.models.parameters import Parameters
+from user_llm.models.parameters import Parameters, Shaped
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 Index = tuple[slice, ...]
@@ -122,7 +122,7 @@ class Tensor(NamedTuple):
     row: Row
 
 
-Shapes = Mapping[str, jax.ShapeDtypeStruct]
+Shapes = Mapping[str, Shaped]
 
 
 def tensors_of(rows: Iterable[Row], shapes: Shapes, num_layers: int, scan_layers: bool) -> list[Tensor]:
@@ -165,11 +165,14 @@ def read_parameters(
         if shardings is None:
             loaded[path] = jnp.asarray(read((slice(None),) * len(shapes[path].shape)))
         else:
-            loaded[path] = jax.make_array_from_callback(shapes[path].shape, shardings[path], read)
+            shape, sharding = shapes[path].shape, shardings[path]
+            loaded[path] = jax.make_array_from_callback(shape, sharding, read)  # type: ignore[arg-type]  # never None
     return loaded
 
 
-def _reader(parts: Sequence[Tensor], theirs: Mapping[str, Any], files: Mapping[str, Path], ours: jax.ShapeDtypeStruct):
+def _reader(
+    parts: Sequence[Tensor], theirs: Mapping[str, Any], files: Mapping[str, Path], ours: Shaped
+) -> Callable[[Index], np.ndarray]:
     """Index → that slice of one parameter, in its dtype. Devices that hold the same slice share one reading."""
     known: dict[tuple, np.ndarray] = {}
 

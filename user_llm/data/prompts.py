@@ -129,7 +129,7 @@ class Prompts:
     def _pieces(self) -> list[tuple[np.ndarray, np.ndarray, str]]:
         names, vocabulary = self.names, self.names.titles.vocabulary
         tables = {"title": names.titles, "category": names.categories, "rating": names.ratings}
-        found = []
+        found: list[tuple[np.ndarray, np.ndarray, str]] = []
         for place, (words, value) in enumerate(self.wording.after if self.text_history else self.wording.plain):
             # What begins a text is encoded as such; vocabularies differ in whether they put a space in front of it.
             first = place == 0 and not self.text_history
@@ -159,11 +159,13 @@ class Prompts:
         """
         batch = len(history)
         ids = self._ids(batch, item, rating)
-        parts = [(self.before[None], np.full(1, len(self.before)), np.zeros(batch, np.int64))]
+        parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = [
+            (self.before[None], np.full(1, len(self.before)), np.zeros(batch, np.int64))
+        ]
         parts += [(tokens, lengths, ids[value]) for tokens, lengths, value in self.pieces]
         dropped = np.zeros(batch, np.int32)
         if self.text_history:
-            used = sum(lengths[index] for _, lengths, index in parts)
+            used = sum((lengths[index] for _, lengths, index in parts), start=np.zeros(batch, np.int64))
             kept, dropped = self._fitting(history, self.max_inputs - used)
             parts.insert(1, (self.events, self.event_lengths, kept))
         tokens, valid = [], []
@@ -188,7 +190,7 @@ class Prompts:
         items = history[:, -self.text_history :]
         newest_first = np.cumsum(self.event_lengths[items][:, ::-1], axis=1)[:, ::-1]
         kept = newest_first <= room[:, None]
-        return np.where(kept, items, 0), np.sum((items > 0) & ~kept, axis=1, dtype=np.int32)
+        return np.where(kept, items, 0), ((items > 0) & ~kept).sum(axis=1, dtype=np.int32)
 
 
 def pack_left(tokens: np.ndarray, valid: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:

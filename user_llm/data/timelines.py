@@ -4,6 +4,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -100,7 +101,7 @@ class TimelineTable:
     catalogue: Catalogue
     rating_names: list[str]
     fingerprint: str
-    summary: dict
+    summary: dict[str, Any]
     review_texts: ReviewTexts | None = None
     _padded: dict[tuple[str, int], np.ndarray] = dataclasses.field(default_factory=dict, init=False)
 
@@ -144,10 +145,10 @@ class TimelineTable:
 def load_timelines(
     name: str,
     *,
-    raw_path: str | os.PathLike | None = None,
-    data_dir: str | os.PathLike | None = None,
+    raw_path: str | os.PathLike[str] | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     max_malformed: float = 0.0,
-    simulated: SimulatedConfig | dict | None = None,
+    simulated: SimulatedConfig | dict[str, Any] | None = None,
     options: Mapping[str, int | str] | None = None,
     wait: bool = False,
 ) -> TimelineTable:

@@ -6,7 +6,7 @@ only the slot in which its own ancestor was written: selecting beams never moves
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ class _Beams(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("num_beams", "max_steps"))
 def beam_search(
-    model: DecodingModel,
+    model: DecodingModel[Context],
     prompt_tokens: jax.Array,
     prompt_lengths: jax.Array,
     context: Context | None = None,
@@ -84,7 +84,7 @@ def beam_search(
     if excluded_items is not None and trie is None:
         raise ValueError("excluded_items needs trie=: free beams know no items")
     steps = max_steps if trie is None else min(max_steps, len(trie.fan_out))
-    excluded_before = None if excluded_items is None else _count_closed(trie, excluded_items)
+    excluded_before = None if trie is None or excluded_items is None else _count_closed(trie, excluded_items)
     prompt = prefill(model, prompt_tokens, prompt_lengths, context, free_slots=steps * num_beams)
 
     def choose(beams: _Beams, hidden: jax.Array, fan_out: int | None) -> _Beams:
@@ -130,7 +130,7 @@ def beam_search(
     return _result(beams, trie, excluded_items, pad_id)
 
 
-def _start(prompt: Prompt, steps: int, pad_id: int) -> _Beams:
+def _start(prompt: Prompt[Any], steps: int, pad_id: int) -> _Beams:
     batch = prompt.lengths.shape[0]
     return _Beams(
         step=jnp.int32(0),
@@ -208,6 +208,6 @@ def _result(beams: _Beams, trie: CatalogueTrie | None, excluded_items: jax.Array
     items = jnp.zeros_like(beams.nodes)
     if trie is not None:
         items = jnp.where(alive, trie.leaf_item[beams.nodes], 0)
-    if excluded_items is not None:
-        items = trie.open_items(items, excluded_items)
+        if excluded_items is not None:
+            items = trie.open_items(items, excluded_items)
     return BeamResult(jnp.where(alive[..., None], beams.tokens, pad_id), beams.scores, items)

@@ -7,6 +7,7 @@ side.
 """
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -171,7 +172,7 @@ def _next_row_apart(apart: np.ndarray) -> np.ndarray:
     return np.minimum.accumulate(following[::-1], axis=0)[::-1]
 
 
-def _number(new: np.ndarray, order: str) -> np.ndarray:
+def _number(new: np.ndarray, order: Literal["C", "F"]) -> np.ndarray:
     """Consecutive ids for the new nodes: by row (`C`, preorder) or by column (`F`, breadth first)."""
     flat = new.ravel(order)
     return (np.cumsum(flat) - 1).reshape(new.shape, order=order)
@@ -215,8 +216,12 @@ def _title_tree(table, new, end_title, lengths) -> TitleTree:
     before_row = np.concatenate([[0], np.cumsum(new.sum(axis=1))])  # nodes that earlier rows brought
     depths = np.broadcast_to(np.arange(1, new.shape[1] + 1), new.shape)
     columns = (table, parents, depths, before_row[end_title])
+    token, parent, depth, end = (jnp.asarray(column[new], jnp.int32) for column in columns)
     return TitleTree(
-        *(jnp.asarray(column[new], jnp.int32) for column in columns),
+        token,
+        parent,
+        depth,
+        end,
         last=jnp.asarray(on_path[np.arange(len(new)), lengths - 1], jnp.int32),
         max_depth=int(lengths.max()),
     )

@@ -1,7 +1,7 @@
 """Greedy and sampled text from a prompt."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ class _State(NamedTuple):
 
 
 def generate(
-    model: DecodingModel,
+    model: DecodingModel[Context],
     prompt_tokens: jax.Array,
     prompt_lengths: jax.Array,
     context: Context | None = None,
@@ -103,7 +103,7 @@ def _generate(model, prompt_tokens, prompt_lengths, context, temperature, key, *
     return jax.lax.while_loop(running, advance, state).tokens
 
 
-def _start(prompt: Prompt, max_new_tokens: int, pad_id: int) -> _State:
+def _start(prompt: Prompt[Any], max_new_tokens: int, pad_id: int) -> _State:
     batch = prompt.lengths.shape[0]
     return _State(
         step=jnp.int32(0),

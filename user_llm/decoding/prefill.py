@@ -1,18 +1,18 @@
 """A prompt's keys and values, computed once per row, and tokens that continue it."""
 
-from typing import NamedTuple, Protocol
+from typing import Generic, NamedTuple, Protocol, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 
-from user_llm.models import cross_attention, soft_prompt
 from user_llm.models.attention import Cache
 
 # What a model reads besides the text (`UserLLM.encode`): handed on as it is.
-Context = cross_attention.Context | soft_prompt.Prefix
+Context = TypeVar("Context")
+_ReadContext = TypeVar("_ReadContext", contravariant=True)
 
 
-class DecodingModel(Protocol):
+class DecodingModel(Protocol[_ReadContext]):
     """What decoding asks of a model; `LanguageModel` and `UserLLM` both are one (and JAX pytrees)."""
 
     def __call__(
@@ -21,17 +21,17 @@ class DecodingModel(Protocol):
         positions: jax.Array,
         mask: jax.Array,
         *,
-        context: Context | None,
+        context: _ReadContext | None,
         cache: Cache,
         offset: int | jax.Array,
-    ) -> tuple[jax.Array, Cache]: ...
+    ) -> tuple[jax.Array, Cache | None]: ...
 
     def logits(self, hidden: jax.Array) -> jax.Array: ...
 
-    def init_cache(self, batch: int, length: int, context: Context | None) -> Cache: ...
+    def init_cache(self, batch: int, length: int, context: _ReadContext | None) -> Cache: ...
 
 
-class Prompt(NamedTuple):
+class Prompt(NamedTuple, Generic[Context]):
     """Prompts that have been read, with free cache slots behind them.
 
     Attributes:
@@ -50,8 +50,13 @@ class Prompt(NamedTuple):
 
 
 def prefill(
-    model: DecodingModel, tokens: jax.Array, lengths: jax.Array, context: Context | None, *, free_slots: int
-) -> Prompt:
+    model: DecodingModel[Context],
+    tokens: jax.Array,
+    lengths: jax.Array,
+    context: Context | None,
+    *,
+    free_slots: int,
+) -> Prompt[Context]:
     """Reads right-padded prompts into a fresh cache.
 
     Args:
@@ -84,12 +89,12 @@ def prefill(
         offset=0,
     )
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
-    return Prompt(last, lengths, visible, cache, context)
+    return Prompt(last, lengths, visible, cast(Cache, cache), context)  # a cache went in
 
 
 def extend(
-    model: DecodingModel,
-    prompt: Prompt,
+    model: DecodingModel[Context],
+    prompt: Prompt[Context],
     tokens: jax.Array,
     *,
     steps: jax.Array | int,
@@ -117,4 +122,5 @@ def extend(
         axis=-1,
     )
     positions = jnp.broadcast_to(prompt.lengths[:, None] + steps, (batch, count))
-    return model(tokens, positions, mask, context=prompt.context, cache=prompt.cache, offset=length + slot)
+    hidden, cache = model(tokens, positions, mask, context=prompt.context, cache=prompt.cache, offset=length + slot)
+    return hidden, cast(Cache, cache)

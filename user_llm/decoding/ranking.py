@@ -18,7 +18,7 @@ from user_llm.models.attention import Cache
 
 @functools.partial(jax.jit, static_argnames=("nodes_per_chunk",))
 def rank_catalogue(
-    model: DecodingModel,
+    model: DecodingModel[Context],
     prompt_tokens: jax.Array,
     prompt_lengths: jax.Array,
     context: Context | None,

@@ -125,10 +125,11 @@ class Program(NamedTuple):
     @property
     def costs(self) -> dict[str, float]:
         """FLOPs by XLA's cost analysis, and the memory it takes with its arguments and results."""
-        memory = self.compiled.memory_analysis()
+        memory: Any = self.compiled.memory_analysis()
+        costs: Any = self.compiled.cost_analysis()
         held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
         return {
-            "flops": self.compiled.cost_analysis()["flops"],
+            "flops": costs["flops"],
             "peak_mib": (held + memory.temp_size_in_bytes) / 2**20,
         }
 
@@ -167,12 +168,12 @@ def decode_program(approach: Approach) -> Program:
     arguments = values, buffers, prompt._replace(cache=None), jnp.ones((approach.users, 1), jnp.int32)
     compiled = step.lower(cache, *arguments).compile()
 
-    def run():
+    def call():
         nonlocal cache
         cache, logits = compiled(cache, *arguments)
         return logits
 
-    return Program(compiled, run)
+    return Program(compiled, call)
 
 
 def train_program(approach: Approach) -> Program:
@@ -192,17 +193,17 @@ def train_program(approach: Approach) -> Program:
         axes=axes,
         rules=rules,
         objective=contextualised_objective(config.encoder.chunk_rows),
-        batches=None,
+        batches=None,  # type: ignore[arg-type]  # compiling a step reads none
     )
     step = make_train_step(run, optimizer, seed=0)
     compiled = step.lower(state, frozen, buffers, approach.batch).compile()
 
-    def run():
+    def call():
         nonlocal state
         state, metrics = compiled(state, frozen, buffers, approach.batch)
         return metrics
 
-    return Program(compiled, run)
+    return Program(compiled, call)
 
 
 PHASES = {"prefill": prefill_program, "decode": decode_program, "train": train_program}

@@ -6,9 +6,10 @@ Both are `batch -> float32 [B, I+1]` over batches of `Windows.gather`, higher is
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
+import jax
 import numpy as np
 
-Scores = Callable[[Mapping[str, np.ndarray]], np.ndarray]
+Scores = Callable[[Mapping[str, np.ndarray]], np.ndarray | jax.Array]
 
 
 class HeldOut(Protocol):

@@ -7,6 +7,7 @@ a batch of the evaluation takes far longer to compute than to read, and metrics 
 import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from typing import Generic, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +23,12 @@ from user_llm.decoding.ranking import rank_catalogue
 from user_llm.evaluation.baselines import Scores
 from user_llm.evaluation.metrics import ranks_from_scores, ranks_from_titles
 from user_llm.models.model import Model
+from user_llm.models.user_llm import UserLLM
 from user_llm.parallel.mesh import put_whole_batch
 from user_llm.parallel.processes import end_if_preempted, fetch, is_lead
 from user_llm.training.objectives import Objective
 
+AnySource = TypeVar("AnySource", bound=Source)
 Beams = Callable[[Mapping[str, np.ndarray]], tuple[BeamResult, np.ndarray]]
 
 TOP = 10  # items kept of a ranking by scores
@@ -130,7 +133,7 @@ def _seen(history: np.ndarray, labels: np.ndarray) -> np.ndarray:
 @functools.partial(jax.jit, static_argnames="of")
 def _encoder_logits(model: Model, history: Mapping[str, jax.Array], of: str) -> jax.Array:
     encoder = model.module()
-    logits = encoder.category_logits if of == "category" else encoder.next_item_logits
+    logits = getattr(encoder, "category_logits" if of == "category" else "next_item_logits")
     return logits(history, history["item"] > 0)
 
 
@@ -152,7 +155,7 @@ _BEAM_OPTIONS = ("num_beams", "max_steps", "eos_id", "constrained", "with_contex
 
 @functools.partial(jax.jit, static_argnames=_BEAM_OPTIONS)
 def _beams(model: Model, trie: CatalogueTrie, batch, excluded, *, constrained: bool, with_context: bool, **options):
-    llm = model.module()
+    llm = cast(UserLLM, model.module())
     return beam_search(
         llm,
         batch["prompt_tokens"],
@@ -196,7 +199,7 @@ def user_llm_beams(
 
 @functools.partial(jax.jit, static_argnames=("eos_id", "with_context"))
 def _catalogue_scores(model: Model, trie: CatalogueTrie, batch, *, eos_id: int, with_context: bool):
-    llm = model.module()
+    llm = cast(UserLLM, model.module())
     context = _context(llm, batch) if with_context else None
     return rank_catalogue(llm, batch["prompt_tokens"], batch["prompt_lengths"], context, trie, eos_id=eos_id)
 
@@ -209,7 +212,7 @@ def user_llm_scores(model: Model, *, trie: CatalogueTrie, eos_id: int, with_cont
 
 @functools.partial(jax.jit, static_argnames=("eos_id", "max_new_tokens", "with_context"))
 def _texts(model: Model, batch, *, eos_id: int, max_new_tokens: int, with_context: bool):
-    llm = model.module()
+    llm = cast(UserLLM, model.module())
     context = _context(llm, batch) if with_context else None
     prompt = batch["prompt_tokens"], batch["prompt_lengths"]
     return generate(llm, *prompt, context, max_new_tokens=max_new_tokens, eos_id=eos_id)
@@ -244,18 +247,18 @@ def _inputs(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {**{name: batch[name] for name in ("prompt_tokens", "prompt_lengths")}, **context}
 
 
-def _context(model, batch: Mapping[str, jax.Array]):
+def _context(model: UserLLM, batch: Mapping[str, jax.Array]):
     return model.encode({"item": batch["item"], "rating": batch["rating"]}, batch["item"] > 0)
 
 
-class Subset:
+class Subset(Generic[AnySource]):
     """Some examples of a source, in the order of `ids`."""
 
-    def __init__(self, source: Source, ids: np.ndarray):
+    def __init__(self, source: AnySource, ids: np.ndarray):
         self.source, self.ids = source, ids
 
     @classmethod
-    def evenly(cls, source: Source, most: int) -> "Subset":
+    def evenly(cls, source: AnySource, most: int) -> "Subset[AnySource]":
         """At most `most` examples, evenly spread over the source; 0 takes all."""
         count = min(most or len(source), len(source))
         return cls(source, np.linspace(0, len(source) - 1, count).astype(np.int64))

@@ -57,10 +57,11 @@ def print_comparisons(comparisons: Mapping[str, Mapping[str, Interval]], metric:
 def print_samples(samples: Iterable[Mapping[str, str]], *, console: Console | None = None) -> None:
     """Prints written texts beside the true ones (paper table 15)."""
     table = Table(title="Samples", show_lines=True)
-    for column in ("prompt", "truth", "personalised", "unpersonalised"):
+    columns = ("prompt", "truth", "personalised", "unpersonalised")
+    for column in columns:
         table.add_column(column, overflow="fold", ratio=1)
     for sample in samples:
-        table.add_row(*(Text(sample[column.header]) for column in table.columns))
+        table.add_row(*(Text(sample[column]) for column in columns))
     (console or _console()).print(table)
 
 

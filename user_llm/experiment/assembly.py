@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from flax import nnx
@@ -15,8 +15,8 @@ from user_llm.models.language_model import LanguageModel, LanguageModelConfig
 from user_llm.models.lora import LoraConfig
 from user_llm.models.perceiver import Perceiver, PerceiverConfig
 from user_llm.models.soft_prompt import SoftPrompt, SoftPromptConfig
-from user_llm.models.user_encoder import EncoderConfig
-from user_llm.models.user_llm import UserLLM
+from user_llm.models.user_encoder import EncoderConfig, UserEncoder
+from user_llm.models.user_llm import Connector, UserLLM
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,10 +94,10 @@ class Assembly:
         config, llm = self.config.integration, self.adapted_config
         if config.kind == "none":
             return UserLLM(None, None, None, LanguageModel(llm, rngs=rngs))
-        encoder, width = self.encoder(rngs), self.config.encoder.width
+        encoder, width = cast(UserEncoder, self.encoder(rngs)), self.config.encoder.width
         perceiver = self._perceiver(rngs) if config.perceiver.enabled else None
         if config.kind == "soft_prompt":
-            connector = SoftPrompt(SoftPromptConfig(config.task_prompt), llm, width, rngs=rngs)
+            connector: Connector = SoftPrompt(SoftPromptConfig(config.task_prompt), llm, width, rngs=rngs)
         else:
             blocks = CrossAttentionConfig(config.every, config.num_heads, config.head_dim, config.hidden)
             connector = CrossAttention(blocks, llm, width, rngs=rngs)

@@ -37,6 +37,6 @@ def check_memory(config: ConfigDict) -> None:
 
 def _available() -> int:
     """Bytes of all devices; of CPU devices, which share it, the memory of their host."""
-    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in jax.local_devices()]
+    limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in jax.local_devices()]
     here = sum(limits) if all(limits) else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return here * jax.process_count()

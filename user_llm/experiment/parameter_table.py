@@ -4,7 +4,6 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
@@ -13,6 +12,7 @@ from rich.table import Table
 
 from user_llm.experiment.assembly import Assembly
 from user_llm.experiment.stages import Stage
+from user_llm.models.parameters import Shaped
 from user_llm.parallel.processes import is_lead
 from user_llm.parallel.rules import partition_spec
 from user_llm.training.cross_entropy import logits_bytes
@@ -25,7 +25,7 @@ _HEADINGS = ("parameters", "that train", "parameters MiB", "gradients MiB", "opt
 def print_parameter_table(
     assembly: Assembly,
     stage: Stage,
-    shapes: Mapping[str, jax.ShapeDtypeStruct],
+    shapes: Mapping[str, Shaped],
     axes: Mapping[str, Sequence[str | None]],
     mesh: Mesh | AbstractMesh,
 ) -> None:
@@ -49,7 +49,7 @@ def print_parameter_table(
         held = math.prod(shape.shape) // cut * dtype.itemsize
         counts = [math.prod(shape.shape), trains[path] * math.prod(shape.shape)]
         rows[stage.component(path)] += [*counts, held, trains[path] * held, trains[path] * 2 * held]
-    rows["total"] = sum(rows.values())
+    rows["total"] = sum(rows.values(), start=np.zeros(len(_HEADINGS), np.int64))
     devices = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     strategy = f", strategy {config.strategy}" if stage.name == "user_llm" else ""
     table = Table(

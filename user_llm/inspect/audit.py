@@ -116,12 +116,12 @@ def _batches(experiment: Experiment, splits: tuple[str, ...]) -> Iterator[_Rows]
                 here = owners == index
                 yield _Rows("train", own[here], {name: rows[here] for name, rows in batch.items()}, task)
     for split in splits[1:]:
-        subsets = [(Subset.evenly(experiment.windows(split), 0), None)]
+        subsets: list[tuple[Subset, Task | None]] = [(Subset.evenly(experiment.windows(split), 0), None)]
         subsets += [(Subset.evenly(experiment.source(task.name, split), _MAX_PROMPTS), task) for task in asking]
-        for subset, task in subsets:
+        for subset, asked in subsets:
             for start in range(0, len(subset), _ROWS):
                 ids = subset.ids[start : start + _ROWS]
-                yield _Rows(split, ids, subset.source.gather(ids), task)
+                yield _Rows(split, ids, subset.source.gather(ids), asked)
 
 
 def _train_batches(source: Source, stage: str, config: ConfigDict) -> Iterator[tuple[np.ndarray, Batch]]:
@@ -135,7 +135,10 @@ def _train_batches(source: Source, stage: str, config: ConfigDict) -> Iterator[t
 def _contents(experiment: Experiment, labels: Mapping[str, np.ndarray]) -> Iterator[Finding]:
     """Histories and prompts of actual batches against the events before the label, looked up again."""
     table = experiment.table
-    wrong, changed, holding, again = [], [], [], []
+    wrong: list[np.ndarray] = []
+    changed: list[np.ndarray] = []
+    holding: list[np.ndarray] = []
+    again: list[np.ndarray] = []
     for split, ids, batch, task in _batches(experiment, tuple(labels)):
         events = labels[split][ids % len(labels[split])]  # of more rows than windows, the rest is found to be wrong
         before, right = {}, np.ones(len(ids), bool)
@@ -198,7 +201,8 @@ def _splits(experiment: Experiment, labels: Mapping[str, np.ndarray], held_out: 
 def _duplicates(experiment: Experiment, labels: Mapping[str, np.ndarray]) -> Iterator[Finding]:
     table, length = experiment.table, experiment.config.data.history_length
     everything = np.concatenate(list(labels.values()))
-    distinct = np.count_nonzero(np.bincount(everything, minlength=len(table.item)))  # np.unique takes 20 times as long
+    # np.unique takes 20 times as long.
+    distinct = int(np.count_nonzero(np.bincount(everything, minlength=len(table.item))))
     yield leak(
         "every window once", len(everything) - distinct, len(everything), "the same window twice, or in two splits"
     )

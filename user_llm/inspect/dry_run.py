@@ -38,7 +38,8 @@ def dataset_sizes(config: ConfigDict) -> tuple[int, int, int]:
     if not builder.data_path.exists():
         return ASSUMED
     metadata = builder.info.metadata
-    return tuple(len(metadata[names]) - 1 for names in ("titles", "category_names", "rating_names"))
+    items, categories, ratings = (len(metadata[names]) - 1 for names in ("titles", "category_names", "rating_names"))
+    return items, categories, ratings
 
 
 def assembly_of(config: ConfigDict) -> Assembly:

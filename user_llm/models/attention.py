@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from user_llm.errors import UserError
-from user_llm.models.layers import Projections, fan_in, make_norm, parameter, rotate
+from user_llm.models.layers import NormOptions, Projections, fan_in, make_norm, parameter, rotate
 from user_llm.models.sharding import shard
 
 MASKED = -1e30  # finite, so that a query without any slot gives no NaN
@@ -116,14 +116,14 @@ class Attention(Projections):
         )
         zeros = jax.nn.initializers.zeros
         if qkv_bias:
-            keys = (zeros, (num_kv_heads, head_dim), ("kv_heads", "head_dim"), param_dtype)
+            bias = (zeros, (num_kv_heads, head_dim), ("kv_heads", "head_dim"), param_dtype)
             self.q_bias_NH = parameter(rngs, zeros, (num_heads, head_dim), ("heads", "head_dim"), param_dtype)
-            self.k_bias_KH = parameter(rngs, *keys)
-            self.v_bias_KH = parameter(rngs, *keys)
+            self.k_bias_KH = parameter(rngs, *bias)
+            self.v_bias_KH = parameter(rngs, *bias)
         if output_bias:
             self.o_bias_D = parameter(rngs, zeros, (width,), ("norm",), param_dtype)
         if qk_norm is not None:
-            norm = dict(epsilon=norm_eps, param_dtype=param_dtype, rngs=rngs)
+            norm = NormOptions(epsilon=norm_eps, param_dtype=param_dtype, rngs=rngs)
             self.q_norm = make_norm(qk_norm, head_dim, **norm)
             self.k_norm = make_norm(qk_norm, head_dim, **norm)
 

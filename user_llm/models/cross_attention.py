@@ -9,7 +9,7 @@ from flax import nnx
 from user_llm.errors import UserError
 from user_llm.models.attention import Attention, Cache, Context
 from user_llm.models.language_model import LanguageModel, LanguageModelConfig
-from user_llm.models.layers import MLP, RMSNorm, parameter
+from user_llm.models.layers import MLP, NormOptions, RMSNorm, SublayerOptions, parameter
 from user_llm.models.sharding import shard
 from user_llm.models.stack import StackConfig, repeat
 
@@ -34,8 +34,8 @@ class CrossBlock(nnx.Module):
     """
 
     def __init__(self, config: StackConfig, context_width: int, *, output_scale: float, rngs: nnx.Rngs):
-        norm = dict(epsilon=config.norm_eps, param_dtype=config.param_dtype, rngs=rngs)
-        common = dict(
+        norm = NormOptions(epsilon=config.norm_eps, param_dtype=config.param_dtype, rngs=rngs)
+        common = SublayerOptions(
             output_scale=output_scale,
             width_axis=config.width_axis,
             dtype=config.dtype,
@@ -120,7 +120,6 @@ class CrossAttention(nnx.Module):
         self.every = config.every
         self.num_blocks = language_model.num_layers // config.every
         self.dtype = language_model.dtype
-        self.scanned = language_model.scan_layers
         block = dataclasses.replace(
             language_model.stack,
             num_heads=config.num_heads,
@@ -131,18 +130,18 @@ class CrossAttention(nnx.Module):
         self.blocks = repeat(
             lambda rngs: GatedCrossBlock(block, context_width, rngs=rngs),
             self.num_blocks,
-            scan=self.scanned,
+            scan=language_model.scan_layers,
             rngs=rngs,
         )
 
     def context(self, embeddings: jax.Array, mask: jax.Array) -> Context:
         """Projects user embeddings [B, L, U] under bool `mask` [B, L] to every block's keys and values."""
         embeddings = embeddings.astype(self.dtype)
-        if self.scanned:
-            key, value = jax.vmap(lambda block: block.attention.keys_values(embeddings))(self.blocks)
-        else:
+        if isinstance(self.blocks, nnx.List):
             projected = [block.attention.keys_values(embeddings) for block in self.blocks]
             key, value = (jnp.stack(parts) for parts in zip(*projected, strict=True))
+        else:
+            key, value = jax.vmap(lambda block: block.attention.keys_values(embeddings))(self.blocks)
         return Context(key, value, mask)
 
     def __call__(

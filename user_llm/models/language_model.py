@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from user_llm.models.attention import Cache, Context, softcap
-from user_llm.models.layers import RopeScaling, lookup, make_norm, normal, parameter, round_product
+from user_llm.models.layers import NormOptions, RopeScaling, lookup, make_norm, normal, parameter, round_product
 from user_llm.models.lora import LoraConfig
 from user_llm.models.stack import CrossBlocks, StackConfig, apply_layers, init_layers
 
@@ -117,7 +117,7 @@ class LanguageModel(nnx.Module):
             positions = (normal(0.02), (config.max_length, config.width), (None, "embed"))
             self.position_TD = parameter(rngs, *positions, config.param_dtype)
         self.layers = init_layers(config.stack, rngs=rngs)
-        norm = dict(epsilon=config.norm_eps, param_dtype=config.param_dtype, rngs=rngs)
+        norm = NormOptions(epsilon=config.norm_eps, param_dtype=config.param_dtype, rngs=rngs)
         self.final_norm = make_norm(config.norm, config.width, **norm)
         if not config.tie_embeddings:
             self.head_VD = parameter(rngs, *table, config.param_dtype)

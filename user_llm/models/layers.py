@@ -4,6 +4,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from user_llm.models.sharding import ANY, shard
 
 Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
     "relu": jax.nn.relu,
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
@@ -117,7 +118,29 @@ class LayerNorm(nnx.Module):
         return (y * self.scale_D[...].astype(jnp.float32) + self.bias_D[...].astype(jnp.float32)).astype(x.dtype)
 
 
-NORMS = {"rms": RMSNorm, "rms_plus_one": functools.partial(RMSNorm, plus_one=True), "layer": LayerNorm}
+NORMS: dict[str, Callable[..., nnx.Module]] = {
+    "rms": RMSNorm,
+    "rms_plus_one": functools.partial(RMSNorm, plus_one=True),
+    "layer": LayerNorm,
+}
+
+
+class NormOptions(TypedDict):
+    """What every norm of a layer is built with."""
+
+    epsilon: float
+    param_dtype: str
+    rngs: nnx.Rngs
+
+
+class SublayerOptions(TypedDict):
+    """What the attention and the MLP of a layer are both built with."""
+
+    output_scale: float
+    width_axis: str
+    dtype: str
+    param_dtype: str
+    rngs: nnx.Rngs
 
 
 def make_norm(kind: str, width: int, *, epsilon: float, param_dtype: str, rngs: nnx.Rngs) -> nnx.Module:
@@ -131,7 +154,7 @@ class Projections(nnx.Module):
     """Linear maps of `PROJECTIONS`, each with or without a bias and a low-rank adapter (lora.py)."""
 
     dtype: str
-    lora = None
+    lora: nnx.Dict[nnx.Module] | None = None
 
     def project(self, name: str, x: jax.Array) -> jax.Array:
         """Map `name` of `x`, whose last dimensions are the map's inputs."""

@@ -84,7 +84,7 @@ def merge_lora(parameters: Mapping[str, jax.Array], config: LoraConfig) -> dict[
     if not adapters:
         raise UserError("No LoRA adapter among the parameters: expected paths such as layers/0/attention/lora/q/a_DR.")
     for a_path in adapters:
-        module, target = re.fullmatch(r"(.*)/lora/(\w+)/a_\w+", a_path).groups()
+        module, _, target, _ = a_path.rsplit("/", 3)
         inputs, outputs = PROJECTIONS[target]
         path, b_path = f"{module}/{target}_{inputs}{outputs}", f"{module}/lora/{target}/b_R{outputs}"
         for needed in (path, b_path):

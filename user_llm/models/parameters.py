@@ -6,12 +6,15 @@ also cost `jax.jit` far less Python time per step than NNX states do.
 """
 
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 from flax import nnx, traverse_util
 
 Parameters = dict[str, jax.Array]
+Shaped = jax.Array | jax.ShapeDtypeStruct  # what has a shape and a dtype: `split` of an `abstract` module gives such
 Builder = Callable[[nnx.Rngs], nnx.Module]
+Module = TypeVar("Module", bound=nnx.Module)
 
 
 def _flatten(state: nnx.State) -> Parameters:
@@ -19,24 +22,25 @@ def _flatten(state: nnx.State) -> Parameters:
     return {"/".join(map(str, path)): value for path, value in flat.items()}
 
 
-def _unflatten(flat: Parameters) -> dict:
+def _unflatten(flat: Parameters) -> dict[str | int, Any]:
     return traverse_util.unflatten_dict(
         {tuple(int(part) if part.isdigit() else part for part in path.split("/")): v for path, v in flat.items()}
     )
 
 
-def split(model: nnx.Module) -> tuple[nnx.GraphDef, Parameters, Parameters]:
+def split(model: Module) -> tuple[nnx.GraphDef[Module], Parameters, Parameters]:
     """Returns (structure, parameters, buffers) of `model`; `merge` puts them together again."""
-    graphdef, parameters, buffers = nnx.split(model, nnx.Param, ...)
+    graphdef, *states = nnx.split(model, nnx.Param, ...)
+    parameters, buffers = states
     return graphdef, _flatten(parameters), _flatten(buffers)
 
 
-def merge(graphdef: nnx.GraphDef, parameters: Parameters, buffers: Parameters) -> nnx.Module:
+def merge(graphdef: nnx.GraphDef[Module], parameters: Parameters, buffers: Parameters) -> Module:
     """The inverse of `split`; cheap and traceable, so jitted functions call it at their top."""
     return nnx.merge(graphdef, _unflatten({**parameters, **buffers}))
 
 
-def abstract(build: Builder) -> nnx.Module:
+def abstract(build: Callable[[nnx.Rngs], Module]) -> Module:
     """The module `build` would make, with shapes in place of arrays: no memory, no computation."""
     return nnx.eval_shape(lambda: build(nnx.Rngs(0)))
 

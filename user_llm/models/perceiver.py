@@ -90,10 +90,10 @@ class Perceiver(nnx.Module):
         if config.remat:
             read = jax.checkpoint(read)
         x = jnp.broadcast_to(cast(self.latents_LU, config.dtype), (len(mask), *self.latents_LU.shape))
-        if config.scan_layers:
-            x, _ = jax.lax.scan(read, x, self.layers)
-        else:
+        if isinstance(self.layers, nnx.List):
             for layer in self.layers:
                 x, _ = read(x, layer)
+        else:
+            x, _ = jax.lax.scan(read, x, self.layers)
         known = jnp.broadcast_to(jnp.any(mask, axis=-1, keepdims=True), x.shape[:2])
         return jnp.where(known[..., None], self.final_norm(x), 0), known

@@ -6,6 +6,8 @@ in scope, and programs on one device hold no constraint.
 """
 
 import math
+from types import EllipsisType
+from typing import Final
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -13,10 +15,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 BATCH = ("data", "fsdp")  # the mesh axes that cut the leading axis of batches and activations
 # Logical axis → mesh axis, for what parameters and activations have in common (`parallel/rules.py` has the others).
 RULES = {"heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "user_mlp": "tensor"}
-ANY = PartitionSpec.UNCONSTRAINED  # a dimension that stays as it lies
+ANY: Final = "any"  # a dimension that stays as it lies
 
 
-def shard(x: jax.Array, *axes: str | None) -> jax.Array:
+def shard(x: jax.Array, *axes: str | EllipsisType | None) -> jax.Array:
     """`x` [...] whose dimensions lie as `axes` say: "batch", a name in `RULES`, None (whole) or `ANY`.
 
     One `...` stands for as many None as `x` has dimensions more. A dimension that the mesh does not divide stays whole.
@@ -25,17 +27,19 @@ def shard(x: jax.Array, *axes: str | None) -> jax.Array:
     mesh = jax.typeof(x).sharding.mesh
     if not isinstance(x, jax.core.Tracer) or mesh.size <= 1:
         return x
-    if ... in axes:
+    named = [axis for axis in axes if axis is not ...]
+    if len(named) < len(axes):
         at = axes.index(...)
-        axes = (*axes[:at], *[None] * (x.ndim - len(axes) + 1), *axes[at + 1 :])
+        named[at:at] = [None] * (x.ndim - len(named))
 
     def cut(size: int, axis: str | None):
-        if axis is None or axis is ANY:
-            return axis
-        names = BATCH if axis == "batch" else (RULES[axis],)
-        names = tuple(name for name in names if name in mesh.shape)
+        if axis is None:
+            return None
+        if axis == ANY:
+            return PartitionSpec.UNCONSTRAINED
+        names = tuple(name for name in (BATCH if axis == "batch" else (RULES[axis],)) if name in mesh.shape)
         shards = math.prod(mesh.shape[name] for name in names)
         return names if shards > 1 and size % shards == 0 else None
 
-    spec = PartitionSpec(*(cut(size, axis) for size, axis in zip(x.shape, axes, strict=True)))
+    spec = PartitionSpec(*(cut(size, axis) for size, axis in zip(x.shape, named, strict=True)))
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))

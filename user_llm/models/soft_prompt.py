@@ -1,6 +1,7 @@
 """Soft prompt: user embeddings as vectors in front of the text (paper 4.5 and appendix B; Lester et al. 2021)."""
 
 import math
+import typing
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -105,11 +106,11 @@ class SoftPrompt(nnx.Module):
 
     def init_cache(self, language_model: LanguageModel, batch: int, length: int, context: Prefix) -> Cache:
         """A cache of `length` slots for text, behind those of the prefix, which is read here and never again."""
-        cache = language_model.init_cache(batch, context.mask.shape[1] + length)
+        empty = language_model.init_cache(batch, context.mask.shape[1] + length)
         _, cache = language_model.read(
-            context.vectors, context.positions, _prefix_mask(context, length), cache=cache, offset=0
+            context.vectors, context.positions, _prefix_mask(context, length), cache=empty, offset=0
         )
-        return cache
+        return typing.cast(Cache, cache)  # one came in
 
 
 def _prefix_mask(prefix: Prefix, length: int) -> jax.Array:

@@ -11,8 +11,19 @@ from flax import nnx
 
 from user_llm.errors import UserError
 from user_llm.models.attention import Attention, Cache, Context, write_cache
-from user_llm.models.layers import MLP, RopeScaling, dropout, make_norm, rotary_angles, round_product, round_to_dtype
+from user_llm.models.layers import (
+    MLP,
+    NormOptions,
+    RopeScaling,
+    SublayerOptions,
+    dropout,
+    make_norm,
+    rotary_angles,
+    round_product,
+    round_to_dtype,
+)
 from user_llm.models.lora import LoraConfig, add_lora
+from user_llm.models.parameters import Module
 from user_llm.models.sharding import shard
 
 
@@ -82,8 +93,8 @@ class Layer(nnx.Module):
 
     def __init__(self, config: StackConfig, *, rngs: nnx.Rngs):
         self.config = config
-        norm = dict(epsilon=config.norm_eps, param_dtype=config.param_dtype, rngs=rngs)
-        common = dict(
+        norm = NormOptions(epsilon=config.norm_eps, param_dtype=config.param_dtype, rngs=rngs)
+        common = SublayerOptions(
             output_scale=config.output_scale,
             width_axis=config.width_axis,
             dtype=config.dtype,
@@ -152,7 +163,7 @@ class Layer(nnx.Module):
         return round_to_dtype(x), cache
 
 
-def repeat(make: Callable[[nnx.Rngs], nnx.Module], count: int, *, scan: bool, rngs: nnx.Rngs) -> nnx.Module:
+def repeat(make: Callable[[nnx.Rngs], Module], count: int, *, scan: bool, rngs: nnx.Rngs) -> Module | nnx.List[Module]:
     """`count` modules: an `nnx.List`, or (scan) one module whose parameters have a leading `layers` axis."""
     if not scan:
         return nnx.List([make(rngs) for _ in range(count)])
@@ -181,7 +192,7 @@ def _views(
     angles = None
     if config.rope_theta is not None:
         angles = rotary_angles(positions, config.head_dim, config.rope_theta, config.rope_scaling)
-    if not config.local_layers:
+    if config.sliding_window is None:
         return View(mask, angles), None
     near = positions[:, :, None] - key_positions[:, None, :] < config.sliding_window
     local_angles = angles
@@ -195,7 +206,9 @@ class CrossBlocks(Protocol):
 
     every: int
     num_blocks: int
-    blocks: nnx.Module
+
+    @property
+    def blocks(self) -> nnx.Module: ...
 
 
 def apply_layers(
@@ -238,9 +251,11 @@ def apply_layers(
             view = jax.tree.map(lambda near, far: jnp.where(local, near, far), local_view, global_view)
         return layer(x, index, view.mask, view.angles, cache=cache, offset=offset, key=key), None
 
+    known = None if context is None else context.mask
+
     def block_step(x, step):
         block, key, value = step
-        return block(x, key, value, context.mask)
+        return block(x, key, value, known)
 
     if config.remat:
         layer_step, block_step = jax.checkpoint(layer_step), jax.checkpoint(block_step)

@@ -1,18 +1,8 @@
-"""What the user encoders share: their dims, a Transformer over slots of history, and a tied softmax a feature.
-
-Every encoder is built with `(config, *, item_categories, num_categories, num_ratings, rngs)` and has::
-
-    encoder(history, mask, *, key=None) -> [B, S', U]      user embeddings, zero where `output_mask` is False
-    encoder.output_mask(mask) -> bool [B, S']              which of them there are
-    encoder.next_item_logits(history, mask) -> [B, I + 1]  the encoder alone as a recommender
-    encoder.drop_pretraining()                             leaves out what only the encoder alone needs
-
-so that integration and evaluation never ask which one they hold. `history` has `item` and `rating`, int [B, S],
-padded on the left (the newest event is in slot S - 1), `mask` bool [B, S] says where there is an event.
-"""
+"""What the user encoders share: interface and dims, a Transformer over slots of history, a tied softmax a feature."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +15,31 @@ from user_llm.models.layers import RMSNorm, cast, dropout, fan_in, normal, param
 from user_llm.models.stack import StackConfig, apply_layers, init_layers
 
 History = Mapping[str, jax.Array]
+
+
+class UserEncoder(Protocol):
+    """What every encoder has, so that integration and evaluation never ask which one they hold.
+
+    It is an NNX module, built with `(config, *, item_categories, num_categories, num_ratings, rngs)`. `history` has
+    `item` and `rating`, int [B, S], padded on the left (the newest event is in slot S - 1), `mask` bool [B, S] says
+    where there is an event.
+    """
+
+    def __call__(self, history: History, mask: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+        """User embeddings [B, S', U], zero where `output_mask` is False; `key` of dropout, None runs without."""
+        ...
+
+    def output_mask(self, mask: jax.Array) -> jax.Array:
+        """bool [B, S']: which embeddings there are."""
+        ...
+
+    def next_item_logits(self, history: History, mask: jax.Array) -> jax.Array:
+        """[B, I + 1]: the encoder alone as a recommender."""
+        ...
+
+    def drop_pretraining(self) -> None:
+        """Leaves out what only the encoder alone needs."""
+        ...
 
 
 @dataclass(frozen=True)

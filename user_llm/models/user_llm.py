@@ -1,16 +1,37 @@
 """User-LLM: a language model that reads a user's embeddings (paper 3.2)."""
 
 from collections.abc import Mapping
+from typing import Any, Protocol, cast
 
 import jax
 from flax import nnx
 
 from user_llm.errors import UserError
 from user_llm.models.attention import Cache, Context
-from user_llm.models.cross_attention import CrossAttention
 from user_llm.models.language_model import LanguageModel
 from user_llm.models.perceiver import Perceiver
-from user_llm.models.soft_prompt import Prefix, SoftPrompt
+from user_llm.models.soft_prompt import Prefix
+from user_llm.models.user_encoder import UserEncoder
+
+
+class Connector(Protocol):
+    """What joins encoder and language model: `CrossAttention`, `SoftPrompt`. Each reads contexts of its own making."""
+
+    def context(self, embeddings: jax.Array, mask: jax.Array) -> Context | Prefix: ...
+
+    def __call__(
+        self,
+        language_model: LanguageModel,
+        tokens: jax.Array,
+        positions: jax.Array,
+        mask: jax.Array,
+        *,
+        context: Any,
+        cache: Cache | None,
+        offset: int | jax.Array,
+    ) -> tuple[jax.Array, Cache | None]: ...
+
+    def init_cache(self, language_model: LanguageModel, batch: int, length: int, context: Any) -> Cache: ...
 
 
 class UserLLM(nnx.Module):
@@ -31,9 +52,9 @@ class UserLLM(nnx.Module):
 
     def __init__(
         self,
-        encoder: nnx.Module | None,
+        encoder: UserEncoder | None,
         perceiver: Perceiver | None,
-        connector: CrossAttention | SoftPrompt | None,
+        connector: Connector | None,
         language_model: LanguageModel,
     ):
         if (encoder is None) != (connector is None) or (encoder is None and perceiver is not None):
@@ -56,7 +77,7 @@ class UserLLM(nnx.Module):
 
         It may be stored and used for any number of texts. None where the model has no encoder.
         """
-        if self.encoder is None:
+        if self.encoder is None or self.connector is None:
             return None
         embeddings, mask = self.encoder(history, mask, key=key), self.encoder.output_mask(mask)
         if self.perceiver is not None:
@@ -79,7 +100,8 @@ class UserLLM(nnx.Module):
         """
         if context is None:
             return self.language_model(tokens, positions, mask, cache=cache, offset=offset)
-        return self.connector(self.language_model, tokens, positions, mask, context=context, cache=cache, offset=offset)
+        connector = cast(Connector, self.connector)  # it made the context
+        return connector(self.language_model, tokens, positions, mask, context=context, cache=cache, offset=offset)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """float32 [..., V] of hidden states [..., D]."""
@@ -89,4 +111,5 @@ class UserLLM(nnx.Module):
         """A cache with `length` free slots for the text of `batch` rows that will be read with `context`."""
         if context is None:
             return self.language_model.init_cache(batch, length)
-        return self.connector.init_cache(self.language_model, batch, length, context)
+        connector = cast(Connector, self.connector)
+        return connector.init_cache(self.language_model, batch, length, context)

@@ -51,7 +51,7 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
       UserError: a batch that does not divide among `batch_shards`.
     """
     slices = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch_size,)).values()
-    return np.unique(np.concatenate([np.arange(batch_size)[rows] for (rows,) in slices]))
+    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in slices]))
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
@@ -70,7 +70,8 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
             first = np.searchsorted(blocks, index[0].indices(size * shards)[0] // size) * size
             return local[first : first + size]
 
-        return jax.make_array_from_callback((size * shards, *local.shape[1:]), NamedSharding(mesh, BATCH), read)
+        shape, sharding = (size * shards, *local.shape[1:]), NamedSharding(mesh, BATCH)
+        return jax.make_array_from_callback(shape, sharding, read)  # type: ignore[arg-type]  # an index is never None
 
     return {key: put(value) for key, value in batch.items()}
 

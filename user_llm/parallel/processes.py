@@ -70,10 +70,9 @@ def start(
       UserError: flags that do not go together, a port that is taken, or no cluster where one was to be found. Where
         another process does not come within five minutes, JAX aborts this one; the witness says what to do.
     """
-    explicit = coordinator, num_processes, process_id
     options: dict[str, Any] = {}
-    if any(value is not None for value in explicit):
-        if None in explicit or distributed is not None:
+    if any(value is not None for value in (coordinator, num_processes, process_id)):
+        if coordinator is None or num_processes is None or process_id is None or distributed is not None:
             raise UserError(
                 "--coordinator, --num_processes and --process_id belong together, without --distributed: give all "
                 "three on every host, as in --coordinator=10.0.0.1:8476 --num_processes=2 --process_id=0"
@@ -233,9 +232,9 @@ def lead_says(find: Callable[[], Any]) -> Any:
             said = {"error": str(error), "status": error.status}
     said = json.loads(_from_lead(json.dumps(said).encode()))
     if "error" in said:
-        error = UserError(said["error"])
-        error.status = said["status"]
-        raise error
+        raised = UserError(said["error"])
+        raised.status = said["status"]
+        raise raised
     return said["value"]
 
 

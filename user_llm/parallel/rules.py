@@ -8,10 +8,10 @@ model (the idea of T5X's logical axis rules).
 import logging
 from collections.abc import Mapping, Sequence
 
-import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from user_llm.models import sharding
+from user_llm.models.parameters import Shaped
 
 _logger = logging.getLogger(__name__)
 
@@ -28,7 +28,9 @@ RULES: dict[str, str | None] = {
 }
 
 
-def partition_spec(path: str, shape: Sequence[int], axes: Sequence[str | None], mesh: Mesh) -> PartitionSpec:
+def partition_spec(
+    path: str, shape: Sequence[int], axes: Sequence[str | None], mesh: Mesh | AbstractMesh
+) -> PartitionSpec:
     """The cut of one parameter. A dimension its mesh axis does not divide (an odd vocabulary, say) stays whole.
 
     Raises:
@@ -53,7 +55,7 @@ def partition_spec(path: str, shape: Sequence[int], axes: Sequence[str | None], 
 
 
 def parameter_shardings(
-    parameters: Mapping[str, jax.ShapeDtypeStruct], axes: Mapping[str, Sequence[str | None]], mesh: Mesh
+    parameters: Mapping[str, Shaped], axes: Mapping[str, Sequence[str | None]], mesh: Mesh
 ) -> dict[str, NamedSharding]:
     """Path → sharding, for (abstract) parameters and their logical axes."""
     return {

@@ -1,12 +1,13 @@
 """SeqIO feature converters: from a task's features to what a model reads, example by example."""
 
 from collections.abc import Mapping
+from typing import TypeAlias
 
 import numpy as np
 import seqio
 import tensorflow as tf
 
-_Spec = seqio.FeatureConverter.FeatureSpec
+_Spec: TypeAlias = seqio.FeatureConverter.FeatureSpec
 # SeqIO's checks of lengths, example by example, cost more than all else; `ensure_shape` and `pad` refuse the same.
 _OPTIONS = dict(pack=False, apply_length_check=False)
 _HISTORY = {

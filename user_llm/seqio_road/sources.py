@@ -79,7 +79,7 @@ class ArraySource(seqio.DataSource):
 
     def _with(self, **attributes) -> "ArraySource":
         other = copy.copy(self)
-        vars(other).update(attributes)
+        other.__dict__.update(attributes)
         return other
 
     @property
@@ -110,7 +110,7 @@ class ArraySource(seqio.DataSource):
                 raise UserError("shuffled shards without a seed would each draw an order of their own: give a seed.")
             seed = int(np.random.SeedSequence().generate_state(1)[0])
         places = range(shard.index, len(source), shard.num_shards)
-        order = Shuffled(len(source), self._seed_of(int(seed))) if shuffle and places else None
+        order = Shuffled(len(source), self._seed_of(int(seed))) if shuffle and places and seed is not None else None
         epoch, first = divmod(self._start, max(len(places), 1))
         passes = itertools.chain([(epoch, first)], zip(itertools.count(epoch + 1), itertools.repeat(0)))
 

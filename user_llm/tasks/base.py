@@ -134,6 +134,7 @@ class Task(abc.ABC):
     def answer_names(self, names: Names) -> NameTokens | None:
         """The names an answer may be; None where it is free text."""
         del names
+        return None
 
     def problems(self, config: ConfigDict) -> Iterator[str]:
         """A line for each value of the config that does not go with this task."""

@@ -1,6 +1,7 @@
 """Task `favorite_category`: the category a user likes best; every row ranks all names, exactly (paper 4.3.2)."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -101,7 +102,8 @@ class FavoriteCategory(Task):
         }
         if scores := encoder_row(study, trained, of="category"):
             found[DUAL_ENCODER] = rank_by_scores(scores, test, **options)
-        batch, facts = test.gather(np.arange(len(test))), {"test_users_without_category": without}
+        batch = test.gather(np.arange(len(test)))
+        facts: dict[str, Any] = {"test_users_without_category": without}
         if user_llm := trained.get("user_llm"):
             for row in llm_rows(study, test):
                 scores = self._scores(study, user_llm, with_context=row.with_context)

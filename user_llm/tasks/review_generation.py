@@ -7,6 +7,7 @@ import numpy as np
 
 from user_llm.data.answers import AnswerTokens
 from user_llm.data.prompts import Piece, Wording
+from user_llm.data.sources import UserLLMSource
 from user_llm.data.timelines import TimelineTable
 from user_llm.data.vocabularies import Vocabulary, cut_tokens, encode_continuations, pad_rows
 from user_llm.evaluation.evaluator import Subset, user_llm_texts, write_texts
@@ -147,10 +148,10 @@ class ReviewGeneration(Task):
             facts,
         )
 
-    def _with_review(self, study: Study) -> tuple[Subset, int]:
+    def _with_review(self, study: Study) -> tuple[Subset[UserLLMSource], int]:
         """Test windows whose event has a review, and how many have none."""
         test = Subset.evenly(study.source(self.name, "test"), study.config.evaluation.max_users)
-        has = np.array([bool(text.strip()) for text in test.source.references(test.ids)], bool)
+        has = np.array([bool(text.strip()) for text in test.source.references(test.ids)], np.bool_)
         return Subset(test.source, test.ids[has]), int((~has).sum())
 
     def _frequent_reviews(self, study: Study) -> dict[int, str]:

@@ -73,7 +73,7 @@ def protocols(
     if not len(history):
         data = study.config.data
         raise UserError(f"no test user of {data.dataset} has an answer for config.task={task!r}")
-    full = (history > 0).all(axis=1)
+    full = np.asarray((history > 0).all(axis=1))
     groups = {f"histories of {history.shape[1]} events (paper)": full}
     if not full.all():
         shortest = study.windows("test").min_history

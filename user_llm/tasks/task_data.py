@@ -1,5 +1,6 @@
 """What tasks read of a dataset: windows, names, prompts and answers, each made once, on first use."""
 
+import abc
 import functools
 import logging
 
@@ -19,7 +20,7 @@ from user_llm.tasks import TASKS
 _logger = logging.getLogger(__name__)
 
 
-class TaskData:
+class TaskData(abc.ABC):
     """A `Study` of a config, timelines and a vocabulary, which a subclass brings.
 
     Attributes:
@@ -28,10 +29,22 @@ class TaskData:
     """
 
     config: ConfigDict
-    table: TimelineTable
-    catalogue: Catalogue
-    rating_names: list[str]
-    vocabulary: Vocabulary
+
+    @property
+    @abc.abstractmethod
+    def table(self) -> TimelineTable: ...
+
+    @property
+    @abc.abstractmethod
+    def catalogue(self) -> Catalogue: ...
+
+    @property
+    @abc.abstractmethod
+    def rating_names(self) -> list[str]: ...
+
+    @property
+    @abc.abstractmethod
+    def vocabulary(self) -> Vocabulary: ...
 
     def __init__(self):
         self._prompts: dict[str, Prompts] = {}
@@ -101,6 +114,8 @@ class TaskData:
         """The names an answer of a task may be."""
         if task not in self._tries:
             names = TASKS[task].answer_names(self.names)
+            if names is None:
+                raise ValueError(f"task {task!r} answers in free text: its `answer_names` gives no names.")
             self._tries[task] = CatalogueTrie.build(names.tokens, names.lengths, self.vocabulary.eos_id)
         return self._tries[task]
 

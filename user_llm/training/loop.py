@@ -157,7 +157,7 @@ def train(run: TrainingRun, folder: Path, *, seed: int, host: Host) -> Model:
         writer.close()
 
     best = checkpoints.best_step()
-    if best != step:
+    if best is not None and best != step:
         state, _ = checkpoints.restore(best, state)
         _logger.info("%s: uses step %d, the best by %s", run.name, best, config.keep_best)
     checkpoints.close()
@@ -273,7 +273,8 @@ def _diverged(run: TrainingRun, folder: Path, step: int, checkpoints: StageCheck
     checkpoints.close()
     path = folder / f"bad_batch_{step}.npz"
     if is_lead():
-        np.savez(path, **run.batches.whole_batch(step))
+        batch: dict[str, Any] = {**run.batches.whole_batch(step)}  # savez has a bool among its named arguments
+        np.savez(path, **batch)
     return TrainingDiverged(
         f"Stage {run.name}: the loss or gradient of step {step} is not finite. Its batch is in {path}; the newest "
         f"checkpoint is {'not there yet' if newest is None else f'step {newest}, before it'}. "

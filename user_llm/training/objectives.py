@@ -130,7 +130,7 @@ def dual_encoder_objective(chunk_rows: int, label_frequencies: np.ndarray | None
         # Rows that only fill a batch bring no class; nor does what fills up the distinct ones.
         labels = jnp.where(weights > 0, items, 0)
         classes, targets = jnp.unique(labels, return_inverse=True, size=rows, fill_value=0)
-        correction = 0.0
+        correction: float | jax.Array = 0.0
         if label_frequencies is not None:
             correction = _log_sampling_probability(label_frequencies, rows)[classes]
         loss, weight = chunked_cross_entropy(

@@ -57,7 +57,7 @@ def _configs() -> Iterator[AmazonConfig]:
                     )
 
 
-class Builder(TimelineBuilder, skip_registration=True):
+class Builder(TimelineBuilder, skip_registration=True):  # type: ignore[call-arg]  # TFDS has no types
     """One record a user; README.md beside this file says what is in it, and by which rules."""
 
     BUILDER_CONFIGS: ClassVar = list(_configs())
@@ -88,9 +88,9 @@ class Builder(TimelineBuilder, skip_registration=True):
         self, connection: duckdb.DuckDBPyConnection, files: Mapping[str, Path], report: RowReport
     ) -> dict[str, Any]:
         add_functions(connection)
-        reviews, metadata = (files.get(name) for name in self._files())
-        load_reviews(connection, reviews, self.builder_config.review, report)
-        level, literal = self._options["category_level"], self.builder_config.release.literal_metadata
-        catalogue = load_products(connection, metadata, level=level, literal=literal, report=report)
+        reviews, metadata = self._files()
+        load_reviews(connection, files[reviews], self.builder_config.review, report)
+        level, literal = int(self._options["category_level"]), self.builder_config.release.literal_metadata
+        catalogue = load_products(connection, files.get(metadata), level=level, literal=literal, report=report)
         connection.execute("CREATE VIEW events AS SELECT * EXCLUDE asin FROM reviews JOIN products USING (asin)")
         return {**catalogue, "rating_names": list(RATING_NAMES)}

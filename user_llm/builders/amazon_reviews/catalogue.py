@@ -86,11 +86,11 @@ def load_products(
 
 
 def _count_rules(connection: duckdb.DuckDBPyConnection, file: str, report: RowReport) -> None:
-    rows, distinct = connection.execute("SELECT count(*), count(DISTINCT asin) FROM metadata").fetchone()
-    unused = connection.execute(
+    ((rows, distinct),) = connection.execute("SELECT count(*), count(DISTINCT asin) FROM metadata").fetchall()
+    ((unused,),) = connection.execute(
         "SELECT count(DISTINCT asin) FROM metadata WHERE asin NOT IN (SELECT asin FROM products)"
-    ).fetchone()[0]
-    unknown, controlled, untitled, uncategorised = connection.execute(
+    ).fetchall()
+    ((unknown, controlled, untitled, uncategorised),) = connection.execute(
         f"""
         SELECT
             count(*) FILTER (NOT found), count(*) FILTER (controlled),
@@ -98,7 +98,7 @@ def _count_rules(connection: duckdb.DuckDBPyConnection, file: str, report: RowRe
             count(*) FILTER (found AND category = '{NO_CATEGORY}')
         FROM described
         """
-    ).fetchone()
+    ).fetchall()
     report.rows.setdefault(file, 0)
     report.apply_rule(file, "a second row of the same product", rows - distinct, dropped=True)
     report.apply_rule(file, "a product that nobody has reviewed", unused, dropped=True)

@@ -62,10 +62,8 @@ def load_reviews(connection: duckdb.DuckDBPyConnection, path: Path, review: str,
         SELECT line, user_id, asin, rating, timestamp FROM checked_reviews WHERE reason IS NULL
         QUALIFY row_number() OVER (PARTITION BY user_id, asin ORDER BY timestamp, line) = 1
     """)
-    good, kept = (
-        connection.execute(f"SELECT count(*) FROM {rows}").fetchone()[0]
-        for rows in ("checked_reviews WHERE reason IS NULL", "first_reviews")
-    )
+    ((good,),) = connection.execute("SELECT count(*) FROM checked_reviews WHERE reason IS NULL").fetchall()
+    ((kept,),) = connection.execute("SELECT count(*) FROM first_reviews").fetchall()
     repeated = "a later review of a product that its user has reviewed"
     report.apply_rule(path.name, repeated, good - kept, dropped=True)
     clean = "one_line" if review == "summary" else "many_lines"
@@ -73,6 +71,6 @@ def load_reviews(connection: duckdb.DuckDBPyConnection, path: Path, review: str,
         CREATE TABLE reviews AS
         SELECT first_reviews.*, {clean}("{review}") AS review FROM first_reviews JOIN raw_reviews USING (line)
     """)
-    empty = connection.execute("SELECT count(*) FROM reviews WHERE review = ''").fetchone()[0]
+    ((empty,),) = connection.execute("SELECT count(*) FROM reviews WHERE review = ''").fetchall()
     report.apply_rule(path.name, f"an event without review, as {review} is missing or empty", empty, dropped=False)
     connection.execute("DROP TABLE raw_reviews; DROP TABLE checked_reviews; DROP TABLE first_reviews")

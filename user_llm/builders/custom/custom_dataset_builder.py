@@ -18,7 +18,7 @@ from user_llm.errors import UserError
 _EXAMPLE = Path(__file__).parent / "dummy_data"
 
 
-class Builder(TimelineBuilder, skip_registration=True):
+class Builder(TimelineBuilder, skip_registration=True):  # type: ignore[call-arg]  # TFDS has no types
     """One record a user; README.md beside this file says what is in it.
 
     `config` is a `CustomConfig`, to build from its files; or the name of one that is built, to read it.

@@ -122,11 +122,11 @@ def create_catalogue(connection: duckdb.DuckDBPyConnection, config: CustomConfig
         FROM catalogue LEFT JOIN first_title USING (raw_id) LEFT JOIN first_category USING (raw_id) ORDER BY item
         """
     ).fetchall()
-    raw_ids, titles, categories = zip(*described, strict=True) if described else ((), (), ())
-    if "category" in {*config.columns, *config.item_columns}:
-        categories = [names or [NO_CATEGORY] for names in categories]
+    raw_ids = [raw_id for raw_id, _, _ in described]
     # A quoted title may span lines.
-    titles = [" ".join(map(str.strip, title.splitlines())) for title in titles]
+    titles = [" ".join(map(str.strip, title.splitlines())) for _, title, _ in described]
+    none = [NO_CATEGORY] if "category" in {*config.columns, *config.item_columns} else []
+    categories = [names or none for *_, names in described]
     return catalogue_metadata(raw_ids, titles, categories)
 
 
@@ -137,14 +137,14 @@ def _count_unlisted(connection: duckdb.DuckDBPyConnection, report: RowReport) ->
     ).fetchall()
     for name, count in counts:
         report.apply_rule(name, "the item is in no file of items: it comes after those that are", count, dropped=False)
-    described, in_events, example = connection.execute(
+    ((described, in_events, example),) = connection.execute(
         """
         SELECT count(*), count(*) FILTER (item IN (SELECT item FROM interactions WHERE reason IS NULL)), min(item)
         FROM item_rows
         """
-    ).fetchone()
+    ).fetchall()
     if not in_events:
-        (of_events,) = connection.execute("SELECT min(item) FROM interactions WHERE reason IS NULL").fetchone()
+        ((of_events,),) = connection.execute("SELECT min(item) FROM interactions WHERE reason IS NULL").fetchall()
         logger.warning(
             "None of the %d items that files of items describe is in the events. Are both the same ids? "
             "The files of items have %r, the events %r.",

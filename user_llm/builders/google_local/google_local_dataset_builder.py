@@ -41,7 +41,7 @@ class GoogleLocalConfig(tfds.core.BuilderConfig):
     core: str = "_10"
 
 
-class Builder(TimelineBuilder, skip_registration=True):
+class Builder(TimelineBuilder, skip_registration=True):  # type: ignore[call-arg]  # TFDS has no types
     """One record a user; README.md beside this file says what is in it."""
 
     BUILDER_CONFIGS: ClassVar = [

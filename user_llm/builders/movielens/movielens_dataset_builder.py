@@ -31,7 +31,7 @@ class MovieLensConfig(tfds.core.BuilderConfig):
     form: FileFormat = CSV
 
 
-class Builder(TimelineBuilder, skip_registration=True):
+class Builder(TimelineBuilder, skip_registration=True):  # type: ignore[call-arg]  # TFDS has no types
     """One record a user; README.md beside this file says what is in it."""
 
     BUILDER_CONFIGS: ClassVar = [

@@ -103,7 +103,7 @@ def load_ratings(
     connection.execute(query, parameters)
     connection.unregister("lines")
     connection.unregister("catalogue")
-    report.rows[path.name] = connection.execute("SELECT count(*) FROM rows").fetchone()[0]
+    ((report.rows[path.name],),) = connection.execute("SELECT count(*) FROM rows").fetchall()
     if not report.rows[path.name]:
         raise MalformedSourceError(f"{path.name} has no rows: expected {', '.join(RATINGS_COLUMNS)}.")
     report_rejected(connection, "rows", path.name, report)

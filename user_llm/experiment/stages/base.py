@@ -4,7 +4,9 @@ import abc
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import cast
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
@@ -61,6 +63,7 @@ class Stage(abc.ABC):
     def borrowed(self, experiment: Experiment) -> Model | None:
         """The finished model of another run, where the config names one that is needed."""
         del experiment
+        return None
 
     def pretrained(self, experiment: Experiment, finished: Mapping[str, Model]) -> tuple[Parameters, Parameters]:
         """Parameters that are not random at the start: of earlier stages, and loaded for this one alone."""
@@ -93,6 +96,7 @@ class Stage(abc.ABC):
         Returns: the folder's name in the workdir; None for nothing.
         """
         del experiment, model
+        return None
 
     def component(self, path: str) -> str:
         """What a parameter belongs to, in the table of parameters."""
@@ -152,7 +156,7 @@ class Stage(abc.ABC):
         """
         folder, training = experiment.workdir / self.name, experiment.config.training[self.name]
         with contextlib.closing(self._finished_checkpoints(folder, training)) as checkpoints:
-            best = checkpoints.best_step()
+            best = cast(int, checkpoints.best_step())  # it is finished
             refuse_damaged(folder, best)
             places = abstract_parameters(self.builder(experiment.assembly), experiment.mesh)
             trains = trainable(places, self.rules(experiment.config))
@@ -185,4 +189,7 @@ class Stage(abc.ABC):
 
 def on_hosts(values: Parameters) -> Parameters:
     """Parameters that this process can read: what lies on devices of other processes too is fetched."""
-    return {path: value if value.is_fully_addressable else fetch(value) for path, value in values.items()}
+    # What is fetched is NumPy's, of which its readers, who write files, ask the same.
+    return {
+        path: value if value.is_fully_addressable else cast(jax.Array, fetch(value)) for path, value in values.items()
+    }

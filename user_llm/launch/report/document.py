@@ -70,7 +70,9 @@ a hundred pairs that are truly equal, about five would be told apart by chance."
 def _head(plan: Plan, results: Results, runs: Sequence[Run], finished: Sequence[Run]) -> str:
     names = {run.name for run in plan.runs()}
     seconds = sum(results.records.get(run.name, {}).get("seconds", 0) for run in finished)
-    flops = sum(stage["flops_6nd"] for run in finished for stage in results.of(run).get("training", {}).values())
+    flops = sum(
+        stage["flops_6nd"] for run in finished for stage in results.of_finished(run).get("training", {}).values()
+    )
     done = sum(run.name in names for run in finished)
     text = f"```\n{command(plan, plan.tables, plan.datasets)}\n```\n\n"
     text += f"{done} of its {len(names)} runs are finished"
@@ -155,9 +157,9 @@ def _add_learning_curves(document: Document, seed: int, finished: Sequence[Run],
 
 def _samples(finished: Sequence[Run], results: Results) -> Iterator[str]:
     """The paper's table 15, of the first contextualised run of each dataset."""
-    shown = set()
+    shown: set[str] = set()
     for run in finished:
-        samples = results.of(run).get("samples")
+        samples = results.of_finished(run).get("samples")
         if not samples or run.dataset in shown or "text_prompt" in run.label or not run.encoder:
             continue
         if not shown:
@@ -175,7 +177,7 @@ def _cell(text: str) -> str:
 
 def _audit(finished: Sequence[Run], results: Results) -> Iterator[str]:
     """The verdict of every kind of run, and what is no leak but should be known."""
-    audits = [(run, audit) for run in finished if (audit := results.of(run).get("audit"))]
+    audits = [(run, audit) for run in finished if (audit := results.of_finished(run).get("audit"))]
     if not audits:
         yield "No run has been audited yet."
         return
@@ -197,7 +199,7 @@ def _provenance(runs: Sequence[Run], finished: Sequence[Run], results: Results) 
     """Commits, data, versions and devices; then every run."""
     facts: dict[str, set[str]] = collections.defaultdict(set)
     for run in finished:
-        found = results.of(run)
+        found = results.of_finished(run)
         provenance = found if run.program == EFFICIENCY else found["provenance"]
         device = provenance["device"]
         facts["commit"].add(str(provenance["commit"]))
@@ -221,7 +223,7 @@ def _provenance(runs: Sequence[Run], finished: Sequence[Run], results: Results) 
 
 
 def _run_line(run: Run, results: Results) -> str:
-    found, record = results.of(run), results.records.get(run.name, {})
+    found, record = results.of_finished(run), results.records.get(run.name, {})
     flops = sum(stage["flops_6nd"] for stage in found.get("training", {}).values())
     commit = (found if run.program == EFFICIENCY else found["provenance"])["commit"] or ""
     time = duration(record["seconds"]) if record.get("seconds") else ""

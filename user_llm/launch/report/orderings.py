@@ -47,15 +47,18 @@ def orderings(cells: Sequence[Cell], results: Results) -> list[Ordering]:
     """The paper's orderings among cells of the same users and metric, as far as our runs are finished."""
     found = []
     for group in comparable(cells):
-        for one, other in itertools.combinations(group, 2):
-            theirs = [paper_figure(cell) for cell in (one, other)]
-            ours = [results.figure(cell) for cell in (one, other)]
-            if None in theirs or None in ours or float(theirs[0]) == float(theirs[1]):
+        known = [
+            (float(theirs), cell, figure.sample)
+            for cell in group
+            if (theirs := paper_figure(cell)) is not None and (figure := results.figure(cell)) and figure.sample
+        ]
+        for one, other in itertools.combinations(known, 2):
+            if one[0] == other[0]:
                 continue
-            ahead, behind = (one, other) if float(theirs[0]) > float(theirs[1]) else (other, one)
-            interval, users = difference(*(results.figure(cell).sample for cell in (ahead, behind)))
+            (_, ahead, sample), (_, behind, others) = (one, other) if one[0] > other[0] else (other, one)
+            interval, users = difference(sample, others)
             if users:
-                found.append(Ordering(ahead, behind, *(interval[name] for name in ("value", "low", "high")), users))
+                found.append(Ordering(ahead, behind, interval["value"], interval["low"], interval["high"], users))
     return found
 
 
@@ -74,12 +77,12 @@ def best(cells: Sequence[Cell], results: Results) -> set[Cell]:
     """Cells that are ahead of every other one of their row, beyond chance."""
     found = set()
     for group in comparable(cells):
-        figures = {cell: figure for cell in group if (figure := results.figure(cell))}
-        if len(figures) < 2:
+        figures = ((cell, results.figure(cell)) for cell in group)
+        known = [(figure.value, cell, figure.sample) for cell, figure in figures if figure and figure.sample]
+        if len(known) < 2:
             continue
-        first = max(figures, key=lambda cell: figures[cell].value)
-        others = [cell for cell in figures if cell is not first]
-        intervals = [difference(figures[first].sample, figures[cell].sample) for cell in others]
+        _, first, sample = max(known, key=lambda one: one[0])
+        intervals = [difference(sample, others) for _, cell, others in known if cell is not first]
         if all(users and interval["low"] > 0 for interval, users in intervals):
             found.add(first)
     return found

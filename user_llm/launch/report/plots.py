@@ -10,6 +10,8 @@ import matplotlib
 matplotlib.use("svg")  # before pyplot: no window
 
 import matplotlib.pyplot as plt
+from matplotlib import rcsetup
+from matplotlib.typing import RcKeyType
 
 from user_llm.launch.report.paper import paper_figure
 from user_llm.launch.report.results import Results
@@ -18,7 +20,7 @@ from user_llm.launch.sweeps import Cell
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A00")
-_STYLE = {
+_STYLE: dict[RcKeyType, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -27,7 +29,7 @@ _STYLE = {
     "legend.frameon": False,
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "user-llm",  # the same plot has the same bytes
-    "axes.prop_cycle": matplotlib.cycler(color=_COLOURS),
+    "axes.prop_cycle": rcsetup.cycler(color=_COLOURS),
 }
 _LINES = {
     ("Unfrozen", "USER-LLM"): dict(color=_COLOURS[0], linestyle="-", marker="o"),
@@ -56,15 +58,19 @@ def longer_histories(cells: Sequence[Cell], results: Results, scale: Scale) -> s
                     if cell.metric == metric
                 ]
                 label = f"{name}, {head.lower()} LLM"
-                ours = [(scale.lengths[length], found) for length, cell in some if (found := results.figure(cell))]
+                ours = [
+                    (scale.lengths[length], found.value, found.low, found.high)
+                    for length, cell in some
+                    if (found := results.figure(cell)) and found.low is not None and found.high is not None
+                ]
                 errors = [
-                    [found.value - found.low for _, found in ours],
-                    [found.high - found.value for _, found in ours],
+                    [value - low for _, value, low, _ in ours],
+                    [high - value for _, value, _, high in ours],
                 ]
                 beside = (
                     (place - 1.5) * 0.012 * max(scale.lengths.values())
                 )  # so that intervals do not cover each other
-                x, y = [length + beside for length, _ in ours], [found.value for _, found in ours]
+                x, y = [length + beside for length, *_ in ours], [value for _, value, *_ in ours]
                 grid[0, column].errorbar(x, y, yerr=errors, capsize=2, label=label, markersize=4, **line)
                 theirs = [(length, float(value)) for length, cell in some if (value := paper_figure(cell))]
                 grid[1, column].plot(*zip(*theirs, strict=True), label=label, markersize=4, **line)

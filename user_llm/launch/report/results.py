@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from user_llm.launch.runner import RESULTS, read_records
 from user_llm.launch.runs import EFFICIENCY, Run
 from user_llm.launch.starts import read_starts
 from user_llm.launch.sweeps import Cell
+
+Found = TypeVar("Found")
 
 _RECALL = re.compile(r"recall@(\d+)")
 _APPROACHES = {"USER-LLM": "User-LLM", "+Perceiver": "User-LLM + Perceiver"}
@@ -58,6 +60,10 @@ class Results:
         """What `results.json` of a run holds; None where it is not finished."""
         return self._read(run.name, RESULTS)
 
+    def of_finished(self, run: Run) -> dict[str, Any]:
+        """The same of a run that is finished."""
+        return _there(self.of(run), self.out / run.name / RESULTS)
+
     def environment(self, run: Run) -> dict[str, Any] | None:
         """Its `environment.json`."""
         return self._read(run.name, "environment.json")
@@ -84,7 +90,7 @@ class Results:
         if not finished:
             return None
         if finished[0].program == EFFICIENCY:
-            return Figure(_measured(self.of(finished[0])["rows"], cell))
+            return Figure(_measured(self.of_finished(finished[0])["rows"], cell))
         if cell.metric == "count":
             return self._count(finished[0], cell)
         samples = [sample for run in finished if (sample := self._sample(run.name, cell.source, cell.metric))]
@@ -99,7 +105,8 @@ class Results:
 
     def _count(self, run: Run, cell: Cell) -> Figure | None:
         """Table 1: windows of the dataset by the paper's rule, as the run noted them."""
-        environment, history = self.environment(run), self._read(run.name, "config.json")["data"]["history_length"]
+        config = _there(self._read(run.name, "config.json"), self.out / run.name / "config.json")
+        environment, history = self.environment(run), config["data"]["history_length"]
         counts = environment["summary"]["windows"].get(str(history)) if environment else None
         return Figure(counts[cell.source]) if counts else None
 
@@ -118,10 +125,7 @@ class Results:
     def _predictions(self, name: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Test users, sorted, and row → rank (inf: not found) or ROUGE-Lsum of each."""
         path = self.out / name / "predictions.jsonl"
-        found = kept(path, _predictions, _anew(path.parent))
-        if found is None:
-            raise ConfigError(f"{path} is missing: {_anew(path.parent)}")
-        return found
+        return _there(kept(path, _predictions, _anew(path.parent)), path)
 
     @functools.lru_cache(maxsize=4096)  # noqa: B019
     def _read(self, name: str, file: str) -> dict[str, Any] | None:
@@ -129,6 +133,13 @@ class Results:
         if not (self.out / name / RESULTS).is_file():
             return None
         return kept(path, lambda text: {**json.loads(text)}, _anew(path.parent))
+
+
+def _there(found: Found | None, path: Path) -> Found:
+    """What a file of a finished run holds, which every such run has."""
+    if found is None:
+        raise ConfigError(f"{path} is missing: {_anew(path.parent)}")
+    return found
 
 
 def _anew(workdir: Path) -> str:

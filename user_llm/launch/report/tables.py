@@ -44,7 +44,7 @@ def cell_text(cell: Cell, figure: Figure | None, bold: bool = False) -> str:
 
 def figure_text(figure: Figure, metric: str, bold: bool = False) -> str:
     """A figure with the half of its interval, and that of the seeds' range where there are several."""
-    if figure.low is None:
+    if figure.low is None or figure.high is None:
         return f"{figure.value:,.0f}" if metric in ("count", "tokens") else f"{figure.value:.1f}"
     digits = 1 if metric == "rougeLsum" else 3
     value = f"{figure.value:.{digits}f}"
