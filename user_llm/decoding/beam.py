@@ -42,7 +42,6 @@ class _Beams(NamedTuple):
     slots: jax.Array  # [B, J, steps]: the slot that holds the key of this beam's token of that step
     nodes: jax.Array  # [B, J]: where in the trie
     finished: jax.Array  # [B, J]
-    cache: Cache | None
 
 
 @functools.partial(jax.jit, static_argnames=("num_beams", "max_steps"))
@@ -106,27 +105,29 @@ def beam_search(
 
     root, *below = (None, None) if trie is None else _fan_outs(trie)
 
-    def advance(beams: _Beams) -> _Beams:
+    def advance(state: tuple[_Beams, Cache]) -> tuple[_Beams, Cache]:
+        beams, cache = state
         last = beams.step - 1
         ancestry = beams.slots[..., None] == jnp.arange(num_beams)
         hidden, cache = extend(
             model,
-            prompt._replace(cache=beams.cache),
+            prompt._replace(cache=cache),
             jax.lax.dynamic_index_in_dim(beams.tokens, last, axis=2, keepdims=False),
             steps=last,
             sees=ancestry.reshape(*beams.scores.shape, steps * num_beams),
             slot=last * num_beams,
         )
-        # The model is compiled once for all levels. The cache stays out of the branches, which would copy it.
+        # The model is compiled once for all levels, and the cache stays out of the branches, which would copy it.
         choices = [functools.partial(choose, fan_out=fan_out) for fan_out in below]
         level = jnp.minimum(last, len(choices) - 1)
-        return jax.lax.switch(level, choices, beams._replace(cache=None), hidden)._replace(cache=cache)
+        return jax.lax.switch(level, choices, beams, hidden), cache
 
-    def running(beams: _Beams) -> jax.Array:
+    def running(state: tuple[_Beams, Cache]) -> jax.Array:
+        beams, _ = state
         return (beams.step < steps) & jnp.any(~beams.finished & (beams.scores > -jnp.inf))
 
     beams = choose(_start(prompt, steps, pad_id), prompt.hidden, root)
-    beams = jax.lax.while_loop(running, advance, beams)
+    beams, _ = jax.lax.while_loop(running, advance, (beams, prompt.cache))
     return _result(beams, trie, excluded_items, pad_id)
 
 
@@ -139,7 +140,6 @@ def _start(prompt: Prompt[Any], steps: int, pad_id: int) -> _Beams:
         slots=jnp.full((batch, 1, steps), -1, jnp.int32),
         nodes=jnp.zeros((batch, 1), jnp.int32),
         finished=jnp.zeros((batch, 1), bool),
-        cache=prompt.cache,
     )
 
 
@@ -199,7 +199,6 @@ def _select(beams, scores, children, trie, num_beams, eos_id, pad_id) -> _Beams:
         slots=of_parent(beams.slots).at[:, :, beams.step].set(jnp.arange(num_beams)),
         nodes=nodes,
         finished=finished | (token == eos_id),
-        cache=beams.cache,
     )
 
 
