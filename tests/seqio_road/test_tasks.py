@@ -262,3 +262,8 @@ def test_a_wrong_name_is_answered_with_what_comes_near(make_study):
     (name,) = register_study(make_study())
     with pytest.raises(UserError, match=f"did you mean {name}"):
         find(name[:-1])
+
+
+def test_a_task_of_free_text_has_no_trie(make_study):
+    with pytest.raises(UserError, match="'review_generation' answers in free text"):
+        make_study().answer_trie("review_generation")

@@ -14,6 +14,7 @@ from user_llm.data.timelines import Catalogue, TimelineTable
 from user_llm.data.vocabularies import NameTokens, Vocabulary
 from user_llm.data.windows import Windows
 from user_llm.decoding.catalogue_trie import CatalogueTrie
+from user_llm.errors import UserError
 from user_llm.evaluation.baselines import item_counts
 from user_llm.tasks import TASKS
 
@@ -115,7 +116,7 @@ class TaskData(abc.ABC):
         if task not in self._tries:
             names = TASKS[task].answer_names(self.names)
             if names is None:
-                raise ValueError(f"task {task!r} answers in free text: its `answer_names` gives no names.")
+                raise UserError(f"task {task!r} answers in free text: only the names of `answer_names` make a trie.")
             self._tries[task] = CatalogueTrie.build(names.tokens, names.lengths, self.vocabulary.eos_id)
         return self._tries[task]
 
