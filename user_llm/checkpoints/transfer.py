@@ -1,5 +1,6 @@
 """Initial parameters of a stage: some pretrained (an earlier stage, a downloaded LLM), the rest random."""
 
+import dataclasses
 from collections.abc import Mapping
 
 import jax
@@ -22,15 +23,31 @@ def without_prefix(prefix: str, values: Parameters) -> Parameters:
     return {path.removeprefix(f"{prefix}/"): value for path, value in values.items() if path.startswith(f"{prefix}/")}
 
 
-def abstract_parameters(build: Builder, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Path → shape, dtype and sharding that the parameters of a model have on a mesh; nothing is computed."""
-    model = parameters.abstract(build)
-    _, abstract, _ = parameters.split(model)
-    shardings = rules.parameter_shardings(abstract, parameters.logical_axes(model), mesh)
-    return {
-        path: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=shardings[path])
-        for path, value in abstract.items()
-    }
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A model on a mesh before anything of it is computed.
+
+    Attributes:
+      graphdef: its structure.
+      parameters: path → shape, dtype and sharding.
+      buffers: their paths.
+    """
+
+    graphdef: nnx.GraphDef
+    parameters: Mapping[str, jax.ShapeDtypeStruct]
+    buffers: tuple[str, ...]
+
+    @classmethod
+    def of(cls, build: Builder, mesh: Mesh) -> "Layout":
+        """That of what `build` makes."""
+        model = parameters.abstract(build)
+        graphdef, abstract, buffers = parameters.split(model)
+        shardings = rules.parameter_shardings(abstract, parameters.logical_axes(model), mesh)
+        placed = {
+            path: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=shardings[path])
+            for path, value in abstract.items()
+        }
+        return cls(graphdef, placed, tuple(buffers))
 
 
 def initialise(
@@ -39,6 +56,7 @@ def initialise(
     mesh: Mesh,
     pretrained: Mapping[str, jax.Array] | None = None,
     given_away: Mapping[str, jax.Array] | None = None,
+    layout: Layout | None = None,
 ) -> tuple[nnx.GraphDef, Parameters, Parameters]:
     """Builds a model straight onto the mesh: pretrained values where given, random ones elsewhere.
 
@@ -47,6 +65,7 @@ def initialise(
     Args:
       pretrained: values that stay the caller's: the model gets copies, which training may then donate.
       given_away: values nobody else reads any more, such as a downloaded LLM: used where they lie if they may be.
+      layout: that of this model on this mesh, where it is known already: to find it takes a moment.
 
     Returns:
       (structure, parameters, buffers), as `parameters.split` does.
@@ -56,27 +75,26 @@ def initialise(
     """
     own = given_away or {}
     pretrained = {**(pretrained or {}), **own}
-    model = parameters.abstract(build)
-    graphdef, abstract, abstract_buffers = parameters.split(model)
+    layout = layout or Layout.of(build, mesh)
+    places = layout.parameters
     for path, value in pretrained.items():
-        if path not in abstract:
+        if path not in places:
             raise UserError(f"The pretrained tensor {path} {value.shape} has no place in this model.")
-        if abstract[path].shape != value.shape:
+        if places[path].shape != value.shape:
             raise UserError(
-                f"The pretrained tensor {path} has shape {value.shape}, the model expects {abstract[path].shape}: "
+                f"The pretrained tensor {path} has shape {value.shape}, the model expects {places[path].shape}: "
                 "the config describes another model than the one that was trained."
             )
-    shardings = rules.parameter_shardings(abstract, parameters.logical_axes(model), mesh)
-    random = {path: sharding for path, sharding in shardings.items() if path not in pretrained}
+    random = {path: place.sharding for path, place in places.items() if path not in pretrained}
     whole = NamedSharding(mesh, PartitionSpec())
 
     def draw() -> tuple[Parameters, Parameters]:
         _, drawn, buffers = parameters.split(build(nnx.Rngs(seed)))
         return {path: drawn[path] for path in random}, buffers
 
-    drawn, buffers = jax.jit(draw, out_shardings=(random, dict.fromkeys(abstract_buffers, whole)))()
+    drawn, buffers = jax.jit(draw, out_shardings=(random, dict.fromkeys(layout.buffers, whole)))()
     placed = {
-        path: jax.device_put(value.astype(abstract[path].dtype), shardings[path], may_alias=path in own)
+        path: jax.device_put(value.astype(places[path].dtype), places[path].sharding, may_alias=path in own)
         for path, value in pretrained.items()
     }
-    return graphdef, {path: placed[path] if path in placed else drawn[path] for path in abstract}, buffers
+    return layout.graphdef, {path: placed[path] if path in placed else drawn[path] for path in places}, buffers

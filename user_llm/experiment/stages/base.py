@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from user_llm.checkpoints.damage import complete_steps, refuse_damaged
 from user_llm.checkpoints.manager import StageCheckpoints
-from user_llm.checkpoints.transfer import abstract_parameters, initialise
+from user_llm.checkpoints.transfer import Layout, initialise
 from user_llm.data.mixture import train_batches
 from user_llm.data.pipeline import Source
 from user_llm.evaluation.evaluator import Subset, mean_metrics
@@ -158,17 +158,20 @@ class Stage(abc.ABC):
         with contextlib.closing(self._finished_checkpoints(folder, training)) as checkpoints:
             best = cast(int, checkpoints.best_step())  # it is finished
             refuse_damaged(folder, best)
-            places = abstract_parameters(self.builder(experiment.assembly), experiment.mesh)
-            trains = trainable(places, self.rules(experiment.config))
-            tuned = checkpoints.restore_parameters(best, {path: places[path] for path in places if trains[path]})
+            layout = Layout.of(self.builder(experiment.assembly), experiment.mesh)
+            trains = trainable(layout.parameters, self.rules(experiment.config))
+            places = {path: place for path, place in layout.parameters.items() if trains[path]}
+            tuned = checkpoints.restore_parameters(best, places)
         earlier, loaded = ({}, {}) if all(trains.values()) else self.pretrained(experiment, finished)
-        return self._model(experiment, earlier, {**loaded, **tuned})
+        return self._model(experiment, earlier, {**loaded, **tuned}, layout)
 
-    def _model(self, experiment: Experiment, earlier: Parameters, own: Parameters) -> Model:
+    def _model(
+        self, experiment: Experiment, earlier: Parameters, own: Parameters, layout: Layout | None = None
+    ) -> Model:
         """Its model with these parameters, those of `own` where they lie, and the rest random."""
         config = experiment.config
         graphdef, values, buffers = initialise(
-            self.builder(experiment.assembly), config.seed, experiment.mesh, earlier, own
+            self.builder(experiment.assembly), config.seed, experiment.mesh, earlier, own, layout
         )
         trains, frozen_dtype = trainable(values, self.rules(config)), jnp.dtype(config.compute.frozen_dtype)
         values = {path: value if trains[path] else value.astype(frozen_dtype) for path, value in values.items()}
