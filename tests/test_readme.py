@@ -128,7 +128,7 @@ def test_extras_and_targets_that_are_named_exist():
         assert f"\n{target}: " in makefile
 
 
-@pytest.mark.parametrize("words", cases("python", "-m", "user_llm.main"))
+@pytest.mark.parametrize("words", [*cases("python", "-m", "user_llm.main"), *cases("user-llm", "train")])
 def test_experiments_are_taken(words):
     configured(words)
 

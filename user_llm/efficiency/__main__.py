@@ -22,6 +22,7 @@ from user_llm.errors import show
 from user_llm.evaluation.report import provenance
 from user_llm.experiment.validation import validate
 from user_llm.files import replacing
+from user_llm.parallel.accelerators import unused
 from user_llm.paths import local_path
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -44,6 +45,8 @@ def main(_) -> None:
 
 def _measure() -> None:
     output = local_path(_OUTPUT.value, "--output") if _OUTPUT.value else None
+    if idle := unused():
+        print(idle, file=sys.stderr)
     rows = []
     for events in map(int, _EVENTS.value):
         print(f"{events} events …", file=sys.stderr, flush=True)
