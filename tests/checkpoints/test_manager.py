@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from user_llm.checkpoints import manager
+from user_llm.checkpoints.damage import DELETED, put_aside_damaged
 from user_llm.checkpoints.manager import StageCheckpoints
 from user_llm.parallel.mesh import make_mesh, one_device
 
@@ -45,7 +47,9 @@ def save(folder, metrics, **options):
 
 
 def kept(folder):
-    return sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
+    names = {path.name for path in (folder / "checkpoints").iterdir()}
+    assert not list((folder / "checkpoints" / DELETED).glob("*"))
+    return sorted(int(name) for name in names - {DELETED})
 
 
 def reopened(folder, **options):
@@ -164,3 +168,16 @@ def test_a_half_written_step_is_no_step(tmp_path):
     checkpoints = StageCheckpoints(tmp_path)
     assert_same(checkpoints.restore(20, state_of(0))[0], state_of(20))
     checkpoints.close()
+
+
+def test_a_kill_in_a_deletion_leaves_no_half_a_step(tmp_path, monkeypatch):
+    """A step is moved away as a whole before anything of it is deleted; the next process deletes the rest."""
+    folder = tmp_path / "encoder"
+    monkeypatch.setattr(manager, "clear_deleted", lambda _: None)  # killed before it
+    save(folder, {1: None, 2: None, 3: None}, keep_last=2)
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {DELETED, "2", "3"}
+    (folder / "checkpoints" / DELETED / "1" / "_CHECKPOINT_METADATA").unlink()  # or in the middle of it
+    monkeypatch.undo()
+    put_aside_damaged(folder, last=9)
+    assert reopened(folder, keep_last=2) == (3, 3)
+    assert kept(folder) == [2, 3]

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import shutil
 from pathlib import Path
 
 from user_llm.checksums import changed, checksums, read_signed, write_signed
@@ -9,6 +10,9 @@ from user_llm.errors import UserError
 
 STEPS, SUMS, DAMAGED = "checkpoints", "checksums", "damaged"
 """Folders of a stage: a folder a step, the checksums of a step's files as `STEP.json`, steps that were put aside."""
+
+DELETED = "deleted"
+"""Folder in `STEPS`, where Orbax moves what it keeps no longer: a kill while that is deleted leaves no half a step."""
 
 _logger = logging.getLogger(__name__)
 
@@ -23,6 +27,12 @@ def keep_checksums(folder: Path) -> None:
     for path in (folder / SUMS).glob("*.json"):
         if path.stem.isdecimal() and int(path.stem) not in steps:
             path.unlink(missing_ok=True)
+
+
+def clear_deleted(folder: Path) -> None:
+    """Deletes what Orbax has moved away. The folder stays: it may be moving more into it."""
+    for path in (folder / STEPS / DELETED).glob("*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def complete_steps(folder: Path) -> list[int]:

@@ -11,7 +11,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from user_llm.checkpoints.damage import STEPS, keep_checksums
+from user_llm.checkpoints.damage import DELETED, STEPS, clear_deleted, keep_checksums
 from user_llm.files import full_disk, naming_full_disk
 from user_llm.models.parameters import Parameters, Shaped
 from user_llm.parallel.processes import is_lead
@@ -48,6 +48,7 @@ class StageCheckpoints:
                     best_fn=(lambda metrics: metrics[_METRIC]) if keep_best else None,
                     read_only=read_only,
                     create=not read_only,
+                    todelete_subdir=None if read_only else DELETED,
                 ),
                 item_names=("parameters", "rest", "note"),
             )
@@ -114,7 +115,11 @@ class StageCheckpoints:
             return
         if self._checksums is not None and self._checksums.done():
             self._checksums.result()  # raises what was wrong
-        self._checksums = self._thread.submit(keep_checksums, self._folder)
+        self._checksums = self._thread.submit(self._tidy)
+
+    def _tidy(self) -> None:
+        keep_checksums(self._folder)
+        clear_deleted(self._folder)
 
 
 def _restore(like: Any) -> ocp.args.StandardRestore:
