@@ -47,9 +47,7 @@ def save(folder, metrics, **options):
 
 
 def kept(folder):
-    names = {path.name for path in (folder / "checkpoints").iterdir()}
-    assert not list((folder / "checkpoints" / DELETED).glob("*"))
-    return sorted(int(name) for name in names - {DELETED})
+    return sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
 
 
 def reopened(folder, **options):

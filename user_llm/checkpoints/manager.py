@@ -102,6 +102,8 @@ class StageCheckpoints:
         self._keep_checksums()
         if self._checksums is not None:
             self._checksums.result()
+            with contextlib.suppress(OSError):  # there is none, or something is in it
+                (self._folder / STEPS / DELETED).rmdir()
         self._thread.shutdown()
 
     def _check_room(self, state: Mapping[str, Any]) -> None:
