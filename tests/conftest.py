@@ -9,6 +9,7 @@ from filelock import FileLock
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LONGEST_FIRST = (
+    "faults/test_drills.py",
     "test_grid.py",
     "end_to_end/test_main.py",
     "end_to_end/test_two_processes.py",
