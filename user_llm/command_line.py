@@ -104,8 +104,9 @@ def load(path: str) -> ConfigDict:
 
 def _parsed_flags(argv: Sequence[str]) -> list[str]:
     try:
-        check_overrides(flags.FLAGS.read_flags_from_files(argv, force_gnu=False))
-        return flags.FLAGS(_with_files(argv))
+        expanded = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
+        check_overrides(expanded)
+        return flags.FLAGS(_with_files(expanded))
     except flags.Error as error:
         raise ConfigError(str(error)) from error
 

@@ -16,7 +16,7 @@ def test_every_family_has_a_folder():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_folder_gives_the_builder_of_its_family(family, monkeypatch, tmp_path):
+def test_a_folder_gives_the_builder_of_its_family(family, monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
     for name in [name for name in sys.modules if name == family or name.startswith(f"{family}.")]:
         monkeypatch.delitem(sys.modules, name)

@@ -47,10 +47,9 @@ def test_pretrained_values_land_and_the_rest_is_a_plain_build(name, plain, pretr
     graphdef, values, buffers = initialise(build, SEED, mesh, pretrained)
     assert list(values) == list(plain[0])
     for path, value in values.items():
-        if path in pretrained:
-            np.testing.assert_array_equal(value, pretrained[path], err_msg=path)
-        else:
-            np.testing.assert_allclose(value, plain[0][path], rtol=3e-7, err_msg=path)
+        # Of what eight devices draw, the programs of `conftest.py` round the last bit in their own way.
+        tolerance = 3e-7 if name == "eight" and path not in pretrained else 0
+        np.testing.assert_allclose(value, pretrained.get(path, plain[0][path]), rtol=tolerance, err_msg=path)
     assert not np.array_equal(plain[0][TABLE], pretrained[TABLE])
     np.testing.assert_array_equal(buffers["embedding/item_categories"], CATEGORIES)
     model = parameters.abstract(build)

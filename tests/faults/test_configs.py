@@ -157,6 +157,8 @@ GOOD = {
     "overrides": f"{FILE} --config.encoder.width=128 --noconfig.data.validation --config.training.encoder.keep_best="
     " --config.training.user_llm.keep_best=",
     "a flag file": "--flagfile=F/good_flags",
+    "a config of the package in a flag file": "--flagfile=F/named_flags",
+    "a config of the package, with a space": "--config simulated:favorite_category",
     "TextPrompt": f"{FILE} --config.integration.kind=none --config.data.text_history=5",
     "a random encoder": f"{FILE} --config.encoder.init=random",
     "no clipping, no decay": f"{FILE} --config.training.llm.clip_norm=0 --config.training.llm.weight_decay=0",
@@ -171,6 +173,7 @@ def said(tmp_path):
     (tmp_path / "run" / "config.json").write_text("{}")
     (tmp_path / "flags").write_text(f"{FILE}\n--config.encoder.widht=3\n")
     (tmp_path / "good_flags").write_text(f"{FILE}\n--config.encoder.width=32\n")
+    (tmp_path / "named_flags").write_text("--config=simulated\n--config.encoder.width=32\n")
 
     def run(line, status, *words):
         arguments = [word.replace("F/", f"{tmp_path}/") for word in shlex.split(line)]

@@ -7,7 +7,7 @@ a batch of the evaluation takes far longer to compute than to read, and metrics 
 import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -132,8 +132,8 @@ def _seen(history: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnames="of")
 def _encoder_logits(model: Model, history: Mapping[str, jax.Array], of: str) -> jax.Array:
-    encoder = model.module()
-    logits = getattr(encoder, "category_logits" if of == "category" else "next_item_logits")
+    encoder: Any = model.module()  # of categories only a dual encoder has logits
+    logits = encoder.category_logits if of == "category" else encoder.next_item_logits
     return logits(history, history["item"] > 0)
 
 
