@@ -4,12 +4,14 @@ import collections
 import sys
 import threading
 from collections.abc import Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import grain
 import numpy as np
 
 from user_llm.errors import UserError
+
+if TYPE_CHECKING:
+    import grain
 
 
 class Source(Protocol):
@@ -123,11 +125,13 @@ class TrainBatches:
         """The global batch at a step, on any host."""
         return self._source.gather(self._ids(step, self._all_rows))
 
-    def iterator(self, start_step: int = 0, *, threads: int = 2, prefetch: int = 4) -> grain.DatasetIterator:
+    def iterator(self, start_step: int = 0, *, threads: int = 2, prefetch: int = 4) -> "grain.DatasetIterator":
         """Batches from `start_step` on, up to `prefetch` of them gathered ahead by `threads`.
 
         The iterator's whole state is the step (`get_state`, `set_state`): a restored one continues exactly.
         """
+        import grain  # only training reads so, and a finished run is loaded without it
+
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
         iterator = iter(grain.MapDataset.range(sys.maxsize).map(self.batch).to_iter_dataset(options))
         iterator.set_state({"next_index": start_step})
