@@ -1,10 +1,12 @@
 """Initial parameters of a stage: some pretrained (an earlier stage, a downloaded LLM), the rest random."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 from flax import nnx
+from jax.extend.core import jaxpr_as_fun
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from user_llm.errors import UserError
@@ -31,23 +33,39 @@ class Layout:
       graphdef: its structure.
       parameters: path → shape, dtype and sharding.
       buffers: their paths.
+      draw: all random parameters and all buffers; traced already, as to trace a model takes as long as to compile it.
     """
 
     graphdef: nnx.GraphDef
     parameters: Mapping[str, jax.ShapeDtypeStruct]
     buffers: tuple[str, ...]
+    draw: Callable[[], tuple[Parameters, Parameters]]
 
     @classmethod
-    def of(cls, build: Builder, mesh: Mesh) -> "Layout":
-        """That of what `build` makes."""
-        model = parameters.abstract(build)
-        graphdef, abstract, buffers = parameters.split(model)
-        shardings = rules.parameter_shardings(abstract, parameters.logical_axes(model), mesh)
+    def of(cls, build: Builder, seed: int, mesh: Mesh) -> "Layout":
+        """That of what `build` makes with the random numbers of `seed`."""
+        built: dict[str, Any] = {}
+
+        def make() -> tuple[Parameters, Parameters]:
+            model = build(nnx.Rngs(seed))
+            built["graphdef"], values, buffers = parameters.split(model)
+            built["axes"] = parameters.logical_axes(model)
+            return values, buffers
+
+        traced = jax.jit(make).trace()
+        abstract, buffers = traced.out_info
+        structure = jax.tree.structure(traced.out_info)
+
+        def draw() -> tuple[Parameters, Parameters]:
+            drawn: tuple[Parameters, Parameters] = jax.tree.unflatten(structure, jaxpr_as_fun(traced.jaxpr)())
+            return drawn
+
+        shardings = rules.parameter_shardings(abstract, built["axes"], mesh)
         placed = {
             path: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=shardings[path])
             for path, value in abstract.items()
         }
-        return cls(graphdef, placed, tuple(buffers))
+        return cls(built["graphdef"], placed, tuple(buffers), draw)
 
 
 def initialise(
@@ -75,7 +93,7 @@ def initialise(
     """
     own = given_away or {}
     pretrained = {**(pretrained or {}), **own}
-    layout = layout or Layout.of(build, mesh)
+    layout = layout or Layout.of(build, seed, mesh)
     places = layout.parameters
     for path, value in pretrained.items():
         if path not in places:
@@ -89,7 +107,7 @@ def initialise(
     whole = NamedSharding(mesh, PartitionSpec())
 
     def draw() -> tuple[Parameters, Parameters]:
-        _, drawn, buffers = parameters.split(build(nnx.Rngs(seed)))
+        drawn, buffers = layout.draw()
         return {path: drawn[path] for path in random}, buffers
 
     drawn, buffers = jax.jit(draw, out_shardings=(random, dict.fromkeys(layout.buffers, whole)))()

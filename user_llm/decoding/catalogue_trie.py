@@ -116,14 +116,19 @@ class CatalogueTrie:
         group_size[0] = 0
         nodes = _breadth_first(np.where(leaf, eos_id, table), new, leaf, end_title, canonical)
         return cls(
-            **{name: jnp.asarray(column, jnp.int32) for name, column in nodes.items()},
-            title_of_item=jnp.asarray(title_of_item, jnp.int32),
-            canonical_item=jnp.asarray(np.concatenate([[0], canonical[title_of_item[1:]]]), jnp.int32),
-            group_size=jnp.asarray(group_size, jnp.int32),
-            next_twin=jnp.asarray(_next_twins(title_of_item), jnp.int32),
+            **{name: _int32(column) for name, column in nodes.items()},
+            title_of_item=_int32(title_of_item),
+            canonical_item=_int32(np.concatenate([[0], canonical[title_of_item[1:]]])),
+            group_size=_int32(group_size),
+            next_twin=_int32(_next_twins(title_of_item)),
             tree=_title_tree(table, new & ~leaf, end_title, lengths),
             fan_out=_fan_out(nodes["num_children"], new),
         )
+
+
+def _int32(column: np.ndarray) -> jax.Array:
+    """Converted by NumPy: on the device it would be a program for each shape, each compiled at a start."""
+    return jnp.asarray(np.asarray(column, np.int32))
 
 
 def _check_titles(title_tokens: np.ndarray, lengths: np.ndarray, eos_id: int) -> None:
@@ -216,12 +221,12 @@ def _title_tree(table, new, end_title, lengths) -> TitleTree:
     before_row = np.concatenate([[0], np.cumsum(new.sum(axis=1))])  # nodes that earlier rows brought
     depths = np.broadcast_to(np.arange(1, new.shape[1] + 1), new.shape)
     columns = (table, parents, depths, before_row[end_title])
-    token, parent, depth, end = (jnp.asarray(column[new], jnp.int32) for column in columns)
+    token, parent, depth, end = (_int32(column[new]) for column in columns)
     return TitleTree(
         token,
         parent,
         depth,
         end,
-        last=jnp.asarray(on_path[np.arange(len(new)), lengths - 1], jnp.int32),
+        last=_int32(on_path[np.arange(len(new)), lengths - 1]),
         max_depth=int(lengths.max()),
     )

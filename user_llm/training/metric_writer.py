@@ -6,7 +6,6 @@ from pathlib import Path
 
 from user_llm.files import naming_full_disk, replacing
 from user_llm.parallel.processes import is_lead
-from user_llm.training.event_file import EventFile
 
 
 class MetricWriter:
@@ -30,6 +29,9 @@ class MetricWriter:
                 partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
             self._file = path.open("a")
             if tensorboard:
+                # Its messages take a moment to import, and a finished run is loaded without them.
+                from user_llm.training.event_file import EventFile
+
                 for file in folder.glob("events.out.tfevents.*"):
                     file.unlink()
                 self._events = EventFile(folder)

@@ -158,7 +158,7 @@ class Stage(abc.ABC):
         with contextlib.closing(self._finished_checkpoints(folder, training)) as checkpoints:
             best = cast(int, checkpoints.best_step())  # it is finished
             refuse_damaged(folder, best)
-            layout = Layout.of(self.builder(experiment.assembly), experiment.mesh)
+            layout = Layout.of(self.builder(experiment.assembly), experiment.config.seed, experiment.mesh)
             trains = trainable(layout.parameters, self.rules(experiment.config))
             places = {path: place for path, place in layout.parameters.items() if trains[path]}
             tuned = checkpoints.restore_parameters(best, places)
