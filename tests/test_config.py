@@ -154,6 +154,11 @@ def test_a_value_off_its_list_is_answered_with_the_nearest():
         ),
         (dict(llm__head_dim=31), "expected an even number"),
         (dict(llm__max_length=55), "config.prompt.max_inputs=32 and config.prompt.max_targets=24 together"),
+        (
+            dict(data__shards=3),
+            "config.training.llm.batch_size=128: expected a multiple of config.data.shards=3",
+        ),
+        (dict(data__shards=2, data__reader="seqio"), "config.data.shards=2 is for the reader windows"),
         (dict(data__text_history=60), "is more than config.data.history_length=50"),
         (dict(compute__remat=True), "add --config.compute.scan_layers=true"),
         (dict(compute__mesh__fsdp=0), "config.compute.mesh.fsdp=0: expected a number of devices"),

@@ -55,6 +55,7 @@ RANGES = {
     "data.history_length": _COUNT,
     "data.min_history": _COUNT_OR_OFF,
     "data.text_history": _COUNT_OR_OFF,
+    "data.shards": _COUNT,
     "data.simulated.num_users": _COUNT,
     "data.simulated.num_items": _COUNT,
     "data.simulated.mean_events": _COUNT,
@@ -242,6 +243,8 @@ def _data(config: ConfigDict) -> Iterator[str]:
             f"{says(config, 'data.text_history')} is more than {says(config, 'data.history_length')}; "
             "lower it, or raise the other"
         )
+    if data.shards > 1 and data.reader != "windows":
+        yield f"{says(config, 'data.shards')} is for the reader windows: SeqIO cuts its examples itself; set 1"
     if data.raw_path and name == "simulated":
         yield f"{raw_path}: {data.dataset} writes its own files; leave this empty, or change data.dataset"
     elif Path(data.raw_path).is_file() and not zipfile.is_zipfile(data.raw_path):
@@ -318,6 +321,8 @@ def _training(config: ConfigDict) -> Iterator[str]:
         if training.batch_size % training.accumulate:
             parts = says(config, f"{key}.accumulate")
             yield f"{says(config, f'{key}.batch_size')}: expected a multiple of {parts}, its number of parts"
+        if training.batch_size % config.data.shards:
+            yield f"{says(config, f'{key}.batch_size')}: expected a multiple of {says(config, 'data.shards')}"
         if not training.keep_best:
             continue
         wish = says(config, f"{key}.keep_best")

@@ -48,6 +48,7 @@ def get_config() -> ConfigDict:
             history_length=50,  # N: events the user encoder sees
             min_history=0,  # shortest history of a window, padded and masked; 0 = history_length (paper)
             text_history=0,  # latest events written into the prompt
+            shards=1,  # parts of the users, shuffled each alone; with one or more a host, hosts read only their own
             reader="windows",  # windows | seqio: the same training examples from arrays, or from SeqIO's tasks (slower)
             validation=True,  # position n-2 leaves training and steers keep_best
             simulated=ConfigDict(  # what a dataset called "<family>/simulated" is made of

@@ -58,7 +58,7 @@ def test_each_example_is_its_task_s_padded_to_one_shape(sources):
 
 def test_every_thousand_has_the_rates_and_every_task_its_whole_epochs():
     sizes = (300, 70, 11)
-    order = MixedOrder(sizes, np.array(RATES) / 4, seed=3)
+    order = MixedOrder((0, 300, 370), sizes, np.array(RATES) / 4, seed=3)
     ids = order.ids(np.arange(6000))
     task = np.searchsorted(np.cumsum(sizes), ids, side="right")
     for block in task.reshape(6, 1000):
@@ -72,7 +72,7 @@ def test_every_thousand_has_the_rates_and_every_task_its_whole_epochs():
 
 
 def test_rates_that_do_not_divide_a_thousand_still_sum_up():
-    ids = MixedOrder((50, 50, 50), np.full(3, 1 / 3), seed=0).ids(np.arange(3000))
+    ids = MixedOrder((0, 50, 100), (50, 50, 50), np.full(3, 1 / 3), seed=0).ids(np.arange(3000))
     assert np.bincount(ids // 50).tolist() == [999, 1002, 999]
 
 

@@ -1,5 +1,5 @@
-import gc
-import weakref
+import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from user_llm.data.windows import Windows
+from user_llm.errors import UserError
 
 
 def naive_windows(table, history_length, split, min_history, validation):
@@ -96,11 +97,32 @@ def test_numbers_out_of_range_are_refused(table, ids):
         Windows(table, history_length=5, split="train").gather(np.array(ids))
 
 
-def test_splits_share_their_columns_and_free_them_with_the_table(make_table):
-    table = make_table([8, 9])
-    windows = [Windows(table, history_length=5, split=split) for split in ("train", "test")]
-    assert windows[0]._item is windows[1]._item
-    column = weakref.ref(windows[0]._item)
-    del table, windows
-    gc.collect()
-    assert column() is None
+def test_windows_hold_nothing_a_window_and_nothing_an_event(make_table):
+    """Some bytes a user, however long the timelines are."""
+    held = []
+    for events in (2_000, 20_000):
+        table = make_table([events] * 5)
+        tracemalloc.start()
+        windows = Windows(table, history_length=5, split="train")
+        windows.gather(np.arange(10))
+        held.append(tracemalloc.get_traced_memory()[0])
+        tracemalloc.stop()
+    assert held[1] < held[0] + 2_000
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3, 5])
+def test_shards_are_of_whole_users_and_about_equal(make_table, shards):
+    table = make_table(np.random.default_rng(1).integers(0, 40, 60))
+    windows = Windows(table, history_length=3, split="train", min_history=1)
+    bounds = windows.bounds(shards)
+    assert bounds[[0, -1]].tolist() == [0, len(windows)]
+    users = [set(windows.users(np.arange(first, end)).tolist()) for first, end in itertools.pairwise(bounds)]
+    assert sum(map(len, users)) == len(set.union(*users))
+    assert abs(np.diff(bounds) - len(windows) / shards).max() <= 40
+
+
+def test_more_shards_than_users_are_refused(make_table):
+    windows = Windows(make_table([9, 2, 8]), history_length=3, split="train")
+    assert len(windows.bounds(2)) == 3
+    with pytest.raises(UserError, match=r"2 users with windows .* do not make 3 shards: lower data.shards"):
+        windows.bounds(3)

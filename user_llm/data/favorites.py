@@ -54,6 +54,10 @@ class FavoriteCategorySource:
     def __len__(self) -> int:
         return len(self._windows)
 
+    def bounds(self, shards: int) -> np.ndarray:
+        """See `Windows.bounds`."""
+        return self._windows.bounds(shards)
+
     def gather(self, ids: np.ndarray) -> dict[str, np.ndarray]:
         """What `Windows.gather` gives, and `label/category` int32 [B]: the favourite, 0 where there is none."""
         batch = self._windows.gather(ids)

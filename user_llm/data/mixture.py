@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from user_llm.data.pipeline import Shuffled, Source, TrainBatches
+from user_llm.data.pipeline import Order, Sharded, Shuffled, TrainBatches, TrainSource
 from user_llm.data.sources import AnsweredPrompts, UserLLMSource, answered_batch
 from user_llm.errors import UserError
 
@@ -61,9 +61,11 @@ class Mixture:
 
         return AnsweredPrompts(**self._of_each(ids, read))
 
-    def order(self, seed: int) -> "MixedOrder":
-        """The order in which it is trained on."""
-        return MixedOrder([len(source) for source in self.sources], self.rates, seed)
+    def order(self, seed: int, shard: int = 0, shards: int = 1) -> "MixedOrder":
+        """The order in which it, or one shard of its users, is trained on."""
+        bounds = [_bounds(source, shards)[shard : shard + 2] for source in self.sources]
+        firsts = [start + first for start, (first, _) in zip(self._starts, bounds, strict=False)]
+        return MixedOrder(firsts, [int(end - first) for first, end in bounds], self.rates, seed)
 
     def owners(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which source each example `ids` [B] is of, int [B], and its number there, int [B]."""
@@ -128,14 +130,17 @@ class MixedOrder:
     """An endless stream of example numbers, in which every task has its turns and its own shuffled epochs.
 
     Args:
-        sizes: examples of each task; they are numbered task after task.
+        firsts: number of the first example of each task.
+        sizes: how many follow one another from there.
         rates, seed: see `Turns`.
     """
 
-    def __init__(self, sizes: Sequence[int], rates: np.ndarray, seed: int):
-        self._starts = np.cumsum([0, *sizes])
+    def __init__(self, firsts: Sequence[int], sizes: Sequence[int], rates: np.ndarray, seed: int):
         self._turns = Turns(rates, seed)
-        self._tasks = [Shuffled(size, task_seed(seed, task, len(sizes))) for task, size in enumerate(sizes)]
+        self._tasks = [
+            Shuffled(size, task_seed(seed, task, len(sizes)), first)
+            for task, (first, size) in enumerate(zip(firsts, sizes, strict=True))
+        ]
 
     def ids(self, positions: np.ndarray) -> np.ndarray:
         """The example numbers int64 [B] at positions int64 [B] of the stream."""
@@ -143,11 +148,36 @@ class MixedOrder:
         ids = np.empty(len(positions), np.int64)
         for index, order in enumerate(self._tasks):
             mine = tasks == index
-            ids[mine] = self._starts[index] + order.ids(numbers[mine])
+            ids[mine] = order.ids(numbers[mine])
         return ids
 
 
-def train_batches(source: Source, batch_size: int, seed: int, *, rows: np.ndarray | None = None) -> TrainBatches:
-    """What a stage trains on (`TrainBatches`): the examples of a source, or of a mixture in its order."""
-    order = source.order(seed) if isinstance(source, Mixture) else None
+def train_batches(
+    source: TrainSource | Mixture, batch_size: int, seed: int, *, rows: np.ndarray | None = None, shards: int = 1
+) -> TrainBatches:
+    """What a stage trains on (`TrainBatches`): the examples of a source, or of a mixture in its order.
+
+    Args:
+        source, batch_size, seed, rows: see `TrainBatches`.
+        shards: of the users, each shuffled alone, that have equal parts of every batch (`Sharded`).
+
+    Raises:
+        UserError: shards that do not divide the batch, or that there are not so many users for; or as `TrainBatches`.
+    """
+    if shards < 1:
+        raise UserError(f"expected 1 shard or more, got {shards}.")
+    orders: list[Order] = []
+    for shard in range(shards):
+        # Shards of one seed would take their turns alike.
+        own = seed if shards == 1 else task_seed(seed, shard, shards)
+        if isinstance(source, Mixture):
+            orders.append(source.order(own, shard, shards))
+        else:
+            first, end = _bounds(source, shards)[shard : shard + 2]
+            orders.append(Shuffled(int(end - first), own, int(first)))
+    order = orders[0] if shards == 1 else Sharded(orders, batch_size)
     return TrainBatches(source, batch_size, seed, rows=rows, order=order)
+
+
+def _bounds(source: TrainSource, shards: int) -> np.ndarray:
+    return np.array([0, len(source)]) if shards == 1 else source.bounds(shards)

@@ -1,13 +1,12 @@
 """Batches as a pure function of (seed, step): globally shuffled without a buffer, resumed by seeking."""
 
-import collections
 import sys
-import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from user_llm.data.permutation import Permutation
 from user_llm.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,6 +21,14 @@ class Source(Protocol):
     def gather(self, ids: np.ndarray) -> dict[str, np.ndarray]: ...
 
 
+class TrainSource(Source, Protocol):
+    """Examples that can be trained on in shards."""
+
+    def bounds(self, shards: int) -> np.ndarray:
+        """Where each shard begins, and the last ends: int64 [shards + 1], from 0 to len."""
+        ...
+
+
 class Order(Protocol):
     """An endless stream of example numbers."""
 
@@ -33,17 +40,19 @@ class Order(Protocol):
 class Shuffled:
     """Epochs that follow one another without a seam, each a fresh permutation of all examples.
 
-    Position k of the stream is place k mod n of epoch k div n; no example is ever left out.
+    Position k of the stream is place k mod n of epoch k div n; no example is ever left out. Nothing is held: every
+    number is computed (`Permutation`).
 
     Args:
         size: n, examples.
         seed: a non-negative integer.
+        first: number of the first of them.
 
     Raises:
         UserError: no example, or a negative seed.
     """
 
-    def __init__(self, size: int, seed: int):
+    def __init__(self, size: int, seed: int, first: int = 0):
         if size == 0:
             raise UserError(
                 "there is no training example, as no timeline is long enough: lower history_length or min_history."
@@ -52,8 +61,7 @@ class Shuffled:
             raise UserError(f"the data seed must not be negative, got {seed}.")
         self._size = size
         self._seed = seed
-        self._permutations: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
-        self._lock = threading.Lock()
+        self._first = first
 
     def ids(self, positions: np.ndarray) -> np.ndarray:
         """See `Order`."""
@@ -61,19 +69,40 @@ class Shuffled:
         ids = np.empty_like(index)
         for number in np.unique(epoch):
             here = epoch == number
-            ids[here] = self._permutation(int(number))[index[here]]
-        return ids
+            ids[here] = Permutation(self._size, (self._seed, int(number)))(index[here])
+        return ids + self._first
 
-    def _permutation(self, epoch: int) -> np.ndarray:
-        with self._lock:
-            if epoch not in self._permutations:
-                generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, epoch])))
-                self._permutations[epoch] = generator.permutation(self._size)
-                # Two epochs meet in one batch, and threads read ahead; older ones are not asked for again.
-                while len(self._permutations) > 2:
-                    self._permutations.popitem(last=False)
-            self._permutations.move_to_end(epoch)
-            return self._permutations[epoch]
+
+class Sharded:
+    """Batches of which every shard has the same rows: of K shards, shard k has the k-th part of each batch.
+
+    So a host whose rows are those of some shards reads no other. The stream hangs on K alone, and not on how many
+    hosts there are.
+
+    Args:
+        shards: each one's own endless stream.
+        batch_size: rows of a batch.
+
+    Raises:
+        UserError: the batch cannot be cut into so many equal parts.
+    """
+
+    def __init__(self, shards: Sequence[Order], batch_size: int):
+        if batch_size % len(shards):
+            raise UserError(f"a batch of {batch_size} rows: expected a multiple of the {len(shards)} shards.")
+        self._shards = shards
+        self._batch_size = batch_size
+
+    def ids(self, positions: np.ndarray) -> np.ndarray:
+        """See `Order`."""
+        rows = self._batch_size // len(self._shards)
+        step, row = np.divmod(positions, self._batch_size)
+        shard, place = np.divmod(row, rows)
+        ids = np.empty_like(positions)
+        for number in np.unique(shard):
+            here = shard == number
+            ids[here] = self._shards[number].ids(step[here] * rows + place[here])
+        return ids
 
 
 class TrainBatches:

@@ -104,6 +104,10 @@ class UserLLMSource:
     def __len__(self) -> int:
         return len(self.windows)
 
+    def bounds(self, shards: int) -> np.ndarray:
+        """See `Windows.bounds`."""
+        return self.windows.bounds(shards)
+
     def gather(self, ids: np.ndarray) -> dict[str, np.ndarray]:
         """A batch.
 
@@ -219,6 +223,10 @@ class TextSource:
 
     def __len__(self) -> int:
         return 2 * max(len(self.documents), len(self._answers))
+
+    def bounds(self, shards: int) -> np.ndarray:
+        """Equal shards int64 [shards + 1]: of examples, not of users, as every document belongs to all."""
+        return np.arange(shards + 1) * len(self) // shards
 
     def gather(self, ids: np.ndarray) -> dict[str, np.ndarray]:
         """A batch: `decoder_features` [B, T] of the examples `ids` [B]."""

@@ -103,17 +103,6 @@ class TimelineTable:
     fingerprint: str
     summary: dict[str, Any]
     review_texts: ReviewTexts | None = None
-    _padded: dict[tuple[str, int], np.ndarray] = dataclasses.field(default_factory=dict, init=False)
-
-    def padded(self, column: str, padding: int) -> np.ndarray:
-        """The flat column `item` or `rating` behind `padding` zeros, int32 [padding + E], made once for all splits.
-
-        The history of the label at p then starts at p.
-        """
-        if (column, padding) not in self._padded:
-            values = getattr(self, column)
-            self._padded[column, padding] = np.concatenate([np.zeros(padding, values.dtype), values])
-        return self._padded[column, padding]
 
     @property
     def has_reviews(self) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from user_llm.data.pipeline import Source
+from user_llm.data.pipeline import TrainSource
 from user_llm.data.windows import Windows
 from user_llm.models.user_encoder import EncoderConfig
 from user_llm.training.objectives import Objective
@@ -42,7 +42,7 @@ class EncoderKind(abc.ABC):
           label_counts: gives int64 `[I+1]`, how often each item is the label of a training window.
         """
 
-    def source(self, config: ConfigDict, windows: Windows, item_categories: np.ndarray) -> Source:
+    def source(self, config: ConfigDict, windows: Windows, item_categories: np.ndarray) -> TrainSource:
         """What it learns from: the windows, with more where its objective reads more."""
         del config, item_categories
         return windows

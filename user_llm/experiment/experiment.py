@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from user_llm.config import ConfigError, task_names, task_rates
 from user_llm.data.mixture import Mixture
-from user_llm.data.pipeline import Source
+from user_llm.data.pipeline import TrainSource
 from user_llm.data.sources import TextSource, UserLLMSource
 from user_llm.data.timelines import Catalogue, TimelineTable, load_timelines
 from user_llm.data.vocabularies import Vocabulary, load_vocabulary
@@ -101,7 +101,7 @@ class Experiment(TaskData):
         sources = [self.source(task.name, split) for task in self.tasks]
         return sources[0] if len(sources) == 1 else Mixture(sources, task_rates(self.config))
 
-    def encoder_source(self, split: str) -> Source:
+    def encoder_source(self, split: str) -> TrainSource:
         """What the encoder learns from."""
         config = self.config.encoder
         return ENCODERS[config.kind].source(config, self.windows(split), self.catalogue.item_categories)

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from user_llm.config import RECALL_DEPTH
 from user_llm.data.mixture import Mixture, train_batches
-from user_llm.data.pipeline import Source
+from user_llm.data.pipeline import TrainSource
 from user_llm.data.windows import Windows
 from user_llm.evaluation import leaks
 from user_llm.evaluation.baselines import Scores, category_popularity_scores, popularity_scores
@@ -124,10 +124,10 @@ def _batches(experiment: Experiment, splits: tuple[str, ...]) -> Iterator[_Rows]
                 yield _Rows(split, ids, subset.source.gather(ids), asked)
 
 
-def _train_batches(source: Source, stage: str, config: ConfigDict) -> Iterator[tuple[np.ndarray, Batch]]:
+def _train_batches(source: TrainSource | Mixture, stage: str, config: ConfigDict) -> Iterator[tuple[np.ndarray, Batch]]:
     """Example numbers and rows of the first batches of a stage."""
     batch_size = config.training[stage].batch_size
-    stream = train_batches(source, batch_size, config.seed)
+    stream = train_batches(source, batch_size, config.seed, shards=config.data.shards)
     for step in range(min(_TRAIN_BATCHES, max(1, _MAX_PROMPTS // batch_size))):
         yield stream.ids(step), stream.batch(step)
 

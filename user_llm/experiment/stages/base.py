@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 from user_llm.checkpoints.damage import complete_steps, refuse_damaged
 from user_llm.checkpoints.manager import StageCheckpoints
 from user_llm.checkpoints.transfer import Layout, initialise
-from user_llm.data.mixture import train_batches
-from user_llm.data.pipeline import Source
+from user_llm.data.mixture import Mixture, train_batches
+from user_llm.data.pipeline import Source, TrainSource
 from user_llm.evaluation.evaluator import Subset, mean_metrics
 from user_llm.experiment.assembly import Assembly
 from user_llm.experiment.experiment import Experiment
@@ -71,7 +71,7 @@ class Stage(abc.ABC):
         return {}, {}
 
     @abc.abstractmethod
-    def source(self, experiment: Experiment, split: str) -> Source:
+    def source(self, experiment: Experiment, split: str) -> TrainSource | Mixture:
         """What it reads of a split."""
 
     @abc.abstractmethod
@@ -132,7 +132,8 @@ class Stage(abc.ABC):
         rows = local_rows(experiment.mesh, size)
         if config.data.reader == "seqio":
             return self.seqio_batches(experiment, size, rows)
-        return train_batches(self.source(experiment, "train"), size, config.seed, rows=rows)
+        source = self.source(experiment, "train")
+        return train_batches(source, size, config.seed, rows=rows, shards=config.data.shards)
 
     def seqio_batches(self, experiment: Experiment, batch_size: int, rows: np.ndarray) -> Batches:
         """The same through SeqIO: the `rows` of batches of `batch_size`. A source of windows is read as it is."""
