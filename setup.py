@@ -11,6 +11,7 @@ from setuptools import find_packages, setup
 
 INSTALL_REQUIRES = [
     "absl-py>=2.5",
+    "array-record>=0.8",  # the records of built datasets
     "duckdb>=2.0",
     "filelock>=4.2",  # `fallback_to_soft`
     "flax>=0.12.8",

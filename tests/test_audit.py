@@ -19,6 +19,8 @@ from user_llm.experiment import experiment as experiment_lib
 from user_llm.experiment.experiment import Experiment
 from user_llm.experiment.prepare import prepare, vocabulary_events
 from user_llm.experiment.seal import claim
+from user_llm.experiment.workdir import FACTS
+from user_llm.files import write_json
 from user_llm.inspect import audit as auditor
 from user_llm.inspect.audit import audit, print_audit
 from user_llm.parallel.mesh import one_device
@@ -319,7 +321,7 @@ def test_what_another_run_has_trained_on_our_validation_events(make, tmp_path, s
     theirs = make(**{"data.validation": validation}).config
     (tmp_path / "other" / stage / "huggingface").mkdir(parents=True)
     experiment = make()
-    (tmp_path / "other" / "catalogue.json").write_text(json.dumps({"fingerprint": experiment.table.fingerprint}))
+    write_json(tmp_path / "other" / FACTS, {"fingerprint": experiment.table.fingerprint})
     claim(tmp_path / "other", theirs, {})
     other = tmp_path / "other"
     key, value = {"encoder": ("encoder", other), "llm": ("llm", other / "llm/huggingface")}[stage]
@@ -332,7 +334,7 @@ def test_what_another_run_has_trained_on_our_validation_events(make, tmp_path, s
 def test_what_a_run_on_another_dataset_has_trained_is_not_known(make, tmp_path):
     (tmp_path / "encoder").mkdir()
     other = make("review_generation")
-    (tmp_path / "catalogue.json").write_text(json.dumps({"fingerprint": other.table.fingerprint}))
+    write_json(tmp_path / FACTS, {"fingerprint": other.table.fingerprint})
     claim(tmp_path, other.config, {})
     experiment = make()
     experiment.config.encoder.checkpoint = str(tmp_path)

@@ -1,6 +1,5 @@
 """What an experiment finds out about its data and workdir before anything is trained."""
 
-import json
 from collections import Counter
 
 import pytest
@@ -12,7 +11,8 @@ from user_llm.encoders import dual_encoder
 from user_llm.experiment.experiment import Experiment
 from user_llm.experiment.prepare import prepare
 from user_llm.experiment.stages import STAGES
-from user_llm.experiment.workdir import CATALOGUE
+from user_llm.experiment.workdir import FACTS
+from user_llm.files import read_json, write_json
 from user_llm.parallel.mesh import one_device
 
 TINY = {"num_users": 24, "num_items": 60, "mean_events": 26}
@@ -44,8 +44,7 @@ def test_a_prompt_that_drops_every_event_of_every_user_is_refused(tmp_path, conf
 
 def test_other_raw_files_than_the_workdir_was_made_of_are_refused(tmp_path, config):
     prepare(Experiment(config, tmp_path, one_device()))
-    path = tmp_path / CATALOGUE
-    path.write_text(json.dumps({**json.loads(path.read_text()), "fingerprint": "of other files"}))
+    write_json(tmp_path / FACTS, {**read_json(tmp_path / FACTS, ""), "fingerprint": "of other files"})
     with pytest.raises(ConfigError, match="reads other raw files of movielens/simulated"):
         prepare(Experiment(config, tmp_path, one_device()))
 

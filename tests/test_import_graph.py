@@ -27,12 +27,14 @@ MAY_IMPORT = {
     "user_llm.arguments": ("user_llm.errors",),
     "user_llm.host": ("user_llm.errors",),
     "user_llm.quiet": (),
+    "user_llm.columns": (),
     "user_llm.builders": (
         "user_llm.errors",
         "user_llm.quiet",
         "user_llm.paths",
         "user_llm.locks",
         "user_llm.checksums",
+        "user_llm.columns",
     ),
     "tfds_builders": ("user_llm.builders",),  # what TFDS' command finds
     "user_llm.schema": (),
@@ -45,6 +47,7 @@ MAY_IMPORT = {
         "user_llm.errors",
         "user_llm.files",
         "user_llm.checksums",
+        "user_llm.columns",
         "user_llm.arguments",
         "user_llm.builders",
     ),

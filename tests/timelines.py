@@ -6,12 +6,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from user_llm.builders.catalogue import unique_titles
+from user_llm.columns import Texts
 from user_llm.data.prompts import Names
 from user_llm.data.timelines import Catalogue, TimelineTable
 from user_llm.data.vocabularies import NameTokens, Vocabulary, load_vocabulary, train_sentencepiece
 
 REVIEWS = ("Great!", "", "A quiet night, and glass: 日本. " * 3, "Two lines.\nThe second one.", "ok")
 WORDS = ("Crimson", "Harbour", "of", "Glass", "Night", "Amélie", "2", "The", "日本")
+
+
+def catalogue_of(titles, raw_ids, category_names, item_categories) -> Catalogue:
+    """A catalogue from lists; an item's categories are a list of ids."""
+    padded = np.zeros((len(titles), max(map(len, [*item_categories, [0]]))), np.int32)
+    for item, ids in enumerate(item_categories):
+        padded[item, : len(ids)] = ids
+    return Catalogue(unique_titles(titles), raw_ids, category_names, padded)
 
 
 def _make_table(lengths: Sequence[int]) -> TimelineTable:
@@ -22,17 +32,17 @@ def _make_table(lengths: Sequence[int]) -> TimelineTable:
     return TimelineTable(
         name="movielens/latest_small",
         item=np.arange(1, events + 1, dtype=np.int32),
-        rating=random.integers(1, 11, events).astype(np.int32),
+        rating=random.integers(1, 11, events).astype(np.uint8),
         timestamp=np.arange(events, dtype=np.int64),
         offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
         user_ids=[f"user {user}" for user in range(len(lengths))],
-        catalogue=Catalogue.build(
+        catalogue=catalogue_of(
             ["", *names], ["", *map(str, range(events))], ["", "Drama", "Comedy", "Film-Noir"], [[], *categories]
         ),
         rating_names=["", *(str(half / 2) for half in range(1, 11))],
         fingerprint="0" * 64,
         summary={},
-        review_texts=lambda events: [REVIEWS[event % len(REVIEWS)] for event in events],
+        review_texts=Texts.of(REVIEWS[event % len(REVIEWS)] for event in range(events)),
     )
 
 

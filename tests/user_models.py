@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.timelines import catalogue_of
 from user_llm import api
 from user_llm.data.timelines import Catalogue
 from user_llm.data.vocabularies import load_vocabulary, train_sentencepiece
@@ -26,7 +27,7 @@ def _catalogue() -> Catalogue:
     titles = [f"{words[item % 5]} {item if item % 3 else streets}" for item in range(ITEMS)]
     categories = [[1 + item % CATEGORIES] for item in range(ITEMS)]
     names = ["", *(f"Genre {number}" for number in range(CATEGORIES))]
-    return Catalogue.build(["", *titles], ["", *map(str, range(ITEMS))], names, [[], *categories])
+    return catalogue_of(["", *titles], ["", *map(str, range(ITEMS))], names, [[], *categories])
 
 
 def _lively(build: parameters.Builder, item_categories: np.ndarray) -> Model:

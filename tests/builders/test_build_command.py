@@ -3,6 +3,7 @@
 import pytest
 import tensorflow_datasets as tfds
 
+from tests.built import metadata_of
 from user_llm.builders import build
 
 
@@ -69,7 +70,7 @@ def test_options_and_rules_of_a_dataset(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "left out by rule, a later review of a product that its user has reviewed: " in said
     assert "kept by rule, a product without a title: its asin is its title: 1" in said
-    names = tfds.builder_from_directory(next(tmp_path.glob("amazon_reviews/simulated/[0-9]*"))).info.metadata
+    names = metadata_of(tfds.builder_from_directory(next(tmp_path.glob("amazon_reviews/simulated/[0-9]*"))))
     assert set(names["category_names"]) == {"", "Simulated", "(no category)"}
     assert names["options"] == {"category_level": 0}
 

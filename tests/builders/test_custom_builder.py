@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
 
+from tests.built import ReadByTensorFlow, examples, metadata_of
 from user_llm.builders import movielens, timelines
 from user_llm.builders.custom import Builder, CustomConfig, command, csv_rows
 from user_llm.builders.malformed import MalformedSourceError, RowReport
@@ -22,7 +23,7 @@ from user_llm.builders.malformed import MalformedSourceError, RowReport
 COLUMNS = {"user": "u", "item": "i", "timestamp": "t"}
 
 
-class CustomTest(tfds.testing.DatasetBuilderTestCase):
+class CustomTest(ReadByTensorFlow, tfds.testing.DatasetBuilderTestCase):
     """TFDS's checks of a builder folder, over dummy_data/."""
 
     DATASET_CLASS = Builder
@@ -81,10 +82,10 @@ def test_real_ratings_give_the_bytes_of_the_movielens_builder(real, tmp_path):
     )
     built = Builder(config=config, data_dir=tmp_path)
     built.download_and_prepare()
-    mine, theirs = (sorted(Path(builder.data_dir).glob("*.tfrecord*")) for builder in (built, expected))
+    mine, theirs = (sorted(Path(builder.data_dir).glob("*.array_record*")) for builder in (built, expected))
     assert [path.read_bytes() for path in mine] == [path.read_bytes() for path in theirs]
     for key in ("titles", "raw_ids", "category_names", "item_categories", "rating_names", "summary"):
-        assert built.info.metadata[key] == expected.info.metadata[key]
+        assert metadata_of(built)[key] == metadata_of(expected)[key]
     assert built.info.metadata["summary"]["windows"]["50"] == {
         "users": 378, "windows": 74_562, "train": 74_184, "test": 378
     }  # fmt: skip
@@ -120,7 +121,7 @@ def test_six_faults_in_ten_lines_give_six_messages_and_no_dataset(tmp_path):
         "quotes do not pair up within 131,072 characters": 8,
     }.items():
         assert message.count(f"  {reason}: 1\n    shop.csv line {line}: ") == 1
-    assert not list((tmp_path / "data").rglob("*.tfrecord*"))
+    assert not list((tmp_path / "data").rglob("*.array_record*"))
 
 
 @pytest.mark.parametrize(
@@ -451,7 +452,7 @@ def test_built_dataset_is_read_by_its_name_and_never_from_other_data(tmp_path):
     Builder(config=CustomConfig(**config), data_dir=tmp_path / "data").download_and_prepare()  # the same: no objection
     named = Builder(config="shop", data_dir=tmp_path / "data")
     named.download_and_prepare()
-    (example,) = tfds.as_numpy(named.as_dataset(split="users"))
+    (example,) = examples(named)
     assert example["events"]["item"].tolist() == [1, 2]
     other = CustomConfig(**{**config, "columns": {**COLUMNS, "user": "i", "item": "u"}})
     with pytest.raises(ValueError, match="was built with"):

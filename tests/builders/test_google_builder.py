@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from tests.built import ReadByTensorFlow, examples, metadata_of
 from user_llm.builders.google_local import Builder
 from user_llm.builders.malformed import MalformedSourceError
 
@@ -18,7 +19,7 @@ META, REVIEWS = "meta-New_York.json.gz", "review-New_York_10.json.gz"
 TRANSLATED = "(Translated by Google) Good soup\n\n(Original)\nBuena sopa"
 
 
-class GoogleLocalTest(tfds.testing.DatasetBuilderTestCase):
+class GoogleLocalTest(ReadByTensorFlow, tfds.testing.DatasetBuilderTestCase):
     """TFDS's checks of a builder folder, over dummy_data/, which stands in for the manual folder."""
 
     DATASET_CLASS = Builder
@@ -79,9 +80,9 @@ def _build(tmp_path: Path, places: list, reviews: list, **kwargs) -> Builder:
 
 def _read(builder: Builder) -> dict[str, list[tuple]]:
     """user_id -> [(gmap_id, rating, timestamp, text)], in the dataset's order."""
-    raw_ids = builder.info.metadata["raw_ids"]
+    raw_ids = metadata_of(builder)["raw_ids"]
     timelines = {}
-    for example in tfds.as_numpy(builder.as_dataset(split="users")):
+    for example in examples(builder):
         events = example["events"]
         timelines[example["user_id"].decode()] = [
             (raw_ids[item], int(rating), int(timestamp), review.decode())
@@ -148,7 +149,7 @@ def test_catalogue_and_its_rules(tmp_path):
     reviews = [_review("1", place, 1_000_000) for place in "bcnez"] + [_review("2", "y", 1, None)]
     reviews += [_review("2", "z", 1_000), _review("2", "a", 2_000)]
     built = _build(tmp_path, places, reviews)
-    metadata = built.info.metadata
+    metadata = metadata_of(built)
     assert metadata["raw_ids"] == ["", "c", "b", "n", "e", "a", "z"]
     assert metadata["titles"] == ["", "Corner Coffee", "Old Diner", "n", "e", "a", "z"]
     assert metadata["category_names"] == ["", "(no category)", "Café", "Coffee shop", "Diner"]
@@ -196,7 +197,7 @@ def test_malformed_review_is_named_with_its_line(tmp_path, row, reason):
     with pytest.raises(MalformedSourceError) as raised:
         _build(tmp_path, [_place("a", "A", ["Park"])], [good[0], row, good[1]])
     assert f"{REVIEWS}: 3 rows read, 2 kept, 1 rejected\n  {reason}: 1\n    {REVIEWS} line 2: " in str(raised.value)
-    assert not list((tmp_path / "data").rglob("*.tfrecord*"))
+    assert not list((tmp_path / "data").rglob("*.array_record*"))
     built = _build(tmp_path, [_place("a", "A", ["Park"])], [good[0], row, good[1]], max_malformed=0.4)
     assert _read(built) == {"1": [("a", 4, 5, "As text")], "2": [("a", 5, 6, "")]}
 
@@ -247,7 +248,7 @@ def test_simulated_dataset_goes_through_the_same_builder(tmp_path):
     settings = {"num_users": 40, "num_items": 80, "mean_events": 25}
     builder = Builder(config="simulated", data_dir=tmp_path, simulated=settings)
     builder.download_and_prepare()
-    metadata = builder.info.metadata
+    metadata = metadata_of(builder)
     summary = metadata["summary"]
     assert summary["events"] == 1000
     assert summary["users"] == 40

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from tests.built import ReadByTensorFlow, examples, metadata_of
 from user_llm.builders.movielens import Builder
 
 RELEASES = ("ml-20m", "ml-25m", "ml-1m", "ml-latest-small")
 
 
-class MovieLensTest(tfds.testing.DatasetBuilderTestCase):
+class MovieLensTest(ReadByTensorFlow, tfds.testing.DatasetBuilderTestCase):
     """TFDS's checks of a builder folder, over dummy_data/, which stands in for the manual folder."""
 
     DATASET_CLASS = Builder
@@ -34,9 +35,9 @@ def _read(builder: Builder) -> dict[str, list[tuple[int, int, int]]]:
     """user_id -> [(item, rating, timestamp)], in the dataset's order."""
     return {
         example["user_id"].decode(): list(
-            zip(*(example["events"][name].tolist() for name in ("item", "rating", "timestamp")), strict=True)
+            zip(*(list(map(int, example["events"][name])) for name in ("item", "rating", "timestamp")), strict=True)
         )
-        for example in tfds.as_numpy(builder.as_dataset(split="users"))
+        for example in examples(builder)
     }
 
 
@@ -78,10 +79,13 @@ def test_real_timelines_equal_a_sort_in_python(real, real_zip):
 
 
 def test_real_catalogue_and_counts(real, real_zip):
-    metadata = real.info.metadata
+    metadata = metadata_of(real)
     with zipfile.ZipFile(real_zip) as archive:
         movies = list(csv.DictReader(io.StringIO(archive.read("ml-latest-small/movies.csv").decode())))
-    assert metadata["titles"] == ["", *(movie["title"].strip() for movie in movies)]
+    numbered = [title for title in metadata["titles"] if title.endswith("[2]")]
+    assert len(numbered) == metadata["duplicates"] == 5
+    titles = [title.removesuffix(" [2]") for title in metadata["titles"]]
+    assert titles == ["", *(movie["title"].strip() for movie in movies)]
     assert metadata["raw_ids"] == ["", *(movie["movieId"] for movie in movies)]
     names = metadata["category_names"]
     assert names[0] == ""
@@ -198,7 +202,7 @@ def test_manual_folder_comes_before_a_download(tmp_path):
     shutil.copytree(Path(Builder.code_path).parent / "dummy_data" / "ml-1m", tmp_path / "manual" / "ml-1m")
     builder = Builder(config="1m", data_dir=tmp_path / "data")
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=tmp_path / "manual"))
-    assert "City of Lost Children, The (Cité des enfants perdus, La) (1995)" in builder.info.metadata["titles"]
+    assert "City of Lost Children, The (Cité des enfants perdus, La) (1995)" in metadata_of(builder)["titles"]
     assert builder.info.metadata["rating_names"] == ["", "1", "2", "3", "4", "5"]
     assert _read(builder)["1"] == [(2, 3, 964982224), (1, 4, 964982703), (6, 5, 964982703)]
 
@@ -206,5 +210,5 @@ def test_manual_folder_comes_before_a_download(tmp_path):
 def test_build_leaves_only_the_dataset(tmp_path, write_release):
     builder = _build(tmp_path / "data", write_release())
     names = {path.name for path in Path(builder.data_dir).iterdir()}
-    records = "movielens-users.tfrecord-00000-of-00001"
-    assert names == {"dataset_info.json", "features.json", "metadata.json", records, "columns", "checksums.json"}
+    records, columns = "movielens-users.array_record-00000-of-00001", {"catalogue", "columns"}
+    assert names == {"dataset_info.json", "features.json", "metadata.json", records, *columns, "checksums.json"}

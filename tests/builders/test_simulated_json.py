@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
+from tests.built import metadata_of
 from user_llm.builders.amazon_reviews import Builder as Amazon
 from user_llm.builders.google_local import Builder as Google
 from user_llm.builders.simulated import SimulatedConfig
@@ -118,7 +119,7 @@ def test_it_builds_without_a_fault(builder, tmp_path):
     config = SimulatedConfig(num_users=40, num_items=200, mean_events=30)
     built = builder(config="simulated", data_dir=tmp_path, simulated=config)
     built.download_and_prepare()
-    metadata = built.info.metadata
+    metadata = metadata_of(built)
     assert metadata["summary"]["events"] == 40 * 30
     assert metadata["has_reviews"]
     for rows in metadata["summary"]["files"].values():

@@ -7,6 +7,8 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import example_serializer
 
 from user_llm.builders import timelines
+from user_llm.builders.columns import EventColumns
+from user_llm.columns import Texts, open_column
 
 
 def _serialise(features: tfds.features.FeaturesDict, example: dict) -> bytes:
@@ -90,29 +92,59 @@ def _naive_timelines(rows: list[tuple]) -> dict[int, list[tuple]]:
     return {user: sorted(events, key=lambda event: event[2]) for user, events in sorted(users.items())}
 
 
+def _records(connection, batch_rows=1 << 20):
+    """(user_id, events) of every record."""
+    blocks = timelines.read_blocks(connection, batch_rows)
+    return [(example["user_id"], example["events"]) for block in blocks for example in block.examples()]
+
+
 @pytest.mark.parametrize("batch_rows", [1, 7, 10_000])
 def test_timelines_are_a_stable_sort_by_time(connection, rows, batch_rows):
     built = [
         (int(user_id), list(zip(*(events[name].tolist() for name in ("item", "rating", "timestamp")), strict=True)))
-        for user_id, events in timelines.iterate_timelines(connection, batch_rows)
+        for user_id, events in _records(connection, batch_rows)
     ]
     assert built == list(_naive_timelines(rows).items())
 
 
-def test_reviews_are_empty_without_a_column_and_kept_with_one(connection, rows):
-    for _, events in timelines.iterate_timelines(connection):
-        assert events["review"].tolist() == [b""] * len(events["item"])
+@pytest.mark.parametrize("batch_rows", [1, 50, 10_000])
+def test_reviews_are_none_without_a_column_and_kept_with_one(connection, rows, batch_rows):
+    for _, events in _records(connection, batch_rows):
+        assert events["review"].tolist() == []
     connection.execute("ALTER TABLE events ADD COLUMN review VARCHAR")
     connection.execute("UPDATE events SET review = 'review of line ' || line")
-    for user_id, events in timelines.iterate_timelines(connection):
+    for user_id, events in _records(connection, batch_rows):
         in_time_order = sorted((row for row in rows if row[0] == int(user_id)), key=lambda row: row[3])
         assert events["review"].tolist() == [f"review of line {row[4]}" for row in in_time_order]
+
+
+@pytest.mark.parametrize("batch_rows", [1, 50, 10_000])
+def test_columns_are_the_records_one_behind_the_other(connection, tmp_path, batch_rows):
+    connection.execute("ALTER TABLE events ADD COLUMN review VARCHAR")
+    connection.execute("UPDATE events SET review = CASE WHEN line % 3 > 0 THEN repeat('ü' || line, line % 3) END")
+    connection.execute("CREATE TABLE named AS SELECT * REPLACE ('Ä' || user_id AS user_id) FROM events")
+    connection.execute("DROP TABLE events; ALTER TABLE named RENAME TO events")
+    folder = tmp_path / "columns"
+    with EventColumns(folder, ratings=10, reviews=True) as columns:
+        for block in timelines.read_blocks(connection, batch_rows):
+            columns.append(block)
+    records = _records(connection)
+    assert list(Texts.open(folder, "user_id")) == [user_id for user_id, _ in records]
+    for name, dtype in (("item", np.int32), ("rating", np.uint8), ("timestamp", np.int64)):
+        column = open_column(folder, name)
+        assert column.dtype == dtype
+        np.testing.assert_array_equal(column, np.concatenate([events[name] for _, events in records]))
+    reviews = [review or "" for _, events in records for review in events["review"]]
+    assert list(Texts.open(folder, "review")) == reviews
+    assert "" in reviews
+    lengths = [len(events["item"]) for _, events in records]
+    assert open_column(folder, "offsets").tolist() == [0, *np.cumsum(lengths)]
 
 
 def test_text_user_ids_are_kept(connection):
     connection.execute("CREATE TABLE named AS SELECT * REPLACE ('A' || user_id AS user_id) FROM events")
     connection.execute("DROP TABLE events; ALTER TABLE named RENAME TO events")
-    user_ids = [user_id for user_id, _ in timelines.iterate_timelines(connection, batch_rows=50)]
+    user_ids = [user_id for user_id, _ in _records(connection, 50)]
     assert user_ids == sorted(f"A{user}" for user in range(1, 30))
 
 

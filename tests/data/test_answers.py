@@ -3,6 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from user_llm.columns import Texts
 from user_llm.tasks.review_generation import ReviewAnswers
 
 TEXTS = ("Great!", "", "日本 and 日本, quiet as glass.", "Two lines.\nThe second one.", "Amélie")
@@ -10,7 +11,7 @@ TEXTS = ("Great!", "", "日本 and 日本, quiet as glass.", "Two lines.\nThe se
 
 @pytest.fixture(scope="module")
 def reviewed(table):
-    return dataclasses.replace(table, review_texts=lambda events: [TEXTS[event] for event in events])
+    return dataclasses.replace(table, review_texts=Texts.of(TEXTS))
 
 
 @pytest.mark.parametrize("max_targets", range(2, 40))

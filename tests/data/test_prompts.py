@@ -3,6 +3,7 @@ from itertools import chain
 import numpy as np
 import pytest
 
+from tests.timelines import catalogue_of
 from user_llm.data.prompts import (
     Prompts,
     catalogue_documents,
@@ -10,7 +11,6 @@ from user_llm.data.prompts import (
     noun_of,
     pack_left,
 )
-from user_llm.data.timelines import Catalogue
 from user_llm.data.vocabularies import load_vocabulary, train_sentencepiece
 from user_llm.tasks import TASKS
 
@@ -160,7 +160,7 @@ def test_plain_prompt_fits_32_tokens_with_a_vocabulary_of_its_own_catalogue(tabl
 
 
 def test_documents():
-    catalogue = Catalogue.build(
+    catalogue = catalogue_of(
         ["", "Heat (1995)", "Clue (1985)", "Untagged"],
         ["", "6", "7", "8"],
         ["", "Action", "Crime"],

@@ -58,7 +58,7 @@ def test_a_run_prints_the_table_and_leaves_its_files(tiny_run):
     for name, row in everyone["rows"].items():
         found = [line["ranks"][name] is not None and line["ranks"][name] <= 10 for line in predictions]
         assert row["recall@10"]["value"] == pytest.approx(sum(found) / 48)
-    files = ("config.json", "environment.json", "operative_config.gin", "catalogue.json")
+    files = ("config.json", "environment.json", "operative_config.gin", "catalogue/facts.json")
     for name in (*files, "vocabulary/tokenizer.model", "llm/huggingface/config.json"):
         assert (workdir / name).is_file()
 

@@ -11,6 +11,7 @@ from ml_collections.config_flags import config_path
 
 import user_llm
 from user_llm import command_line
+from user_llm.columns import Texts
 from user_llm.config import ConfigError
 from user_llm.data.answers import NameAnswers
 from user_llm.data.prompts import Piece, Wording
@@ -160,7 +161,7 @@ def test_every_task_has_its_tables_and_predictions(finished):
     lines = [json.loads(line) for line in (workdir / "predictions.jsonl").open(encoding="utf-8")]
     assert [line["task"] for line in lines] == ["next_item"] * 48 + ["next_category"] * 48
     genres = {line["label"] for line in lines if line["task"] == "next_category"}
-    assert genres < set(json.loads((workdir / "catalogue.json").read_text())["catalogue"]["category_names"])
+    assert genres < set(Texts.open(workdir / "catalogue", "category_name"))
     assert results["audit"]["verdict"] in ("clean", "exceptions")
 
 
@@ -195,7 +196,7 @@ def test_a_run_of_an_older_version_is_refused_by_name(finished):
     config, whole = json.loads(path.read_text()), path.read_text()
     del config["format"]
     path.write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"made by an older version of user_llm \(format 1 of a workdir, this is 3\)"):
+    with pytest.raises(ValueError, match=r"made by an older version of user_llm \(format 1 of a workdir, this is 4\)"):
         user_llm.load(workdir)
     path.write_text(whole)
 

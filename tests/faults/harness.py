@@ -14,11 +14,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 TRACE = "Traceback (most recent call last)"
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-# JAX and TensorFlow have started no thread before a device or a dataset is asked for. No command but a build imports
-# TensorFlow, but a build in every fork would take seconds.
-_CONTEXT.set_forkserver_preload(
-    ["user_llm.builders.quiet_tensorflow", "user_llm.main", "user_llm.builders.build", "user_llm.launch.local"]
-)
+# JAX has started no thread before a device is asked for.
+_CONTEXT.set_forkserver_preload(["user_llm.main", "user_llm.builders.build", "user_llm.launch.local"])
 
 
 @dataclasses.dataclass(frozen=True)

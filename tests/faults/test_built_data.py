@@ -18,7 +18,7 @@ from user_llm.locks import LOCK, OWNER, owned
 
 DATASET = "amazon_reviews/simulated"
 SIMULATED = ["num_users=30", "num_items=80", "mean_events=24"]
-RECORDS = "amazon_reviews-users.tfrecord-00000-of-00001"
+RECORDS = "amazon_reviews-users.array_record-00000-of-00001"
 
 
 def start(data_dir: Path, *arguments: str, **options) -> Outcome:
@@ -80,7 +80,8 @@ DAMAGE = {
     "g5_rec_flip": (RECORDS, flip, "has changed"),
     "g5_rec_gone": (RECORDS, Path.unlink, "is missing"),
     "g5_data_nometa": ("metadata.json", Path.unlink, "is missing"),
-    "another title": ("metadata.json", flip, "has changed"),
+    "another title": ("catalogue/title_bytes.npy", flip, "has changed"),
+    "titles that are gone": ("catalogue/title_offsets.npy", Path.unlink, "is missing"),
     "g5_data_infotrunc": ("dataset_info.json", cut, "bytes, held"),
     "features that are gone": ("features.json", Path.unlink, "is missing"),
     "checksums that are cut": (CHECKSUMS, cut, "is damaged"),
@@ -112,7 +113,7 @@ def test_verify_reads_every_byte(data_dir):
     start(data_dir, "--verify").check(0, f"{folder}: ", " files, ", "as they were built")
     (folder / "notes.txt").write_text("not ours")
     start(data_dir, "--verify").check(0)
-    big = folder / "columns" / "user_ids.npy"
+    big = folder / "columns" / "user_id_bytes.npy"
     big.write_bytes(bytes(64 << 20))
     start(data_dir, "--verify").check(1, f"{DATASET} was not verified: {big} holds")
     start(data_dir.parent / "elsewhere", "--verify").check(1, "is not there, or was not built to its end")
@@ -161,8 +162,6 @@ def test_processes_of_one_run_wait_for_each_other(tmp_path, built):
 
 
 UNFINISHED = {
-    "before the columns": lambda folder: (shutil.rmtree(folder / "columns"), (folder / CHECKSUMS).unlink()),
-    "within the columns": lambda folder: (cut(folder / "columns" / "item.npy"), (folder / CHECKSUMS).unlink()),
     "within the checksums": lambda folder: (folder / CHECKSUMS).rename(folder / f"{CHECKSUMS}.77.partial"),
     "within TFDS": lambda folder: folder.rename(folder.parent / f"incomplete.ABC123_{folder.name}"),
 }

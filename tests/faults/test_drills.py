@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.drill, pytest.mark.timeout(1800)]
 
 KILLS = 20
 DISKS = ("40k", "120k", "300k", "500k", "700k")  # an encoder's run takes about 900 KB
-RUN_FILES = ("predictions.jsonl", "catalogue.json", "vocabulary/tokenizer.model")
+RUN_FILES = ("predictions.jsonl", "catalogue/title_bytes.npy", "vocabulary/tokenizer.model")
 ENCODER = ("--config.stages=('encoder',)", "--config.evaluation.max_users=6")
 
 

@@ -10,6 +10,7 @@ import pytest
 
 import user_llm
 from tests.faults.harness import REPOSITORY, results, train
+from user_llm.columns import Texts
 from user_llm.errors import UserError
 from user_llm.locks import owned
 
@@ -26,7 +27,7 @@ def write(path: Path, text: str) -> None:
 # What is there before → words of the refusal. `W` is the workdir.
 FOREIGN = {
     "g3w_foreign, notes": (lambda w: write(w / "vocabulary/mine.txt", "mine"), "files of somebody else (vocabulary)"),
-    "g3w_foreign, a catalogue": (lambda w: write(w / "catalogue.json", "mine"), "files of somebody else"),
+    "g3w_foreign, a catalogue": (lambda w: write(w / "catalogue/title_bytes.npy", "mine"), "files of somebody else"),
     "g3w_hfconfig": (
         lambda w: write(w / "config.json", '{"architectures": ["LlamaForCausalLM"]}'),
         "no config of a run",
@@ -90,9 +91,8 @@ def flip(name, place=-40):
 
 def change_titles(change):
     def damage(run):
-        facts = json.loads((run / "catalogue.json").read_text())
-        facts["catalogue"]["titles"] = change(facts["catalogue"]["titles"])
-        (run / "catalogue.json").write_text(json.dumps(facts))
+        folder = run / "catalogue"
+        Texts.of(change(list(Texts.open(folder, "title")))).save(folder, "title")
 
     return damage
 
@@ -135,9 +135,9 @@ DAMAGED = {
     "g4_load_cfg_hist40": (set_key("data.history_length", 40), EDITED),
     "g4_load_cfg_layers, g4_load_cfg_layers4": (set_key("llm.num_layers", 4), EDITED),
     "g4_load_cfg_neg": (set_key("encoder.width", -16), EDITED),
-    "g4r_catalogue_garb": (lambda run: write(run / "catalogue.json", "{]"), COPY),
-    "g4_load_cat_trunc": (cut("catalogue.json"), COPY),
-    "g4_load_cat_missing": (lost("catalogue.json"), COPY),
+    "g4r_catalogue_garb": (lambda run: write(run / "catalogue/facts.json", "{]"), COPY),
+    "g4_load_cat_trunc": (cut("catalogue/title_bytes.npy"), COPY),
+    "g4_load_cat_missing": (lost("catalogue/title_offsets.npy"), COPY),
     "g4_load_cat_short": (change_titles(lambda titles: titles[:10]), COPY),
     "g4_load_cat_swapped": (change_titles(lambda titles: [titles[0], *titles[:0:-1]]), COPY),
     "vocabulary flipped": (flip("vocabulary/tokenizer.model"), COPY),

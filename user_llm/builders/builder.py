@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 import logging
 import os
 import shutil
@@ -16,7 +17,8 @@ from tqdm import tqdm
 
 from user_llm.builders import built, timelines
 from user_llm.builders import source as source_lib
-from user_llm.builders.columns import write_columns
+from user_llm.builders.catalogue import write_catalogue
+from user_llm.builders.columns import EventColumns
 from user_llm.builders.download import download, manual_file
 from user_llm.builders.malformed import MalformedSourceError, RowReport
 from user_llm.builders.simulated import SimulatedConfig
@@ -28,27 +30,32 @@ from user_llm.quiet import absl_warnings_unsaid
 SIMULATED = "simulated"
 """The config of each family that writes its own files, in the published format, and reads them back."""
 
+_RECORDS = "array_record"
+_OF_CATALOGUE = ("titles", "raw_ids", "category_names", "item_categories")
+
 logger = logging.getLogger(__name__)
 
 
 class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]  # TFDS has no types
-    """One record a user (`timelines.FEATURES`), the catalogue as metadata.
+    """One record a user (`timelines.FEATURES`), in ArrayRecord files: `as_data_source` reads them.
 
     A family of datasets says what its raw files are (`_files`, `_urls`), how to read them (`_load`), and how to
-    simulate them where it can. Metadata: `titles`, `raw_ids`, `category_names`, `item_categories`, `rating_names`
-    (entry 0 of each is padding), `has_reviews`, `fingerprint` (sha256 of the raw files), `simulated` (its settings,
-    or null), `options` and `summary` (rows read, kept and rejected by reason; users, items, lengths, windows).
+    simulate them where it can. Metadata: `rating_names` (entry 0 is padding), `categories` (how many), `duplicates`
+    (titles that are numbered), `has_reviews`, `fingerprint` (sha256 of the raw files), `simulated` (its settings, or
+    null), `options` and `summary` (rows read, kept and rejected by reason; users, items, lengths, windows).
 
-    Beside the records stand the columns (`columns.py`) and `checksums.json` (`built.py`).
+    Beside the records stand the catalogue and the events as columns, which are what the package itself reads, and
+    `checksums.json` (`built.py`).
 
     Kept out of TFDS's registry, where other datasets have such names: use the class, not `tfds.load`.
     """
 
-    VERSION = tfds.core.Version("1.2.0")
+    VERSION = tfds.core.Version("2.0.0")
     RELEASE_NOTES: ClassVar = {
         "1.0.0": "One timeline per user, the catalogue as metadata.",
         "1.1.0": "The metadata say whether there are reviews, and with which options the dataset was built.",
         "1.2.0": "Flat columns and checksums of all files stand beside the records.",
+        "2.0.0": "Records are ArrayRecord files; the catalogue is columns, and no metadata.",
     }
     OPTIONS: ClassVar[Mapping[str, int | str]] = {}
     """What else decides about a family's build: name → default."""
@@ -79,7 +86,8 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
         _check_path("data_dir", kwargs.get("data_dir"))
         if kwargs.get("data_dir") is not None and Path(kwargs["data_dir"]).expanduser().is_file():
             raise UserError(f"data_dir {kwargs['data_dir']} is a file: name a folder, or a new one.")
-        super().__init__(**kwargs)
+        # TFDS writes and reads these records without TensorFlow, whose import takes longer than many a build.
+        super().__init__(**{"file_format": _RECORDS, **kwargs})
         name = self.builder_config.name
         if not 0 <= max_malformed < 1:
             raise UserError(f"max_malformed must be a fraction of rows in [0, 1), got {max_malformed!r}.")
@@ -156,8 +164,6 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
 
     def _build(self, **kwargs) -> None:
         """Builds the dataset, or what is missing of it where a process was killed; for the owner of the folder."""
-        from user_llm.builders import quiet_tensorflow  # noqa: F401 - here TFDS needs it for the first time
-
         tfds.disable_progress_bar()  # it has three; `_generate_examples` has one
         folder = self.data_path.parent
         for left in folder.glob(f"incomplete.*_{self.version}"):  # where TFDS was killed
@@ -172,7 +178,6 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
             except BaseException:
                 self._clear_failed()
                 raise
-        write_columns(self.data_path)
         built.finish(self.data_path)
 
     def _clear_failed(self) -> None:
@@ -227,14 +232,18 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
         with contextlib.closing(timelines.open_database(work)) as connection:
             catalogue = self._load(connection, files, report)
             report.check(self._max_malformed)
+            facts = {name: value for name, value in catalogue.items() if name not in _OF_CATALOGUE}
             summary = timelines.summarise_timelines(connection)
             has_reviews = timelines.has_reviews(connection)
         if not summary["events"]:
             raise MalformedSourceError(f"No row of {' or '.join(files)} is left to build from.\n{report.text()}")
         complete = not any(report.rejected(file) for file in report.rows)
         logger.log(logging.INFO if complete else logging.WARNING, "%s", report.text())
+        duplicates = write_catalogue(catalogue, Path(self.data_dir) / built.CATALOGUE)
         self.info.metadata.update(
-            catalogue,
+            facts,
+            categories=len(catalogue["category_names"]) - 1,
+            duplicates=duplicates,
             has_reviews=has_reviews,
             fingerprint=source_lib.fingerprint(files),
             simulated=dataclasses.asdict(self._simulated) if self._simulated else None,
@@ -260,11 +269,19 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
         return source_lib.stage(archive, self._files(), work)
 
     def _generate_examples(self, work: Path) -> Iterator[tuple[int, dict]]:
-        with contextlib.closing(timelines.open_database(work)) as connection:
-            users = timelines.iterate_timelines(connection)
-            total = self.info.metadata["summary"]["users"]
-            for key, (user_id, events) in enumerate(tqdm(users, self.name, total, unit=" users", disable=None)):
-                yield key, {"user_id": user_id, "events": events}
+        metadata, folder = self.info.metadata, Path(self.data_dir) / built.COLUMNS
+        columns = EventColumns(folder, ratings=len(metadata["rating_names"]), reviews=metadata["has_reviews"])
+        with (
+            contextlib.closing(timelines.open_database(work)) as connection,
+            columns,
+            tqdm(desc=self.name, total=metadata["summary"]["users"], unit=" users", disable=None) as progress,
+        ):
+            key = itertools.count()
+            for block in timelines.read_blocks(connection):
+                columns.append(block)
+                for example in block.examples():
+                    yield next(key), example
+                progress.update(len(block.user_ids))
         shutil.rmtree(work)
 
 

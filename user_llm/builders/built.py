@@ -8,15 +8,13 @@ from user_llm.errors import UserError
 CHECKSUMS = "checksums.json"
 """Of all other files of the dataset; the last that a build writes, so a dataset that has it is finished."""
 METADATA = "metadata.json"
-"""The catalogue and what the build counted (`TimelineBuilder`), as TFDS writes it."""
+"""What the build counted (`TimelineBuilder`), as TFDS writes it."""
 COLUMNS = "columns"
-"""Of the dataset's folder: one `.npy` a column."""
-NUMBERS = ("item", "rating", "timestamp")
-"""The columns [E] of all events, user after user."""
-USERS = ("offsets", "user_ids")
-"""int64 [users + 1], where each user's events begin; and the users' ids, text [users]."""
-REVIEWS = ("review_bytes", "review_offsets")
-"""uint8, all reviews in UTF-8 one behind the other; and int64 [E + 1], where each begins. Not without reviews."""
+"""Folder of the events' columns: `item`, `rating`, `timestamp`, each [E], user after user; int64 `offsets` [users + 1],
+where each user's begin; the texts `user_id` [users]; and `review` [E], where the dataset has reviews."""
+CATALOGUE = "catalogue"
+"""Folder of the items' columns: the texts `title` and `raw_id` [I + 1] and `category_name`; int32 `category_ids`, an
+item's behind those of the one before; int64 `category_offsets` [I + 2]. Item 0 is padding."""
 
 
 def is_finished(folder: Path) -> bool:

@@ -1,61 +1,62 @@
-"""A dataset's flat columns and review texts beside its records: written once by the build, memory-mapped ever after.
+"""The events' columns beside a dataset's records: written while these are, block after block."""
 
-Decoding the records of ML-20M takes about half a minute.
-"""
-
-from collections.abc import Iterator
+import contextlib
 from pathlib import Path
 
 import numpy as np
-import tensorflow_datasets as tfds
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from user_llm.builders.built import COLUMNS, NUMBERS, REVIEWS
-from user_llm.builders.timelines import SPLIT
-
-_READ_USERS = 1024  # users decoded at once
-
-
-def write_columns(folder: Path) -> None:
-    """Writes the columns of the dataset in `folder`, whose records are there."""
-    # What stands on the disk alone: TFDS's own features allow to leave columns out.
-    dataset = tfds.builder_from_directory(folder)
-    (folder / COLUMNS).mkdir(exist_ok=True)
-    columns = _numbers(dataset)
-    if dataset.info.metadata["has_reviews"]:
-        columns |= _reviews(dataset)
-    for name, column in columns.items():
-        np.save(folder / COLUMNS / f"{name}.npy", column)
+from user_llm.builders.timelines import Block
+from user_llm.columns import ColumnWriter, TextsWriter
 
 
-def _numbers(dataset: tfds.core.DatasetBuilder) -> dict[str, np.ndarray]:
-    """All columns but the reviews, which are left unread, in the stored order."""
-    parts: dict[str, list[np.ndarray]] = {key: [] for key in (*NUMBERS, "lengths", "user_ids")}
-    for batch in _batches(dataset, NUMBERS):
-        for key in NUMBERS:
-            parts[key].append(batch["events"][key].flat_values.numpy())
-        parts["lengths"].append(batch["events"]["item"].row_lengths().numpy())
-        parts["user_ids"].append(batch["user_id"].numpy().astype(np.bytes_))
-    columns = {key: np.concatenate(values) for key, values in parts.items()}
-    columns["offsets"] = np.concatenate([[0], np.cumsum(columns.pop("lengths"), dtype=np.int64)])
-    columns["user_ids"] = np.char.decode(columns["user_ids"], "utf-8")
-    return columns
+class EventColumns:
+    """Writes `built.COLUMNS` into a new folder.
+
+    Args:
+      folder: the folder.
+      ratings: rating classes, padding included; the column has the narrowest type that holds them.
+      reviews: whether there are reviews to write.
+    """
+
+    def __init__(self, folder: Path, *, ratings: int, reviews: bool):
+        folder.mkdir()
+        self._closed = contextlib.ExitStack()
+        types: dict[str, np.dtype] = {
+            "item": np.dtype(np.int32),
+            "rating": np.min_scalar_type(ratings - 1),
+            "timestamp": np.dtype(np.int64),
+        }
+        self._numbers = {
+            name: self._closed.enter_context(ColumnWriter(folder, name, dtype)) for name, dtype in types.items()
+        }
+        self._offsets = self._closed.enter_context(ColumnWriter(folder, "offsets", np.int64))
+        self._users = self._closed.enter_context(TextsWriter(folder, "user_id"))
+        self._reviews = self._closed.enter_context(TextsWriter(folder, "review")) if reviews else None
+        self._offsets.append(np.zeros(1, np.int64))
+        self._events = 0
+
+    def append(self, block: Block) -> None:
+        """Adds the users of a block."""
+        for name, writer in self._numbers.items():
+            writer.append(block.columns[name])
+        self._offsets.append(self._events + block.ends)
+        self._events += int(block.ends[-1])
+        _append_texts(self._users, pa.array(block.user_ids, pa.large_string()))
+        if self._reviews is not None:
+            _append_texts(self._reviews, block.reviews)
+
+    def __enter__(self) -> "EventColumns":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._closed.close()
 
 
-def _reviews(dataset: tfds.core.DatasetBuilder) -> dict[str, np.ndarray]:
-    parts, lengths = [], [np.zeros(1, np.int64)]
-    for batch in _batches(dataset, ("review",)):
-        reviews = batch["events"]["review"].flat_values.numpy().tolist()
-        parts.append(np.frombuffer(b"".join(reviews), np.uint8))
-        lengths.append(np.fromiter(map(len, reviews), np.int64, len(reviews)))
-    return dict(zip(REVIEWS, (np.concatenate(parts), np.cumsum(np.concatenate(lengths))), strict=True))
-
-
-def _batches(dataset: tfds.core.DatasetBuilder, names: tuple[str, ...]) -> Iterator[dict]:
-    """Users in the stored order, many at once, with the columns `names` of their events and no other."""
-    events = dataset.as_dataset(
-        split=SPLIT,
-        shuffle_files=False,
-        decoders=tfds.decode.PartialDecoding({"user_id": True, "events": dict.fromkeys(names, True)}),
-        read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
-    )
-    return iter(events.ragged_batch(_READ_USERS))
+def _append_texts(writer: TextsWriter, texts: pa.Array) -> None:
+    texts = pc.fill_null(texts.cast(pa.large_string()), "")
+    _, offsets, characters = texts.buffers()
+    ends = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    run = np.frombuffer(characters, np.uint8)[ends[0] : ends[-1]] if characters else np.zeros(0, np.uint8)
+    writer.append(run, np.diff(ends))

@@ -5,15 +5,17 @@ A builder loads its rows into a DuckDB table or view `events` with the columns
     user_id (BIGINT or VARCHAR), item, rating (INTEGER), timestamp, line (BIGINT) [, review (VARCHAR)]
 
 where `line` is the row's position in the source. Grouping and the stable sort then run in DuckDB, which spills
-to disk above its memory limit; Python sees one array per user and column, never one row.
+to disk above its memory limit; Python sees whole columns of many users, never one row.
 """
 
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import duckdb
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import tensorflow_datasets as tfds
 
 SPLIT = "users"
@@ -25,6 +27,7 @@ WINDOW_LENGTHS = (20, 50, 100, 200)
 END_OF_TIME = 4_102_444_800
 """2100-01-01 in seconds: a later timestamp is in milliseconds, or wrong."""
 
+_NUMBERS = ("item", "rating", "timestamp")
 _MEMORY_LIMIT = "2GB"
 _BATCH_ROWS = 1 << 20
 
@@ -33,8 +36,7 @@ class EventSequence(tfds.features.Sequence):
     """A `tfds.features.Sequence` of scalars that encodes whole columns.
 
     The stock feature visits every field of every event in Python: minutes for ML-20M. What is written is the same,
-    and `features.json` names the stock feature: `tfds.builder_from_directory` reads the dataset without this package,
-    and with `tfds.decode.PartialDecoding`, which knows no other.
+    and `features.json` names the stock feature: `tfds.builder_from_directory` reads the dataset without this package.
     """
 
     def get_serialized_info(self) -> dict[str, tfds.features.TensorInfo]:
@@ -44,7 +46,7 @@ class EventSequence(tfds.features.Sequence):
         }
 
     def encode_example(self, events: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Checks one timeline's columns, each `[events]`, and passes them on as they are.
+        """Checks one timeline's columns, each `[events]`, and passes them on as they are; `review` may have no row.
 
         Raises:
           ValueError: a column is missing or unknown, or the columns are not one-dimensional and equally long.
@@ -52,7 +54,7 @@ class EventSequence(tfds.features.Sequence):
         expected = set(self.feature.keys())
         if set(events) != expected:
             raise ValueError(f"A timeline needs the columns {sorted(expected)}, got {sorted(events)}.")
-        shapes = {name: np.shape(column) for name, column in events.items()}
+        shapes = {name: np.shape(column) for name, column in events.items() if name != "review" or len(column)}
         if len(set(shapes.values())) != 1 or len(shapes["item"]) != 1:
             raise ValueError(f"A timeline's columns must be one-dimensional and equally long, got {shapes}.")
         return events
@@ -71,7 +73,7 @@ FEATURES = tfds.features.FeaturesDict(
                 "item": tfds.features.Scalar(np.int32, doc="Dense item id from 1; 0 is padding."),
                 "rating": tfds.features.Scalar(np.int32, doc="Rating class id from 1; 0 is padding."),
                 "timestamp": tfds.features.Scalar(np.int64, doc="Seconds since 1970."),
-                "review": tfds.features.Text(doc="Empty where the source has no reviews."),
+                "review": tfds.features.Text(doc="One an event; none at all where the source has no reviews."),
             }
         ),
     }
@@ -86,39 +88,66 @@ def open_database(folder: Path) -> duckdb.DuckDBPyConnection:
     )
 
 
-def iterate_timelines(
-    connection: duckdb.DuckDBPyConnection, batch_rows: int = _BATCH_ROWS
-) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """Yields `(user_id, {column: [events]})` from `events` in the order of user ids, each timeline in time order.
+class Block(NamedTuple):
+    """Whole users, with their events one behind the other, each user's in time order.
+
+    Attributes:
+      user_ids: of the users.
+      ends: int64 [users], where the events of each end; those of the next begin there.
+      columns: `item`, `rating`, `timestamp`, each [events].
+      reviews: text [events]; None without reviews.
+    """
+
+    user_ids: list[str]
+    ends: np.ndarray
+    columns: dict[str, np.ndarray]
+    reviews: pa.Array | None
+
+    def examples(self) -> Iterator[dict[str, Any]]:
+        """The records of the users (`FEATURES`)."""
+        reviews = np.zeros(0, object) if self.reviews is None else self.reviews.to_numpy(zero_copy_only=False)
+        for user_id, start, end in zip(self.user_ids, [0, *self.ends[:-1].tolist()], self.ends.tolist(), strict=True):
+            events = {name: column[start:end] for name, column in self.columns.items()}
+            yield {"user_id": user_id, "events": {**events, "review": reviews[start:end]}}
+
+
+def read_blocks(connection: duckdb.DuckDBPyConnection, batch_rows: int = _BATCH_ROWS) -> Iterator[Block]:
+    """Yields all of `events` in the order of user ids, the timelines in time order.
 
     Args:
-      connection: a database that has `events`; without its column `review`, reviews are empty.
+      connection: a database that has `events`.
       batch_rows: rows taken from DuckDB at a time.
     """
-    available = _columns(connection)
-    names = [name for name in ("item", "rating", "timestamp", "review") if name in available]
+    names = [*_NUMBERS, *(["review"] if has_reviews(connection) else [])]
     reader = connection.sql(
         f"SELECT user_id, {', '.join(names)} FROM events ORDER BY user_id, timestamp, line"
     ).to_arrow_reader(batch_rows)
-
-    def timeline(columns: dict[str, np.ndarray], start: int, stop: int):
-        events = {name: columns[name][start:stop] for name in names}
-        events.setdefault("review", np.full(stop - start, b"", dtype=object))
-        return str(columns["user_id"][start]), events
-
-    rest: dict[str, np.ndarray] = {}
+    rest = None
     for batch in reader:
-        columns = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in ("user_id", *names)}
-        if rest:
-            columns = {name: np.concatenate([rest[name], columns[name]]) for name in columns}
-        users = columns["user_id"]
-        starts = np.flatnonzero(np.concatenate([[True], users[1:] != users[:-1]]))
-        for start, stop in pairwise(starts.tolist()):
-            yield timeline(columns, start, stop)
+        rows = pa.Table.from_batches([batch] if rest is None else [rest, batch]).combine_chunks().to_batches()[0]
         # The last user of a batch may go on in the next.
-        rest = {name: column[starts[-1] :] for name, column in columns.items()}
-    if rest:
-        yield timeline(rest, 0, len(rest["user_id"]))
+        starts = _first_rows(rows)
+        rest = rows.slice(starts[-1])
+        if len(starts) > 1:
+            yield _block(rows.slice(0, starts[-1]), starts[:-1])
+    if rest is not None:
+        yield _block(rest, np.zeros(1, np.int64))
+
+
+def _first_rows(rows: pa.RecordBatch) -> np.ndarray:
+    """Where the users begin, int64 [users]."""
+    users = rows.column("user_id")
+    changes = pc.not_equal(users.slice(1), users.slice(0, len(users) - 1)).to_numpy(zero_copy_only=False)
+    return np.concatenate([[0], np.flatnonzero(changes) + 1])
+
+
+def _block(rows: pa.RecordBatch, starts: np.ndarray) -> Block:
+    return Block(
+        user_ids=rows.column("user_id").take(pa.array(starts)).cast(pa.string()).to_pylist(),
+        ends=np.append(starts[1:], len(rows)).astype(np.int64),
+        columns={name: rows.column(name).to_numpy() for name in _NUMBERS},
+        reviews=rows.column("review") if "review" in rows.schema.names else None,
+    )
 
 
 def has_reviews(connection: duckdb.DuckDBPyConnection) -> bool:

@@ -2,18 +2,21 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from user_llm.builders.built import METADATA
-from user_llm.builders.simulated import SimulatedConfig
-from user_llm.data.columns import ReviewTexts, open_columns
+from user_llm.builders.built import CATALOGUE, COLUMNS, METADATA
+from user_llm.builders.catalogue import write_columns
+from user_llm.columns import Texts, open_column
 from user_llm.data.splits import count_windows
 from user_llm.errors import UserError
 from user_llm.files import read_json
+
+if TYPE_CHECKING:
+    from user_llm.builders.simulated import SimulatedConfig
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -31,28 +34,30 @@ class Catalogue:
         duplicates: how many titles carry such a number.
     """
 
-    titles: list[str]
-    raw_ids: list[str]
-    category_names: list[str]
+    titles: Sequence[str]
+    raw_ids: Sequence[str]
+    category_names: Sequence[str]
     item_categories: np.ndarray
     duplicates: int = 0
 
     @classmethod
-    def build(
-        cls,
-        titles: list[str],
-        raw_ids: list[str],
-        category_names: list[str],
-        item_categories: list[list[int]],
-    ) -> "Catalogue":
-        """A catalogue from a dataset's metadata: names made unique, category lists padded."""
-        widest = max(map(len, item_categories), default=0)
-        categories = np.zeros((len(titles), max(widest, 1)), np.int32)
-        for item, ids in enumerate(item_categories):
-            categories[item, : len(ids)] = ids
-        unique = _unique(titles)
-        renamed = sum(a != b for a, b in zip(titles, unique, strict=True))
-        return cls(unique, list(raw_ids), list(category_names), categories, renamed)
+    def open(cls, folder: Path, duplicates: int = 0) -> "Catalogue":
+        """The catalogue in a folder (`built.CATALOGUE`): texts stay in their files until they are asked for."""
+        ids, offsets = (open_column(folder, f"category_{name}") for name in ("ids", "offsets"))
+        return cls(
+            titles=Texts.open(folder, "title"),
+            raw_ids=Texts.open(folder, "raw_id"),
+            category_names=list(Texts.open(folder, "category_name")),
+            item_categories=_padded(ids, offsets),
+            duplicates=duplicates,
+        )
+
+    def save(self, folder: Path) -> None:
+        """Writes it into a folder, for `open`."""
+        ids = self.item_categories
+        write_columns(
+            folder, self.titles, self.raw_ids, self.category_names, ids[ids > 0], np.count_nonzero(ids, axis=1)
+        )
 
     @property
     def num_items(self) -> int:
@@ -60,16 +65,12 @@ class Catalogue:
         return len(self.titles) - 1
 
 
-def _unique(titles: list[str]) -> list[str]:
-    taken, seen = set(titles), set()
-    unique = titles[:1]  # the padding's
-    for title in titles[1:]:
-        name, number = title, 2
-        while name in seen or (name != title and name in taken):  # a source may hold "Title [2]" itself
-            name, number = f"{title} [{number}]", number + 1
-        seen.add(name)
-        unique.append(name)
-    return unique
+def _padded(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Rows of different lengths, one behind the other, as int32 [n, C], right-padded with 0; C is at least 1."""
+    lengths = np.diff(offsets)
+    padded = np.zeros((len(lengths), max(int(lengths.max()), 1)), np.int32)
+    padded[np.arange(padded.shape[1]) < lengths[:, None]] = values
+    return padded
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -81,7 +82,7 @@ class TimelineTable:
     Attributes:
         name: the dataset, as "movielens/20m".
         item: int32 [E], item ids from 1.
-        rating: int32 [E], rating classes from 1.
+        rating: the narrowest unsigned int [E] that holds them, rating classes from 1.
         timestamp: int64 [E], seconds since 1970.
         offsets: int64 [users + 1].
         user_ids: the source's id of each user.
@@ -89,7 +90,7 @@ class TimelineTable:
         rating_names: name by rating class; "" for 0, the padding.
         fingerprint: SHA-256 of the source's content.
         summary: what the builder counted: rows read, kept and rejected, users, items, timeline lengths.
-        review_texts: reads the reviews; None for a dataset without.
+        review_texts: the review of each event, "" where one has none; None for a dataset without.
     """
 
     name: str
@@ -97,12 +98,12 @@ class TimelineTable:
     rating: np.ndarray
     timestamp: np.ndarray
     offsets: np.ndarray
-    user_ids: list[str]
+    user_ids: Sequence[str]
     catalogue: Catalogue
     rating_names: list[str]
     fingerprint: str
     summary: dict[str, Any]
-    review_texts: ReviewTexts | None = None
+    review_texts: Texts | None = None
 
     @property
     def has_reviews(self) -> bool:
@@ -117,7 +118,7 @@ class TimelineTable:
         """
         if self.review_texts is None:
             raise UserError(f"dataset {self.name!r} has no reviews.")
-        return self.review_texts(events)
+        return self.review_texts.take(events)
 
     @property
     def num_users(self) -> int:
@@ -137,7 +138,7 @@ def load_timelines(
     raw_path: str | os.PathLike[str] | None = None,
     data_dir: str | os.PathLike[str] | None = None,
     max_malformed: float = 0.0,
-    simulated: SimulatedConfig | dict[str, Any] | None = None,
+    simulated: "SimulatedConfig | dict[str, Any] | None" = None,
     options: Mapping[str, int | str] | None = None,
     wait: bool = False,
 ) -> TimelineTable:
@@ -169,20 +170,16 @@ def load_timelines(
     )
     builder.download_and_prepare(wait=wait)
     # Read from disk: the files alone say what they hold.
-    metadata = read_json(Path(builder.data_dir) / METADATA, f"delete {builder.data_dir}, and build anew")
-    columns = open_columns(builder.data_dir)
+    folder = Path(builder.data_dir)
+    metadata = read_json(folder / METADATA, f"delete {folder}, and build anew")
+    columns = folder / COLUMNS
     return TimelineTable(
         name=name,
-        item=columns["item"],
-        rating=columns["rating"],
-        timestamp=columns["timestamp"],
-        offsets=columns["offsets"],
-        user_ids=columns["user_ids"].tolist(),
-        catalogue=Catalogue.build(
-            metadata["titles"], metadata["raw_ids"], metadata["category_names"], metadata["item_categories"]
-        ),
+        **{column: open_column(columns, column) for column in ("item", "rating", "timestamp", "offsets")},
+        user_ids=Texts.open(columns, "user_id"),
+        catalogue=Catalogue.open(folder / CATALOGUE, metadata["duplicates"]),
         rating_names=list(metadata["rating_names"]),
         fingerprint=metadata["fingerprint"],
         summary=dict(metadata["summary"]),
-        review_texts=ReviewTexts(builder.data_dir) if metadata["has_reviews"] else None,
+        review_texts=Texts.open(columns, "review") if metadata["has_reviews"] else None,
     )

@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +137,7 @@ def ranking_predictions(
     labels: np.ndarray,
     ranks: Mapping[str, np.ndarray],
     answers: np.ndarray,
-    names: list[str],
+    names: Sequence[str],
 ) -> Iterator[dict[str, Any]]:
     """Predictions of a task that answers names, a mapping a test user.
 

@@ -34,8 +34,8 @@ def _contents(key: str, value: str) -> dict[str, Any]:
 
 def _encoder(workdir: str) -> dict[str, Any]:
     folder = Path(workdir)
-    steps = sorted((folder / "encoder" / SUMS).glob("*.json"))
-    return checksums(folder, [CATALOGUE, *(path.relative_to(folder).as_posix() for path in steps)])
+    read = [*sorted((folder / CATALOGUE).iterdir()), *sorted((folder / "encoder" / SUMS).glob("*.json"))]
+    return checksums(folder, [path.relative_to(folder).as_posix() for path in read])
 
 
 def _language_model(name: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from user_llm.data.timelines import Catalogue, TimelineTable, load_timelines
 from user_llm.data.vocabularies import Vocabulary, load_vocabulary
 from user_llm.encoders import ENCODERS
 from user_llm.experiment.assembly import Assembly
-from user_llm.experiment.workdir import ANEW, CATALOGUE, VOCABULARY
+from user_llm.experiment.workdir import ANEW, CATALOGUE, FACTS, VOCABULARY
 from user_llm.files import read_json
 from user_llm.parallel.mesh import batch_shards, make_mesh
 from user_llm.parallel.processes import several
@@ -65,14 +65,12 @@ class Experiment(TaskData):
     @functools.cached_property
     def _facts(self) -> dict[str, Any]:
         # Kept in the workdir: a finished run needs its dataset no more.
-        facts = read_json(self.workdir / CATALOGUE, ANEW)
-        facts["catalogue"]["item_categories"] = np.array(facts["catalogue"]["item_categories"], np.int32)
-        return facts
+        return read_json(self.workdir / FACTS, ANEW)
 
     @functools.cached_property
     def catalogue(self) -> Catalogue:
         """The items."""
-        return Catalogue(**self._facts["catalogue"])
+        return Catalogue.open(self.workdir / CATALOGUE, self._facts["duplicates"])
 
     @property
     def rating_names(self) -> list[str]:

@@ -74,8 +74,8 @@ def _begin(workdir: Path, config: ConfigDict) -> bool:
         (workdir / PREPARING).unlink(missing_ok=True)
     else:
         (workdir / PREPARING).touch()
-        shutil.rmtree(workdir / VOCABULARY, ignore_errors=True)
-        for name in (CATALOGUE, SEAL):
-            (workdir / name).unlink(missing_ok=True)
+        for name in (CATALOGUE, VOCABULARY):
+            shutil.rmtree(workdir / name, ignore_errors=True)
+        (workdir / SEAL).unlink(missing_ok=True)
     (workdir / RESULTS).unlink(missing_ok=True)
     return False

@@ -4,8 +4,6 @@ First what the config says alone, then the data, then the files that the experim
 then prompts, answers and shapes, for which these are needed.
 """
 
-import dataclasses
-import json
 import logging
 from pathlib import Path
 
@@ -23,8 +21,8 @@ from user_llm.data.vocabularies import (
 from user_llm.experiment.experiment import Experiment
 from user_llm.experiment.memory import check_memory
 from user_llm.experiment.stages.encoder import lender_of
-from user_llm.experiment.workdir import CATALOGUE, VOCABULARY
-from user_llm.files import replacing
+from user_llm.experiment.workdir import CATALOGUE, FACTS, VOCABULARY
+from user_llm.files import replacing, write_json
 from user_llm.models import parameters
 from user_llm.parallel.processes import lead_makes
 
@@ -117,13 +115,17 @@ def _check_windows(experiment: Experiment) -> None:
         )
 
 
-def _write_catalogue(experiment: Experiment, path: Path) -> None:
+def _write_catalogue(experiment: Experiment, folder: Path) -> None:
     table = experiment.table
-    catalogue = dataclasses.asdict(table.catalogue)
-    catalogue["item_categories"] = catalogue["item_categories"].tolist()
-    facts = {"catalogue": catalogue, "rating_names": table.rating_names, "fingerprint": table.fingerprint}
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(facts))
+    facts = {
+        "rating_names": table.rating_names,
+        "fingerprint": table.fingerprint,
+        "duplicates": table.catalogue.duplicates,
+    }
+    with replacing(folder) as partial:
+        partial.mkdir()
+        table.catalogue.save(partial)
+        write_json(partial / Path(FACTS).name, facts)
 
 
 def _check_data(experiment: Experiment) -> None:

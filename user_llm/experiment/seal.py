@@ -106,7 +106,7 @@ def _read(workdir: Path) -> dict[str, Any]:
 
 
 def _is_kept(name: str) -> bool:
-    return name in (CONFIG, CATALOGUE) or _is_below(name, VOCABULARY)
+    return name == CONFIG or _is_below(name, CATALOGUE) or _is_below(name, VOCABULARY)
 
 
 def _is_below(name: str, folder: str) -> bool:

@@ -11,9 +11,11 @@ from user_llm.errors import MissingFile, UserError
 from user_llm.files import read_json
 from user_llm.keys import wrong_keys
 
-FORMAT = 3  # raised when what a workdir holds is no longer read as before
+FORMAT = 4  # raised when what a workdir holds is no longer read as before
 
-CONFIG, ENVIRONMENT, VOCABULARY, CATALOGUE = "config.json", "environment.json", "vocabulary", "catalogue.json"
+CONFIG, ENVIRONMENT, VOCABULARY, CATALOGUE = "config.json", "environment.json", "vocabulary", "catalogue"
+FACTS = f"{CATALOGUE}/facts.json"
+"""What else a finished run needs of its dataset: the names of the ratings, the fingerprint, `Catalogue.duplicates`."""
 RESULTS, PREDICTIONS = "results.json", "predictions.jsonl"
 OPERATIVE_GIN = "operative_config.gin"
 REWRITTEN = (ENVIRONMENT, OPERATIVE_GIN, RESULTS, PREDICTIONS)
@@ -64,7 +66,7 @@ def read_config(workdir: Path) -> ConfigDict:
 
 def fingerprint(workdir: Path) -> str:
     """Of the dataset that a run was trained on."""
-    return read_json(workdir / CATALOGUE, ANEW)["fingerprint"]
+    return read_json(workdir / FACTS, ANEW)["fingerprint"]
 
 
 # Where things lie on this machine: they may move between two runs. The dataset's fingerprint guards the data, and the

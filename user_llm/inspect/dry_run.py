@@ -38,8 +38,7 @@ def dataset_sizes(config: ConfigDict) -> tuple[int, int, int]:
     if not builder.data_path.exists():
         return ASSUMED
     metadata = builder.info.metadata
-    items, categories, ratings = (len(metadata[names]) - 1 for names in ("titles", "category_names", "rating_names"))
-    return items, categories, ratings
+    return metadata["summary"]["items"], metadata["categories"], len(metadata["rating_names"]) - 1
 
 
 def assembly_of(config: ConfigDict) -> Assembly:
