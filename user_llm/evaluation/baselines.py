@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import numpy as np
 
-from user_llm.evaluation.blocks import Labelled, label_blocks, spans
+from user_llm.evaluation.blocks import Labelled, label_blocks
 
 Scores = Callable[[Mapping[str, np.ndarray]], np.ndarray | jax.Array]
 
@@ -16,7 +16,7 @@ Scores = Callable[[Mapping[str, np.ndarray]], np.ndarray | jax.Array]
 def item_counts(item: np.ndarray, num_items: int, held_out: Sequence[Labelled]) -> np.ndarray:
     """How often each item occurs among the events that a model may learn from.
 
-    Holds the counts of two columns and a block, however many events there are.
+    Holds two counts of every item and a block of labels (`blocks.BLOCK`), however many events there are.
 
     Args:
       item: int `[E]`, the flat column of a `TimelineTable`.
@@ -28,8 +28,7 @@ def item_counts(item: np.ndarray, num_items: int, held_out: Sequence[Labelled]) 
       int64 `[I+1]`; 0 for item 0.
     """
     counts = np.zeros(num_items + 1, np.int64)
-    for start, stop in spans(len(item)):
-        np.add.at(counts, item[start:stop], 1)  # np.bincount needs as many numbers as items, for each block
+    np.add.at(counts, item, 1)  # reads a column piece by piece, of any integers, where np.bincount makes it int64 first
     return counts - label_counts(item, num_items, held_out)
 
 

@@ -30,7 +30,7 @@ class OtherOrder(NamedTuple):
 
     Attributes:
       counts: int64 `[I+1]`, how often each item occurs outside of the events that are then held out.
-      windows: those asked for, as `Windows.gather` would have them.
+      windows: those asked for, as `Windows.gather` would have them, ascending by label.
     """
 
     counts: np.ndarray
@@ -43,7 +43,7 @@ def other_orders(
     """Shuffles events of equal time within each timeline, once for each seed.
 
     Every user is shuffled for the counts, a block of whole timelines after the other, but only where an event that is
-    held out, or a user who is asked for, has a part in it: nothing else shows. Holds some 100 bytes an event of a block
+    held out, or a user who is asked for, has a part in it: nothing else shows. Holds some 80 bytes an event of a block
     (or of the longest timeline), a byte a user, and for each seed the counts and the windows asked for.
 
     Args:
