@@ -3,7 +3,7 @@
 It walks over events and windows in blocks. What it holds at once, besides the experiment and its batches, is at most
 
 - 100 bytes an event or window of a block (`blocks.BLOCK`), or an event of the longest timeline where that is longer;
-- 40 bytes a user, 8 an item and 8 an item for each order of ties;
+- 40 bytes a user; 16 an item, and 8 more for each order of ties;
 - 2 bits an event of the whole table.
 """
 
