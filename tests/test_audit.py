@@ -13,7 +13,7 @@ from user_llm import schema
 from user_llm.data.prompts import Piece, Prompts
 from user_llm.data.sources import UserLLMSource
 from user_llm.data.windows import Windows
-from user_llm.evaluation import leaks
+from user_llm.evaluation import blocks, leaks
 from user_llm.evaluation.leaks import as_results
 from user_llm.experiment import experiment as experiment_lib
 from user_llm.experiment.experiment import Experiment
@@ -142,9 +142,7 @@ def test_a_history_that_is_not_the_events_before_the_label(make, kind, leaking):
     data = dict(history_length=6, min_history=2, validation=True)
     plant(
         experiment,
-        windows=lambda split, table=None: (kind if split == leaking else Windows)(
-            table or experiment.table, split=split, **data
-        ),
+        windows=lambda split: (kind if split == leaking else Windows)(experiment.table, split=split, **data),
     )
     assert verdicts(experiment)["histories end before their label"] == leaks.FAIL
 
@@ -227,9 +225,7 @@ def test_validation_events_in_training(make):
     experiment = make()
     plant(
         experiment,
-        windows=lambda split, table=None: Windows(
-            table or experiment.table, history_length=6, split=split, validation=split != "train"
-        ),
+        windows=lambda split: Windows(experiment.table, history_length=6, split=split, validation=split != "train"),
     )
     found = verdicts(experiment)
     assert found["held-out events in training"] == leaks.FAIL
@@ -252,8 +248,8 @@ def test_a_window_twice(make):
     kinds = {"train": Twice}
     plant(
         experiment,
-        windows=lambda split, table=None: kinds.get(split, Windows)(
-            table or experiment.table, history_length=6, split=split, validation=True
+        windows=lambda split: kinds.get(split, Windows)(
+            experiment.table, history_length=6, split=split, validation=True
         ),
     )
     assert verdicts(experiment)["every window once"] == leaks.FAIL
@@ -313,6 +309,25 @@ def test_labels_that_are_last_by_a_tie(make):
     assert (finding.verdict, finding.count, finding.of) == (leaks.EXCEPTION, table.num_users, table.num_users)
     assert "nothing 0.000 to 0.000" in finding.detail
     assert "popularity 0." in finding.detail
+
+
+def test_blocks_change_no_finding(make, monkeypatch):
+    found = []
+    for block in (blocks.BLOCK, 64):
+        monkeypatch.setattr(blocks, "BLOCK", block)
+        experiment = make(**{"data.min_history": 2})
+        table = experiment.table
+        item = table.item % 3 + 1  # many windows are alike
+        timestamp = table.timestamp // 10**6  # and many times
+        user_ids = [str(user // 2) for user in range(table.num_users)]
+        plant(experiment, table=dataclasses.replace(table, item=item, timestamp=timestamp, user_ids=user_ids))
+        found.append(audit(experiment))
+    assert len(table.item) > 10 * 64
+    assert found[0] == found[1]
+    counts = {finding.check: finding.count for finding in found[0]}
+    assert counts["test windows like a training window"] > 10
+    assert counts["test labels that are last by a tie"] > 1
+    assert counts["one record a user"] > 1
 
 
 @pytest.mark.parametrize("stage", ["encoder", "llm"])

@@ -3,10 +3,11 @@
 import dataclasses
 
 import numpy as np
+import pytest
 
 from user_llm.data.timelines import TimelineTable
 from user_llm.data.windows import Windows
-from user_llm.evaluation import baselines
+from user_llm.evaluation import baselines, blocks
 from user_llm.evaluation.metrics import ranks_from_scores
 
 
@@ -33,6 +34,19 @@ BATCH = {"history/item": np.array([[0, 1, 2], [3, 2, 4], [0, 0, 5]], np.int32)}
 def test_counts_leave_out_what_is_held_out():
     np.testing.assert_array_equal(baselines.item_counts(ITEM, 5, [TEST]), [0, 2, 3, 2, 2, 0])
     np.testing.assert_array_equal(baselines.item_counts(ITEM, 5, [TEST, VALIDATION]), [0, 2, 1, 1, 2, 0])
+
+
+@pytest.mark.parametrize("block", [8, 1000])
+def test_counts_in_blocks_equal_a_loop(monkeypatch, block):
+    monkeypatch.setattr(blocks, "BLOCK", block)
+    generator = np.random.default_rng(0)
+    item = generator.integers(1, 6, 50).astype(np.int32)
+    test, validation = (Labels(np.sort(half)) for half in np.split(generator.permutation(50)[:30], 2))
+    held_out = {*test.positions.tolist(), *validation.positions.tolist()}
+    expected = [sum(item[event] == one for event in range(50) if event not in held_out) for one in range(7)]
+    assert baselines.item_counts(item, 6, [test, validation]).tolist() == expected
+    expected = [sum(item[event] == one for event in test.positions) for one in range(7)]
+    assert baselines.label_counts(item, 6, [test]).tolist() == expected
 
 
 def test_changing_a_test_label_changes_no_count():

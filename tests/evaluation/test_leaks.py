@@ -1,11 +1,12 @@
-"""The auditor's arithmetic against plain Python."""
+"""The auditor's arithmetic against plain Python, in one block and in several."""
 
 import itertools
 
 import numpy as np
 import pytest
 
-from user_llm.evaluation import leaks
+from user_llm.evaluation import blocks, leaks
+from user_llm.evaluation.places import Places
 
 # Nobody's events first, in the middle and at the end; one user has a single event.
 OFFSETS = np.array([0, 0, 4, 5, 5, 5, 11, 20, 20])
@@ -14,6 +15,11 @@ OFFSETS = np.array([0, 0, 4, 5, 5, 5, 11, 20, 20])
 @pytest.fixture
 def random():
     return np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True, params=[8, 1000])
+def block(request, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK", request.param)
 
 
 def owner(event):
@@ -91,9 +97,11 @@ def test_users_without_events_hide_nothing(offsets):
     assert leaks.disorder(timestamps, offsets) == sum(
         max(0, end - start - 1) for start, end in itertools.pairwise(offsets)
     )
-    order = leaks.reordered(np.zeros(offsets[-1], int), offsets, seed=0)
-    for start, end in itertools.pairwise(offsets):
-        assert sorted(order[start:end]) == list(range(start, end))
+    events = np.arange(offsets[-1])
+    places, run = leaks.tied_runs(np.zeros(len(events), int), offsets, np.ones(len(events), bool))
+    users = np.searchsorted(offsets, events, side="right")
+    assert places.tolist() == [event for event in events if (users == users[event]).sum() > 1]
+    assert (np.diff(run) != 0).tolist() == (np.diff(users[places]) != 0).tolist()
 
 
 def test_labels_before_the_training_of_their_user_are_counted_by_a_loop(random):
@@ -102,20 +110,44 @@ def test_labels_before_the_training_of_their_user_are_counted_by_a_loop(random):
         train = random.choice(events, random.integers(0, 8), replace=False)
         held_out = random.choice(events, 6, replace=False)
         expected = sum(any(owner(learnt) == owner(label) and label <= learnt for learnt in train) for label in held_out)
-        assert leaks.learnt_too_late(train, held_out, OFFSETS) == expected
+        assert leaks.learnt_too_late(np.split(train, [2]), np.split(held_out, [4]), OFFSETS) == expected
 
 
 def test_labels_that_training_has_passed():
-    train = np.array([1, 2, 6, 7, 13])
-    assert leaks.learnt_too_late(train, np.array([3, 4, 8, 15]), OFFSETS) == 0
-    assert leaks.learnt_too_late(train, np.array([2, 4, 5, 15]), OFFSETS) == 2  # one is a label, one in a history
+    train = [np.array([1, 2, 6, 7, 13])]
+    assert leaks.learnt_too_late(train, [np.array([3, 4, 8, 15])], OFFSETS) == 0
+    assert leaks.learnt_too_late(train, [np.array([2, 4, 5, 15])], OFFSETS) == 2  # one is a label, one in a history
+
+
+def test_labels_of_a_user_who_has_more_are_counted_by_a_set(random):
+    for _ in range(50):
+        labels = random.integers(0, OFFSETS[-1], 7)
+        assert leaks.repeated_users(np.split(labels, [3]), OFFSETS) == 7 - len(set(map(owner, labels)))
+
+
+class Alike(str):
+    """Ids whose hashes say nothing."""
+
+    __slots__ = ()
+
+    def __hash__(self):
+        return len(self)
+
+
+@pytest.mark.parametrize("kind", [str, Alike])
+def test_users_in_several_records(random, kind):
+    for count in (0, 1, 2, 3, 40):
+        user_ids = [kind(user) for user in random.integers(0, 30, count)]
+        assert leaks.repeated(user_ids) == count - len(set(user_ids))
+    assert leaks.repeated([kind(user) for user in range(30)]) == 0
 
 
 @pytest.mark.parametrize("length", [1, 2, 5])
 def test_equal_windows_have_equal_hashes_and_others_have_others(random, length):
     item = random.integers(1, 3, OFFSETS[-1])  # two items: many windows are the same
     labels = np.arange(OFFSETS[-1])
-    hashes = leaks.window_hashes(item, OFFSETS, labels, length)
+    found = leaks.WindowHashes(item, OFFSETS, 2, length).of(np.split(labels, [5, 17]))
+    hashes = np.concatenate(list(found))
     contents = []
     for label in labels:
         start = max(OFFSETS[owner(label)], label - length)
@@ -125,26 +157,39 @@ def test_equal_windows_have_equal_hashes_and_others_have_others(random, length):
 
 
 def test_values_among_others(random):
-    values, others = random.integers(0, 30, 20), random.integers(5, 25, 12)
-    assert leaks.among(values, others).tolist() == [value in others for value in values]
-    assert leaks.among(np.array([4, 9]), np.array([4])).tolist() == [True, False]
-    assert leaks.among(np.array([4, 9]), np.array([], int)).tolist() == [False, False]
-    assert leaks.among(np.array([], int), np.array([4])).tolist() == []
+    for _ in range(20):
+        values, others = random.integers(0, 30, 20, np.uint64), random.integers(5, 25, 12, np.uint64)
+        expected = sum(value in others for value in values)
+        assert leaks.count_among(np.split(values, [7]), np.split(others, [0, 3])) == expected
+    of = lambda *values: [np.array(values, np.uint64)]  # noqa: E731
+    assert leaks.count_among(of(4, 9, 4), of(4, 2**64 - 1)) == 2
+    assert leaks.count_among(of(4, 9), []) == 0
+    assert leaks.count_among([], of(4)) == 0
 
 
-def test_reordering_moves_equal_times_of_one_user_only(random):
-    timestamps = np.sort(random.integers(0, 4, (1, 20)), axis=1)[0]
-    for start, stop in itertools.pairwise(OFFSETS):
-        timestamps[start:stop] = np.sort(timestamps[start:stop])
-    orders = [leaks.reordered(timestamps, OFFSETS, seed) for seed in range(3)]
-    for order in orders:
-        np.testing.assert_array_equal(timestamps[order], timestamps)
+def test_tied_labels_have_the_time_of_the_event_before():
+    assert leaks.tied_labels(np.array([1, 1, 2, 2, 3]), [np.array([1, 2]), np.array([3])]) == 2
+
+
+def test_runs_of_equal_times_are_found_by_a_loop(random):
+    for _ in range(50):
+        timestamps = random.integers(0, 4, OFFSETS[-1])
         for start, stop in itertools.pairwise(OFFSETS):
-            assert sorted(order[start:stop]) == list(range(start, stop))
-    assert (orders[0] != orders[1]).any()
-    assert leaks.tied_labels(np.array([1, 1, 2, 2, 3]), np.array([1, 2, 3])) == 2
+            timestamps[start:stop] = np.sort(timestamps[start:stop])
+        wanted = random.random(OFFSETS[-1]) < 0.2
+        keys = [(owner(event), timestamps[event]) for event in range(OFFSETS[-1])]
+        touched = {key for key, asked in zip(keys, wanted, strict=True) if asked and keys.count(key) > 1}
+        expected = [event for event, key in enumerate(keys) if key in touched]
+        places, run = leaks.tied_runs(timestamps, OFFSETS, wanted)
+        assert places.tolist() == expected
+        for one, run_of_one in zip(places, run, strict=True):
+            assert [run_of_one == other for other in run] == [keys[one] == keys[other] for other in places]
 
 
-def test_recount_leaves_held_out_events_out():
-    item = np.array([1, 1, 2, 3, 3, 3])
-    assert leaks.recount(item, np.array([0, 5, 5]), 4).tolist() == [0, 1, 1, 2, 0]
+def test_recount_leaves_held_out_events_out(random):
+    item = np.array([1, 1, 2, 3, 3, 3], np.int32)
+    assert leaks.recount(item, Places([np.array([0, 5, 5])], 6), 4).tolist() == [0, 1, 1, 2, 0]
+    item = random.integers(1, 5, 30).astype(np.uint8)
+    held_out = random.integers(0, 30, 12)
+    expected = [sum(item[event] == one for event in range(30) if event not in held_out) for one in range(5)]
+    assert leaks.recount(item, Places([held_out], 30), 4).tolist() == expected

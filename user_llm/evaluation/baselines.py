@@ -3,38 +3,41 @@
 Both are `batch -> float32 [B, I+1]` over batches of `Windows.gather`, higher is better, column 0 (padding) at -inf.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
 
+from user_llm.evaluation.blocks import Labelled, label_blocks
+
 Scores = Callable[[Mapping[str, np.ndarray]], np.ndarray | jax.Array]
 
 
-class HeldOut(Protocol):
-    """Windows whose labels nothing may be learnt from."""
-
-    def __len__(self) -> int: ...
-
-    def label_positions(self, ids: np.ndarray) -> np.ndarray: ...
-
-
-def item_counts(item: np.ndarray, num_items: int, held_out: Iterable[HeldOut]) -> np.ndarray:
+def item_counts(item: np.ndarray, num_items: int, held_out: Sequence[Labelled]) -> np.ndarray:
     """How often each item occurs among the events that a model may learn from.
+
+    Holds two counts of every item and a block of labels (`blocks.BLOCK`), however many events there are.
 
     Args:
       item: int `[E]`, the flat column of a `TimelineTable`.
       num_items: I.
-      held_out: the test windows, and the validation windows where there are any: their labels are not counted.
+      held_out: the test windows, and the validation windows where there are any: their labels are not counted. No event
+        is the label of two windows.
 
     Returns:
       int64 `[I+1]`; 0 for item 0.
     """
-    learnable = np.ones(len(item), bool)
-    for windows in held_out:
-        learnable[windows.label_positions(np.arange(len(windows)))] = False
-    return np.bincount(item[learnable], minlength=num_items + 1)
+    counts = np.zeros(num_items + 1, np.int64)
+    np.add.at(counts, item, 1)  # reads a column piece by piece, of any integers, where np.bincount makes it int64 first
+    return counts - label_counts(item, num_items, held_out)
+
+
+def label_counts(item: np.ndarray, num_items: int, windows: Sequence[Labelled]) -> np.ndarray:
+    """How often each item is the label of a window: int64 `[I+1]`. Arguments and memory are those of `item_counts`."""
+    counts = np.zeros(num_items + 1, np.int64)
+    for labels in label_blocks(*windows):
+        np.add.at(counts, item[labels], 1)
+    return counts
 
 
 def popularity_scores(counts: np.ndarray) -> Scores:

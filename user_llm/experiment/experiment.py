@@ -16,6 +16,7 @@ from user_llm.data.sources import TextSource, UserLLMSource
 from user_llm.data.timelines import Catalogue, TimelineTable, load_timelines
 from user_llm.data.vocabularies import Vocabulary, load_vocabulary
 from user_llm.encoders import ENCODERS
+from user_llm.evaluation.baselines import label_counts
 from user_llm.experiment.assembly import Assembly
 from user_llm.experiment.workdir import ANEW, CATALOGUE, FACTS, VOCABULARY
 from user_llm.files import read_json
@@ -85,9 +86,7 @@ class Experiment(TaskData):
     @functools.cached_property
     def label_counts(self) -> np.ndarray:
         """int64 `[I+1]`: how often each item is the label of a training window."""
-        windows = self.windows("train")
-        labels = self.table.item[windows.label_positions(np.arange(len(windows)))]
-        return np.bincount(labels, minlength=self.table.catalogue.num_items + 1)
+        return label_counts(self.table.item, self.table.catalogue.num_items, [self.windows("train")])
 
     @functools.cached_property
     def vocabulary(self) -> Vocabulary:

@@ -1,6 +1,12 @@
-"""The auditor: looks for leaks in the built dataset and the actual batches of an experiment (`main --audit`)."""
+"""The auditor: looks for leaks in the built dataset and the actual batches of an experiment (`main --audit`).
 
-import dataclasses
+It walks over events and windows in blocks. What it holds at once, besides the experiment and its batches, is at most
+
+- 100 bytes an event or window of a block (`blocks.BLOCK`), or an event of the longest timeline where that is longer;
+- 40 bytes a user; 16 an item, and 8 more for each order of ties;
+- 2 bits an event of the whole table.
+"""
+
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,12 +24,15 @@ from user_llm.data.pipeline import TrainSource
 from user_llm.data.windows import Windows
 from user_llm.evaluation import leaks
 from user_llm.evaluation.baselines import Scores, category_popularity_scores, popularity_scores
+from user_llm.evaluation.blocks import label_blocks
 from user_llm.evaluation.evaluator import Subset, rank_by_scores
 from user_llm.evaluation.leaks import Finding, leak, noteworthy
+from user_llm.evaluation.places import Places
 from user_llm.experiment.experiment import Experiment
 from user_llm.experiment.prepare import prepare, vocabulary_events
 from user_llm.experiment.seal import check_kept
 from user_llm.experiment.workdir import CONFIG, fingerprint, read_config
+from user_llm.inspect.ties import other_orders
 from user_llm.tasks import Task
 
 _TRAIN_BATCHES = 20  # that are looked at
@@ -46,17 +55,21 @@ def audit(experiment: Experiment, rankers: Mapping[str, Scores] | None = None) -
     """
     splits = ("train", "validation", "test") if experiment.config.data.validation else ("train", "test")
     windows = {split: experiment.windows(split) for split in splits}
-    labels = {split: of.label_positions(np.arange(len(of))) for split, of in windows.items()}
-    held_out = np.concatenate([labels[split] for split in splits[1:]])
+    held_out = Places(label_blocks(*_held_out(windows)), len(experiment.table.item))
+    counts = leaks.recount(experiment.table.item, held_out, experiment.table.catalogue.num_items)
     return [
         *_timelines(experiment),
-        *_contents(experiment, labels),
-        *_splits(experiment, labels, held_out),
-        *_duplicates(experiment, labels),
-        *_statistics(experiment, labels, held_out),
-        *_other_runs(experiment, held_out),
-        *_ties(experiment, labels["test"], rankers or {}),
+        *_contents(experiment, windows),
+        *_splits(experiment, windows),
+        *_duplicates(experiment, windows),
+        *_statistics(experiment, windows, held_out, counts),
+        *_other_runs(experiment, windows),
+        *_ties(experiment, windows["test"], held_out, counts, rankers or {}),
     ]
+
+
+def _held_out(windows: Mapping[str, Windows]) -> list[Windows]:
+    return [of for split, of in windows.items() if split != "train"]
 
 
 def audit_config(config: ConfigDict, workdir: str | None) -> str:
@@ -87,7 +100,7 @@ def _timelines(experiment: Experiment) -> Iterator[Finding]:
         len(table.item),
         "an event is earlier than the one before it: a history could hold what is later than its label",
     )
-    repeated = len(table.user_ids) - len(set(table.user_ids))
+    repeated = leaks.repeated(table.user_ids)
     yield leak("one record a user", repeated, table.num_users, "the same user in several records, or shards")
 
 
@@ -132,92 +145,95 @@ def _train_batches(source: TrainSource | Mixture, stage: str, config: ConfigDict
         yield stream.ids(step), stream.batch(step)
 
 
-def _contents(experiment: Experiment, labels: Mapping[str, np.ndarray]) -> Iterator[Finding]:
+class _Tally:
+    """How many rows are True, of how many."""
+
+    def __init__(self):
+        self.count = self.of = 0
+
+    def add(self, rows: np.ndarray) -> None:
+        """Counts rows bool [B]."""
+        self.count += int(rows.sum())
+        self.of += len(rows)
+
+
+def _contents(experiment: Experiment, windows: Mapping[str, Windows]) -> Iterator[Finding]:
     """Histories and prompts of actual batches against the events before the label, looked up again."""
     table = experiment.table
-    wrong: list[np.ndarray] = []
-    changed: list[np.ndarray] = []
-    holding: list[np.ndarray] = []
-    again: list[np.ndarray] = []
-    for split, ids, batch, task in _batches(experiment, tuple(labels)):
-        events = labels[split][ids % len(labels[split])]  # of more rows than windows, the rest is found to be wrong
+    wrong, again, changed, holding = _Tally(), _Tally(), _Tally(), _Tally()
+    for split, ids, batch, task in _batches(experiment, tuple(windows)):
+        # Of more rows than windows, the rest is found to be wrong.
+        events = windows[split].label_positions(ids % len(windows[split]))
         before, right = {}, np.ones(len(ids), bool)
         for column in ("item", "rating"):
             values = getattr(table, column)
             before[column] = leaks.expected_history(values, table.offsets, events, batch["history/item"].shape[1])
             right &= (batch[f"history/{column}"] == before[column]).all(axis=1)
             right &= batch[f"label/{column}"] == values[events]
-        wrong.append(~right)
+        wrong.add(~right)
         if split == "test" and task is None:  # every window once
-            again.append((before["item"] == table.item[events, None]).any(axis=1))
+            again.add((before["item"] == table.item[events, None]).any(axis=1))
         if task is not None:
             prompts = _prompts_of_others(experiment, task, before["item"], events)
             wider = batch["prompt_tokens"].shape[1] - prompts.shape[1]  # than the task's own, in a mixture
             prompts = np.pad(prompts, ((0, 0), (0, max(wider, 0))))
             for found, rows in zip((changed, holding), leaks.answers_in_prompts(batch, prompts), strict=True):
-                found.append(rows)
+                found.add(rows)
     yield leak(
         "histories end before their label",
-        *_counted(wrong),
+        *(wrong.count, wrong.of),
         "a history of an actual batch is not the events before its label, and nothing else",
     )
-    yield noteworthy("test items in their own history", *_counted(again), "the user comes back to an item")
-    if changed:
-        yield leak("the label in its prompt", *_counted(changed), "with another label the prompt is another one")
+    yield noteworthy("test items in their own history", again.count, again.of, "the user comes back to an item")
+    if changed.of:
+        yield leak("the label in its prompt", changed.count, changed.of, "with another label the prompt is another one")
         yield noteworthy(
             "the answer's words in its prompt",
-            *_counted(holding),
+            *(holding.count, holding.of),
             "not because of the label: the history holds these words, or the event asked about does",
         )
-
-
-def _counted(parts: list[np.ndarray]) -> tuple[int, int]:
-    """How many rows are True, of how many: of bool arrays [B]."""
-    return sum(int(rows.sum()) for rows in parts), sum(map(len, parts))
 
 
 def _prompts_of_others(experiment: Experiment, task: Task, history: np.ndarray, events: np.ndarray) -> np.ndarray:
     """Prompts int [B, P] of the same histories, and of other labels unless the task gives the label away."""
     table = experiment.table
-    item, rating = table.item[events], table.rating[events]
+    item, rating = table.item[events], table.rating[events].astype(np.int32)  # a byte of 255 has no next
     if not task.asks_about_label:
         item = item % table.catalogue.num_items + 1
         rating = (rating + 1) % len(table.rating_names)
     return experiment.prompts(task.name).build(history, item, rating)[0]
 
 
-def _splits(experiment: Experiment, labels: Mapping[str, np.ndarray], held_out: np.ndarray) -> Iterator[Finding]:
-    offsets = experiment.table.offsets
+def _splits(experiment: Experiment, windows: Mapping[str, Windows]) -> Iterator[Finding]:
+    offsets, held_out = experiment.table.offsets, _held_out(windows)
     yield leak(
         "held-out events in training",
-        leaks.learnt_too_late(labels["train"], held_out, offsets),
-        len(held_out),
+        leaks.learnt_too_late(label_blocks(windows["train"]), label_blocks(*held_out), offsets),
+        sum(map(len, held_out)),
         "a test or validation event is a label, or in a history, of a training window",
     )
-    tested = len(labels["test"]) - len(np.unique(np.searchsorted(offsets, labels["test"], side="right")))
-    yield leak("one test event a user", tested, len(labels["test"]), "a user has several test events")
+    tested = leaks.repeated_users(label_blocks(windows["test"]), offsets)
+    yield leak("one test event a user", tested, len(windows["test"]), "a user has several test events")
 
 
-def _duplicates(experiment: Experiment, labels: Mapping[str, np.ndarray]) -> Iterator[Finding]:
+def _duplicates(experiment: Experiment, windows: Mapping[str, Windows]) -> Iterator[Finding]:
     table, length = experiment.table, experiment.config.data.history_length
-    everything = np.concatenate(list(labels.values()))
-    # np.unique takes 20 times as long.
-    distinct = int(np.count_nonzero(np.bincount(everything, minlength=len(table.item))))
-    yield leak(
-        "every window once", len(everything) - distinct, len(everything), "the same window twice, or in two splits"
-    )
-    train, test = (leaks.window_hashes(table.item, table.offsets, labels[split], length) for split in ("train", "test"))
+    everything = sum(map(len, windows.values()))
+    distinct = len(Places(label_blocks(*windows.values()), len(table.item)))
+    yield leak("every window once", everything - distinct, everything, "the same window twice, or in two splits")
+    hashes = leaks.WindowHashes(table.item, table.offsets, table.catalogue.num_items, length)
+    test, train = (hashes.of(label_blocks(windows[split])) for split in ("test", "train"))
     yield noteworthy(
         "test windows like a training window",
-        int(leaks.among(test, train).sum()),
-        len(test),
+        leaks.count_among(test, train),
+        len(windows["test"]),
         "another user has the same items in the same order, label included, in training",
     )
 
 
-def _statistics(experiment: Experiment, labels: Mapping[str, np.ndarray], held_out: np.ndarray) -> Iterator[Finding]:
-    table = experiment.table
-    counts = leaks.recount(table.item, held_out, table.catalogue.num_items)
+def _statistics(
+    experiment: Experiment, windows: Mapping[str, Windows], held_out: Places, counts: np.ndarray
+) -> Iterator[Finding]:
     yield leak(
         "popularity without held-out events",
         int((experiment.item_counts != counts).sum()),
@@ -227,17 +243,19 @@ def _statistics(experiment: Experiment, labels: Mapping[str, np.ndarray], held_o
     read = vocabulary_events(experiment)
     yield leak(
         "vocabulary without held-out reviews",
-        int(np.isin(read, held_out).sum()),
+        int(held_out.holds(read).sum()),
         len(read),
         "test or validation reviews that the vocabulary was trained on",
     )
-    cold = counts[table.item[labels["test"]]] == 0
-    yield noteworthy("test items never in training", int(cold.sum()), len(cold), "nobody can have learnt these")
+    item, test = experiment.table.item, windows["test"]
+    cold = sum(int(np.count_nonzero(counts[item[labels]] == 0)) for labels in label_blocks(test))
+    yield noteworthy("test items never in training", cold, len(test), "nobody can have learnt these")
 
 
-def _other_runs(experiment: Experiment, held_out: np.ndarray) -> Iterator[Finding]:
+def _other_runs(experiment: Experiment, windows: Mapping[str, Windows]) -> Iterator[Finding]:
     """What another run has trained, that this one starts from."""
-    config = experiment.config
+    config, held_out = experiment.config, _held_out(windows)
+    events = sum(map(len, held_out))
     named = {"encoder": config.encoder.checkpoint, "llm": config.llm.checkpoint}
     runs = {
         "encoder": Path(named["encoder"]),
@@ -250,48 +268,50 @@ def _other_runs(experiment: Experiment, held_out: np.ndarray) -> Iterator[Findin
         check = f"held-out events in the training of the borrowed {stage}"
         if fingerprint(workdir) != experiment.table.fingerprint:
             detail = f"{workdir} has trained on other files ({theirs.data.dataset}), whose events cannot be compared"
-            yield noteworthy(check, len(held_out), len(held_out), detail)
+            yield noteworthy(check, events, events, detail)
             continue
-        windows = Windows(
+        learnt = Windows(
             experiment.table,
             history_length=theirs.data.history_length,
             split="train",
             min_history=theirs.data.min_history or None,
             validation=theirs.data.validation,
         )
-        learnt = windows.label_positions(np.arange(len(windows)))
         yield leak(
             check,
-            leaks.learnt_too_late(learnt, held_out, experiment.table.offsets),
-            len(held_out),
+            leaks.learnt_too_late(label_blocks(learnt), label_blocks(*held_out), experiment.table.offsets),
+            events,
             f"test or validation events that {workdir} has trained on",
         )
 
 
-def _ties(experiment: Experiment, labels: np.ndarray, rankers: Mapping[str, Scores]) -> Iterator[Finding]:
+def _ties(
+    experiment: Experiment, test: Windows, held_out: Places, counts: np.ndarray, rankers: Mapping[str, Scores]
+) -> Iterator[Finding]:
     """How many labels are last only by the source's order, and what another order would do to Recall@10."""
     table, config = experiment.table, experiment.config.evaluation
-    tied = leaks.tied_labels(table.timestamp, labels)
+    tied = leaks.tied_labels(table.timestamp, label_blocks(test))
+    asked = test.label_positions(Subset.evenly(test, _TIE_USERS).ids)
+    length, seeds = experiment.config.data.history_length, range(_REORDERINGS)
+    orders = other_orders(table, held_out, counts, asked, length, seeds) if tied else []
     recalls: dict[str, list[float]] = {}
-    for seed in range(_REORDERINGS if tied else 0):
-        order = leaks.reordered(table.timestamp, table.offsets, seed)
-        other = dataclasses.replace(table, item=table.item[order], rating=table.rating[order])
-        counts = experiment.count_items(other)
+    for order in orders:
         rows = {
-            "popularity": popularity_scores(counts),
-            "popularity in the latest category": category_popularity_scores(counts, table.catalogue.item_categories),
+            "popularity": popularity_scores(order.counts),
+            "popularity in the latest category": category_popularity_scores(
+                order.counts, table.catalogue.item_categories
+            ),
             **rankers,
         }
-        test = Subset.evenly(experiment.windows("test", other), _TIE_USERS)
         options = dict(batch_size=config.batch_size, exclude_history=config.exclude_history, description="ties")
         for name, scores in rows.items():
-            ranks, _ = rank_by_scores(scores, test, **options)
+            ranks, _ = rank_by_scores(scores, order.windows, **options)
             recalls.setdefault(name, []).append(float((ranks <= RECALL_DEPTH).mean()))
     detail = "the label has the time of the event before it, so that the source's order makes it the last"
     if recalls:
         spread = "; ".join(f"{name} {min(values):.3f} to {max(values):.3f}" for name, values in recalls.items())
         detail += f"; Recall@{RECALL_DEPTH} over {_REORDERINGS} other orders of equal times: {spread}"
-    yield noteworthy("test labels that are last by a tie", tied, len(labels), detail)
+    yield noteworthy("test labels that are last by a tie", tied, len(test), detail)
 
 
 def print_audit(findings: list[Finding], *, console: Console | None = None) -> None:

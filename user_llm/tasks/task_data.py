@@ -52,11 +52,11 @@ class TaskData(abc.ABC):
         self._answers: dict[str, Answers] = {}
         self._tries: dict[str, CatalogueTrie] = {}
 
-    def windows(self, split: str, table: TimelineTable | None = None) -> Windows:
-        """The windows of `train`, `validation` or `test`; of another `table` where one is given."""
+    def windows(self, split: str) -> Windows:
+        """The windows of `train`, `validation` or `test`."""
         data = self.config.data
         return Windows(
-            table or self.table,
+            self.table,
             history_length=data.history_length,
             split=split,
             min_history=data.min_history or None,
@@ -66,13 +66,9 @@ class TaskData(abc.ABC):
     @functools.cached_property
     def item_counts(self) -> np.ndarray:
         """int64 `[I+1]`: how often each item occurs among the events a model may learn from."""
-        return self.count_items(self.table)
-
-    def count_items(self, table: TimelineTable) -> np.ndarray:
-        """The same of another table."""
         splits = ("test", "validation") if self.config.data.validation else ("test",)
-        held_out = [self.windows(split, table) for split in splits]
-        return item_counts(table.item, table.catalogue.num_items, held_out)
+        held_out = [self.windows(split) for split in splits]
+        return item_counts(self.table.item, self.table.catalogue.num_items, held_out)
 
     @functools.cached_property
     def names(self) -> Names:
