@@ -169,8 +169,16 @@ def load_timelines(
         options=options,
     )
     builder.download_and_prepare(wait=wait)
-    # Read from disk: the files alone say what they hold.
-    folder = Path(builder.data_dir)
+    return open_timelines(Path(builder.data_dir), name)
+
+
+def open_timelines(folder: Path, name: str) -> TimelineTable:
+    """Opens the timelines in the folder of a built dataset; their columns are mapped, and nothing of them is read.
+
+    Raises:
+        UserError: the metadata are damaged. Nothing else is checked: `load_timelines` compares the files with what was
+            built.
+    """
     metadata = read_json(folder / METADATA, f"delete {folder}, and build anew")
     columns = folder / COLUMNS
     return TimelineTable(
