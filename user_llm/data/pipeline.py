@@ -67,7 +67,7 @@ class Shuffled:
         """See `Order`."""
         epoch, index = np.divmod(positions, self._size)
         ids = np.empty_like(index)
-        for number in np.unique(epoch):
+        for number in range(*_span(epoch)):
             here = epoch == number
             ids[here] = Permutation(self._size, (self._seed, int(number)))(index[here])
         return ids + self._first
@@ -99,7 +99,7 @@ class Sharded:
         step, row = np.divmod(positions, self._batch_size)
         shard, place = np.divmod(row, rows)
         ids = np.empty_like(positions)
-        for number in np.unique(shard):
+        for number in range(*_span(shard)):
             here = shard == number
             ids[here] = self._shards[number].ids(step[here] * rows + place[here])
         return ids
@@ -179,6 +179,11 @@ def evaluation_batches(source: Source, batch_size: int) -> Iterator[dict[str, np
         real = ids < len(source)
         # Padding repeats example 0: a real history keeps every softmax of the model finite.
         yield {**source.gather(np.where(real, ids, 0)), "weight": real.astype(np.float32)}
+
+
+def _span(numbers: np.ndarray) -> tuple[int, int]:
+    """From the lowest of them to behind the highest; np.unique takes as long as all else of an order."""
+    return (int(numbers.min()), int(numbers.max()) + 1) if numbers.size else (0, 0)
 
 
 def _rows(batch_size: int) -> np.ndarray:
