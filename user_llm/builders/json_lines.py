@@ -144,12 +144,12 @@ def _query(fields: Mapping[str, Kind], table: str) -> str:
         f"{kind.column.format(**names[key], path=paths[key])} AS {identifier(key)}" for key, kind in fields.items()
     )
     # Every function of `text` parses the line anew. Two are asked of each: its values and its keys. All others stand in
-    # CASE, which looks at no branch it does not take.
+    # CASE, which looks at no branch it does not take. Spaces of any kind (Zs) are a blank line.
     return f"""
         CREATE TABLE {table} AS
         WITH parsed AS (
             SELECT line, text, utf8, TRY(json_transform(text, {shape})) AS fields
-            FROM lines WHERE NOT regexp_full_match(text, ' *[\\r\\n]*')
+            FROM lines WHERE NOT regexp_full_match(text, '\\p{{Zs}}*[\\r\\n]*')
         ),
         split AS (
             SELECT

@@ -20,6 +20,8 @@ from user_llm.builders.movielens.plain_rows import PlainRows
 from user_llm.builders.rejected import report_rejected
 from user_llm.builders.timelines import END_OF_TIME
 
+_ROWS_PER_THREAD = 1 << 17
+
 _CREATE_ROWS = """
 CREATE TABLE rows (line BIGINT, user_id BIGINT, item INTEGER, rating INTEGER, timestamp BIGINT, reason TEXT, found TEXT)
 """
@@ -113,7 +115,8 @@ def load_ratings(
         connection.register("plain", plain)
         connection.execute(_INSERT_PLAIN)
         if len(others):
-            connection.register("others", pa.Table.from_batches([others]))
+            # In pieces, as DuckDB gives each to one thread.
+            connection.register("others", pa.Table.from_batches([others]).to_reader(_ROWS_PER_THREAD))
             connection.execute(insert_others, parameters)
             connection.unregister("others")
         connection.unregister("plain")
