@@ -44,9 +44,8 @@ _LOOKS_LIKE_A_POWER = r"-?[0-9.]+[eE][-+0-9]+$|(?i:-?nan|-?inf|-?infinity)$"
 _LOOKS_LIKE_A_FRACTION = r"-?[0-9]+\.[0-9]+$"
 _WRITTEN = "CASE {type} WHEN 'DOUBLE' THEN json_extract_string(text, {path}) ELSE {value} END"
 """The text of a number in JSON's spelling: DuckDB's has another for powers."""
-_LIST_OF_OTHERS = (
-    f"len(list_filter(from_json({{value}}, '[\"JSON\"]'), lambda part: coalesce(json_type(part), '') IN {_NO_TEXT})) > 0"
-)
+_PARTS = "from_json({value}, '[\"JSON\"]')"
+_LIST_OF_OTHERS = f"len(list_filter({_PARTS}, lambda part: coalesce(json_type(part), '') IN {_NO_TEXT})) > 0"
 
 TEXT = Kind(
     "VARCHAR",
@@ -90,7 +89,7 @@ def load_json_lines(
     report: RowReport,
     name: str | None = None,
 ) -> None:
-    """Creates `table` with the columns `line` and `fields` from a `.json` or `.json.gz` file.
+    """Creates the temporary `table` with the columns `line` and `fields` from a `.json` or `.json.gz` file.
 
     Lines that hold no JSON object, are not UTF-8, or have a key twice or a value of another kind go to `report` with
     their number and are left out. Blank lines hold no row.
@@ -146,10 +145,10 @@ def _query(fields: Mapping[str, Kind], table: str) -> str:
     # Every function of `text` parses the line anew. Two are asked of each: its values and its keys. All others stand in
     # CASE, which looks at no branch it does not take. Spaces of any kind (Zs) are a blank line.
     return f"""
-        CREATE TABLE {table} AS
+        CREATE TEMP TABLE {table} AS
         WITH parsed AS (
             SELECT line, text, utf8, TRY(json_transform(text, {shape})) AS fields
-            FROM lines WHERE NOT regexp_full_match(text, '\\p{{Zs}}*[\\r\\n]*')
+            FROM lines WHERE starts_with(text, '{{') OR NOT regexp_full_match(text, '\\p{{Zs}}*[\\r\\n]*')
         ),
         split AS (
             SELECT
