@@ -15,8 +15,8 @@ PLAIN_ROWS = pa.schema(
 )
 
 _CSV_DELIMITER = b","
-_OTHER_COLUMN = r"[^,:\r\n]*"
-"""With no delimiter of any release, so that rows of them all can be parsed as csv."""
+_OTHER_COLUMN = r"[^,\r\n]*"
+"""Only files with a header have others, and those are csv."""
 
 
 class PlainRows:
