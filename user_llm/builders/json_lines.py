@@ -1,5 +1,6 @@
 """Files of one JSON object a line, read into DuckDB out of core: every row keeps its line, none is lost in silence."""
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -14,43 +15,68 @@ from user_llm.builders.sql import identifier, literal
 
 
 class Kind(NamedTuple):
-    """What the values of a key may be, besides missing or null; SQL of a value's `{type}` in JSON and its `{text}`.
+    """What the values of a key may be, besides missing or null; in SQL.
 
     Attributes:
-      wrong: whether a value is of another kind.
+      taken: the type that DuckDB takes a value as: `VARCHAR`, the text of whatever it is, or `JSON`.
+      type: of a value in JSON, from the `{value}` that was taken, and the `{path}` of its key in `text`, the line; null
+        where it makes no difference.
+      wrong: whether a `{value}` of a `{type}` is of another kind.
       expected: the kind, in words.
-      value: what becomes of it in the table.
+      column: what becomes of it in the table.
     """
 
+    taken: str
+    type: str
     wrong: str
     expected: str
-    value: str
+    column: str
+
+
+def _type_where(pattern: str) -> str:
+    """SQL of the type of a value whose text matches: all others are text, or numbers that are as good."""
+    return f"CASE WHEN regexp_matches({{value}}, '^(?:{pattern})') THEN json_type(text, {{path}}) END"
 
 
 _NO_TEXT = "('OBJECT', 'ARRAY', 'BOOLEAN')"
-_LIST_OF_OTHERS = (
-    f"len(list_filter(from_json({{text}}, '[\"JSON\"]'), lambda part: coalesce(json_type(part), '') IN {_NO_TEXT})) > 0"
-)
+_LOOKS_LIKE_NO_TEXT = r"[\[{{]|true$|false$"
+_LOOKS_LIKE_A_POWER = r"-?[0-9.]+[eE][-+0-9]+$|(?i:-?nan|-?inf|-?infinity)$"
+_LOOKS_LIKE_A_FRACTION = r"-?[0-9]+\.[0-9]+$"
+_WRITTEN = "CASE {type} WHEN 'DOUBLE' THEN json_extract_string(text, {path}) ELSE {value} END"
+"""The text of a number in JSON's spelling: DuckDB's has another for powers."""
+_PARTS = "from_json({value}, '[\"JSON\"]')"
+_LIST_OF_OTHERS = f"len(list_filter({_PARTS}, lambda part: coalesce(json_type(part), '') IN {_NO_TEXT})) > 0"
 
-TEXT = Kind(f"{{type}} IN {_NO_TEXT}", "text or a number", "{text}")
+TEXT = Kind(
+    "VARCHAR",
+    _type_where(f"{_LOOKS_LIKE_NO_TEXT}|{_LOOKS_LIKE_A_POWER}"),
+    f"{{type}} IN {_NO_TEXT}",
+    "text or a number",
+    _WRITTEN,
+)
 """Comes as it is written: a number as text, for the caller to check."""
 ID = Kind(
-    f"{{type}} IN {_NO_TEXT} "
-    r"OR {type} NOT IN ('VARCHAR', 'NULL') AND NOT regexp_full_match({text}, '-?[0-9]+|-?[0-9]{{1,15}}\.0+')",
+    "VARCHAR",
+    _type_where(f"{_LOOKS_LIKE_NO_TEXT}|{_LOOKS_LIKE_A_POWER}|{_LOOKS_LIKE_A_FRACTION}"),
+    r"{type} <> 'VARCHAR' AND NOT regexp_full_match({value}, '-?[0-9]+|-?[0-9]{{1,15}}\.0+')",
     "text or a whole number",
-    r"CASE {type} WHEN 'DOUBLE' THEN regexp_replace({text}, '\.0+$', '') ELSE {text} END",
+    r"CASE {type} WHEN 'DOUBLE' THEN regexp_replace({value}, '\.0+$', '') ELSE {value} END",
 )
 """Comes as text; 7.0, as tables with gaps write 7, is "7"."""
 LIST = Kind(
-    f"CASE WHEN {{type}} = 'ARRAY' THEN {_LIST_OF_OTHERS} ELSE {{type}} <> 'NULL' END",
+    "JSON",
+    "json_type({value})",
+    f"CASE WHEN {{type}} = 'ARRAY' THEN {_LIST_OF_OTHERS} ELSE {{type}} IS NOT NULL END",
     "a list of text",
-    "CASE {type} WHEN 'ARRAY' THEN from_json({text}, '[\"VARCHAR\"]') END",
+    "CASE {type} WHEN 'ARRAY' THEN from_json({value}, '[\"VARCHAR\"]') END",
 )
 """Comes as VARCHAR[]."""
 TEXT_OR_LIST = Kind(
+    "JSON",
+    "json_type({value})",
     f"CASE WHEN {{type}} = 'ARRAY' THEN {_LIST_OF_OTHERS} ELSE {{type}} IN {_NO_TEXT} END",
     "text or a list of text",
-    "CASE {type} WHEN 'ARRAY' THEN CAST({text} AS JSON) ELSE to_json({text}) END",
+    "{value}",
 )
 """Comes as JSON."""
 
@@ -63,7 +89,7 @@ def load_json_lines(
     report: RowReport,
     name: str | None = None,
 ) -> None:
-    """Creates `table` with the columns `line` and `fields` from a `.json` or `.json.gz` file.
+    """Creates the temporary `table` with the columns `line` and `fields` from a `.json` or `.json.gz` file.
 
     Lines that hold no JSON object, are not UTF-8, or have a key twice or a value of another kind go to `report` with
     their number and are left out. Blank lines hold no row.
@@ -100,48 +126,57 @@ def load_json_lines(
 
 
 def _query(fields: Mapping[str, Kind], table: str) -> str:
-    paths = ", ".join(literal("/" + key.replace("~", "~0").replace("/", "~1")) for key in fields)  # as JSON Pointer
+    shape = literal(json.dumps({key: kind.taken for key, kind in fields.items()}, ensure_ascii=False))
     keys = ", ".join(map(literal, fields))
-    places = {key: {"type": f"types[{place}]", "text": f"texts[{place}]"} for place, key in enumerate(fields, start=1)}
+    paths = {key: literal("/" + key.replace("~", "~0").replace("/", "~1")) for key in fields}  # as JSON Pointer
+    names = {key: {"value": f"value{place}", "type": f"type{place}"} for place, key in enumerate(fields)}
+    values = ", ".join(f"struct_extract(fields, {literal(key)}) AS {names[key]['value']}" for key in fields)
+    types = ", ".join(
+        f"{kind.type.format(**names[key], path=paths[key])} AS {names[key]['type']}" for key, kind in fields.items()
+    )
+    num_values = " + ".join(f"CAST({name['value']} IS NOT NULL AS INTEGER)" for name in names.values())
     wrong = " ".join(
-        f"WHEN {kind.wrong.format(**places[key])} THEN {literal(f'{key} is not {kind.expected}')}"
+        f"WHEN {kind.wrong.format(**names[key])} THEN {literal(f'{key} is not {kind.expected}')}"
         for key, kind in fields.items()
     )
-    columns = ", ".join(f"{kind.value.format(**places[key])} AS {identifier(key)}" for key, kind in fields.items())
-    # A line is parsed where it is an object; the guards stand in CASE, which looks at no branch it does not take. All
-    # keys are taken at once, as every function parses the line anew.
+    columns = ", ".join(
+        f"{kind.column.format(**names[key], path=paths[key])} AS {identifier(key)}" for key, kind in fields.items()
+    )
+    # Every function of `text` parses the line anew. Two are asked of each: its values and its keys. All others stand in
+    # CASE, which looks at no branch it does not take. Spaces of any kind (Zs) are a blank line.
     return f"""
-        CREATE TABLE {table} AS
-        WITH stripped AS (
-            SELECT line, utf8, rtrim(text, chr(13) || chr(10)) AS text FROM lines
+        CREATE TEMP TABLE {table} AS
+        WITH parsed AS (
+            SELECT line, text, utf8, TRY(json_transform(text, {shape})) AS fields
+            FROM lines WHERE starts_with(text, '{{') OR NOT regexp_full_match(text, '\\p{{Zs}}*[\\r\\n]*')
         ),
-        checked AS (
-            SELECT line, text, CASE
-                WHEN NOT utf8 THEN 'not utf-8'
-                WHEN NOT json_valid(text) THEN 'not JSON'
-                WHEN json_type(text) <> 'OBJECT' THEN 'not a JSON object'
-            END AS unreadable
-            FROM stripped WHERE trim(text) <> ''
-        ),
-        parsed AS (
+        split AS (
             SELECT
-                line, text, unreadable,
-                CASE WHEN unreadable IS NULL THEN json_type(text, [{paths}]) END AS types,
-                CASE WHEN unreadable IS NULL THEN json_extract_string(text, [{paths}]) END AS texts,
-                CASE WHEN unreadable IS NULL
-                    THEN len(list_filter(json_keys(text), lambda key: key IN ({keys}))) END AS num_keys
-            FROM checked
+                *, {values},
+                CASE WHEN fields IS NOT NULL
+                    THEN list_filter(json_keys(text), lambda key: key IN ({keys})) END AS keys
+            FROM parsed
         ),
         typed AS (
-            SELECT line, text, types, texts, CASE
+            SELECT *, {types}, CASE
+                WHEN NOT utf8 THEN 'not utf-8'
+                WHEN fields IS NULL THEN CASE WHEN json_valid(text) THEN 'not a JSON object' ELSE 'not JSON' END
+                WHEN len(keys) = 0 AND json_type(text) <> 'OBJECT' THEN 'not a JSON object'
+                WHEN len(keys) > {num_values} AND len(keys) > list_unique(keys) THEN 'a key stands twice'
+            END AS unreadable
+            FROM split
+        ),
+        checked AS (
+            SELECT *, CASE
                 WHEN unreadable IS NOT NULL THEN unreadable
-                WHEN num_keys > len(list_filter(types, lambda kind: kind IS NOT NULL)) THEN 'a key stands twice'
                 {wrong}
             END AS broken
-            FROM parsed
+            FROM typed
         )
-        SELECT line, {columns}, broken, CASE WHEN broken IS NOT NULL THEN text[:{QUOTED_CHARACTERS}] END AS found
-        FROM typed
+        SELECT
+            line, {columns}, broken,
+            CASE WHEN broken IS NOT NULL THEN rtrim(text, chr(13) || chr(10))[:{QUOTED_CHARACTERS}] END AS found
+        FROM checked
     """
 
 

@@ -15,6 +15,15 @@ RATING_NAMES = ("", "1.0", "2.0", "3.0", "4.0", "5.0")
 
 _FIELDS = {"reviewerID": ID, "asin": ID, "overall": TEXT, "unixReviewTime": TEXT}
 
+# A user's second review of a product is a copy for another variant of it, or a change of mind: no second event.
+_DELETE_REPEATED = """
+WITH repeated AS (SELECT user_id, asin FROM reviews GROUP BY user_id, asin HAVING count(*) > 1)
+DELETE FROM reviews WHERE line IN (
+    SELECT line FROM reviews SEMI JOIN repeated USING (user_id, asin)
+    QUALIFY row_number() OVER (PARTITION BY user_id, asin ORDER BY timestamp, line) > 1
+)
+"""
+
 
 def load_reviews(connection: duckdb.DuckDBPyConnection, path: Path, review: str, report: RowReport) -> None:
     """Creates `reviews` (user_id, asin, rating, timestamp, line, review); malformed rows go to `report`.
@@ -29,18 +38,19 @@ def load_reviews(connection: duckdb.DuckDBPyConnection, path: Path, review: str,
       MalformedSourceError: see `load_json_lines`.
     """
     load_json_lines(connection, path, {**_FIELDS, review: TEXT}, "raw_reviews", report)
+    clean = "one_line" if review == "summary" else "many_lines"
     connection.execute(f"""
-        CREATE TABLE checked_reviews AS
+        CREATE TABLE reviews AS
         WITH typed AS (
             SELECT
                 line, reviewerID AS user_id, asin, try_cast(overall AS DOUBLE) AS stars,
                 CASE WHEN regexp_full_match(unixReviewTime, '-?[0-9]{{1,18}}')
                     THEN CAST(unixReviewTime AS BIGINT) END AS timestamp,
-                overall, unixReviewTime
+                overall, unixReviewTime, "{review}" AS review
             FROM raw_reviews
         )
         SELECT
-            line, user_id, asin, CAST(stars AS INTEGER) AS rating, timestamp,
+            line, user_id, asin, CAST(stars AS INTEGER) AS rating, timestamp, {clean}(review) AS review,
             CASE
                 WHEN coalesce(user_id, '') = '' THEN 'reviewerID is missing'
                 WHEN coalesce(asin, '') = '' THEN 'asin is missing'
@@ -55,22 +65,11 @@ def load_reviews(connection: duckdb.DuckDBPyConnection, path: Path, review: str,
             )[:{QUOTED_CHARACTERS}] END AS found
         FROM typed
     """)
-    report_rejected(connection, "checked_reviews", path.name, report)
-    # A user's second review of a product is a copy for another variant of it, or a change of mind: no second event.
-    connection.execute("""
-        CREATE TABLE first_reviews AS
-        SELECT line, user_id, asin, rating, timestamp FROM checked_reviews WHERE reason IS NULL
-        QUALIFY row_number() OVER (PARTITION BY user_id, asin ORDER BY timestamp, line) = 1
-    """)
-    ((good,),) = connection.execute("SELECT count(*) FROM checked_reviews WHERE reason IS NULL").fetchall()
-    ((kept,),) = connection.execute("SELECT count(*) FROM first_reviews").fetchall()
-    repeated = "a later review of a product that its user has reviewed"
-    report.apply_rule(path.name, repeated, good - kept, dropped=True)
-    clean = "one_line" if review == "summary" else "many_lines"
-    connection.execute(f"""
-        CREATE TABLE reviews AS
-        SELECT first_reviews.*, {clean}("{review}") AS review FROM first_reviews JOIN raw_reviews USING (line)
-    """)
+    connection.execute("DROP TABLE raw_reviews")
+    report_rejected(connection, "reviews", path.name, report)
+    connection.execute("DELETE FROM reviews WHERE reason IS NOT NULL")
+    connection.execute("ALTER TABLE reviews DROP COLUMN reason; ALTER TABLE reviews DROP COLUMN found")
+    ((count,),) = connection.execute(_DELETE_REPEATED).fetchall()
+    report.apply_rule(path.name, "a later review of a product that its user has reviewed", count, dropped=True)
     ((empty,),) = connection.execute("SELECT count(*) FROM reviews WHERE review = ''").fetchall()
     report.apply_rule(path.name, f"an event without review, as {review} is missing or empty", empty, dropped=False)
-    connection.execute("DROP TABLE raw_reviews; DROP TABLE checked_reviews; DROP TABLE first_reviews")

@@ -5,7 +5,8 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from user_llm.builders.lines import LINES, read_lines
+from user_llm.builders.ahead import one_ahead
+from user_llm.builders.lines import read_lines
 from user_llm.builders.malformed import QUOTED_CHARACTERS, MalformedSourceError, RowReport
 from user_llm.builders.movielens.format import (
     ID_PATTERN,
@@ -15,14 +16,23 @@ from user_llm.builders.movielens.format import (
     FileFormat,
     column_positions,
 )
+from user_llm.builders.movielens.plain_rows import PlainRows
 from user_llm.builders.rejected import report_rejected
 from user_llm.builders.timelines import END_OF_TIME
 
+_ROWS_PER_THREAD = 1 << 17
+
 _CREATE_ROWS = """
-CREATE TABLE rows AS
+CREATE TABLE rows (line BIGINT, user_id BIGINT, item INTEGER, rating INTEGER, timestamp BIGINT, reason TEXT, found TEXT)
+"""
+
+_INSERT_PLAIN = "INSERT INTO rows BY NAME SELECT * FROM plain"
+
+_INSERT_OTHERS = """
+INSERT INTO rows
 WITH stripped AS (
     SELECT line, rtrim(text, chr(13) || chr(10)) AS text, ends_with(text, chr(10)) AS ended
-    FROM lines WHERE line > {header_lines}
+    FROM others WHERE line > {header_lines}
 ),
 fields AS (
     SELECT line, text, ended, string_split(text, $delimiter) AS field FROM stripped WHERE text <> ''
@@ -80,10 +90,7 @@ def load_ratings(
     """
     positions, num_fields = column_positions(path, form, RATINGS_COLUMNS)
     user, movie, rating, timestamp = (f"field[{position + 1}]" for position in positions)
-    movies = pa.array([int(raw_id) for raw_id in raw_ids[1:]], pa.int64())
-    connection.register("lines", pa.RecordBatchReader.from_batches(LINES, read_lines(path)))
-    connection.register("catalogue", pa.table({"movie": movies, "item": range(1, len(raw_ids))}))
-    query = _CREATE_ROWS.format(
+    insert_others = _INSERT_OTHERS.format(
         header_lines=int(form.has_header),
         user=_whole_number(user, ID_PATTERN),
         movie=_whole_number(movie, ID_PATTERN),
@@ -100,8 +107,19 @@ def load_ratings(
         "wrong_rating": f"rating is not one of {', '.join(form.rating_names)}",
         "unknown_movie": f"movieId is not in {form.movies_file}",
     }
-    connection.execute(query, parameters)
-    connection.unregister("lines")
+    plain_rows = PlainRows(form, positions, num_fields, raw_ids)
+    movies = pa.array([int(raw_id) for raw_id in raw_ids[1:]], pa.int64())
+    connection.register("catalogue", pa.table({"movie": movies, "item": range(1, len(raw_ids))}))
+    connection.execute(_CREATE_ROWS)
+    for plain, others in one_ahead(map(plain_rows.split, read_lines(path))):
+        connection.register("plain", plain)
+        connection.execute(_INSERT_PLAIN)
+        if len(others):
+            # In pieces, as DuckDB gives each to one thread.
+            connection.register("others", pa.Table.from_batches([others]).to_reader(_ROWS_PER_THREAD))
+            connection.execute(insert_others, parameters)
+            connection.unregister("others")
+        connection.unregister("plain")
     connection.unregister("catalogue")
     ((report.rows[path.name],),) = connection.execute("SELECT count(*) FROM rows").fetchall()
     if not report.rows[path.name]:
