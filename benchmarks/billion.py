@@ -1,8 +1,9 @@
-"""Trains an encoder on random timelines of any size, and prints a hash of its parameters: the same however it was stopped.
+"""Trains an encoder on random timelines of any size, and prints a hash of what it has learnt.
 
     python -m benchmarks.billion --data=FOLDER --workdir=FOLDER --events=1000000000 --steps=60
 
-Kill it (-9) and start it again: it goes on from its last checkpoint, and ends with the hash of a run that was not killed.
+Kill it (-9) and start it again: it goes on from its last checkpoint, and ends with the same hash as a run that was
+left alone.
 """
 
 import argparse
