@@ -115,7 +115,7 @@ def test_reviews_are_none_without_a_column_and_kept_with_one(connection, rows, b
     connection.execute("UPDATE events SET review = 'review of line ' || line")
     for user_id, events in _records(connection, batch_rows):
         in_time_order = sorted((row for row in rows if row[0] == int(user_id)), key=lambda row: row[3])
-        assert events["review"].tolist() == [f"review of line {row[4]}" for row in in_time_order]
+        assert events["review"].tolist() == [f"review of line {row[4]}".encode() for row in in_time_order]
 
 
 @pytest.mark.parametrize("batch_rows", [1, 50, 10_000])
@@ -134,7 +134,7 @@ def test_columns_are_the_records_one_behind_the_other(connection, tmp_path, batc
         column = open_column(folder, name)
         assert column.dtype == dtype
         np.testing.assert_array_equal(column, np.concatenate([events[name] for _, events in records]))
-    reviews = [review or "" for _, events in records for review in events["review"]]
+    reviews = [review.decode() for _, events in records for review in events["review"]]
     assert list(Texts.open(folder, "review")) == reviews
     assert "" in reviews
     lengths = [len(events["item"]) for _, events in records]

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from user_llm.builders.timelines import Block
 from user_llm.columns import ColumnWriter, TextsWriter
@@ -55,7 +54,7 @@ class EventColumns:
 
 
 def _append_texts(writer: TextsWriter, texts: pa.Array) -> None:
-    texts = pc.fill_null(texts.cast(pa.large_string()), "")
+    texts = texts.cast(pa.large_string())
     _, offsets, characters = texts.buffers()
     ends = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
     run = np.frombuffer(characters, np.uint8)[ends[0] : ends[-1]] if characters else np.zeros(0, np.uint8)

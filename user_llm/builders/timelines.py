@@ -95,7 +95,7 @@ class Block(NamedTuple):
       user_ids: of the users.
       ends: int64 [users], where the events of each end; those of the next begin there.
       columns: `item`, `rating`, `timestamp`, each [events].
-      reviews: text [events]; None without reviews.
+      reviews: text [events], "" where there is none; None without reviews.
     """
 
     user_ids: list[str]
@@ -105,7 +105,9 @@ class Block(NamedTuple):
 
     def examples(self) -> Iterator[dict[str, Any]]:
         """The records of the users (`FEATURES`)."""
-        reviews = np.zeros(0, object) if self.reviews is None else self.reviews.to_numpy(zero_copy_only=False)
+        reviews = np.zeros(0, object)
+        if self.reviews is not None:  # as bytes, which TFDS need not encode one by one
+            reviews = self.reviews.cast(pa.binary()).to_numpy(zero_copy_only=False)
         for user_id, start, end in zip(self.user_ids, [0, *self.ends[:-1].tolist()], self.ends.tolist(), strict=True):
             events = {name: column[start:end] for name, column in self.columns.items()}
             yield {"user_id": user_id, "events": {**events, "review": reviews[start:end]}}
@@ -146,7 +148,7 @@ def _block(rows: pa.RecordBatch, starts: np.ndarray) -> Block:
         user_ids=rows.column("user_id").take(pa.array(starts)).cast(pa.string()).to_pylist(),
         ends=np.append(starts[1:], len(rows)).astype(np.int64),
         columns={name: rows.column(name).to_numpy() for name in _NUMBERS},
-        reviews=rows.column("review") if "review" in rows.schema.names else None,
+        reviews=pc.fill_null(rows.column("review"), "") if "review" in rows.schema.names else None,
     )
 
 
