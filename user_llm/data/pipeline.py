@@ -65,11 +65,15 @@ class Shuffled:
 
     def ids(self, positions: np.ndarray) -> np.ndarray:
         """See `Order`."""
-        epoch, index = np.divmod(positions, self._size)
-        ids = np.empty_like(index)
-        for number in range(*_span(epoch)):
-            here = epoch == number
-            ids[here] = Permutation(self._size, (self._seed, int(number)))(index[here])
+        if not positions.size:
+            return positions
+        first, last = (int(edge) // self._size for edge in (positions.min(), positions.max()))
+        ids = np.empty_like(positions)
+        for epoch in range(first, last + 1):
+            # A batch is of one epoch, but for those that straddle two, and where an epoch is shorter than a batch.
+            here = slice(None) if first == last else positions // self._size == epoch
+            order = Permutation(self._size, (self._seed, epoch))
+            ids[here] = order(positions[here] - epoch * self._size)
         return ids + self._first
 
 
@@ -99,7 +103,7 @@ class Sharded:
         step, row = np.divmod(positions, self._batch_size)
         shard, place = np.divmod(row, rows)
         ids = np.empty_like(positions)
-        for number in range(*_span(shard)):
+        for number in np.unique(shard):
             here = shard == number
             ids[here] = self._shards[number].ids(step[here] * rows + place[here])
         return ids
@@ -179,11 +183,6 @@ def evaluation_batches(source: Source, batch_size: int) -> Iterator[dict[str, np
         real = ids < len(source)
         # Padding repeats example 0: a real history keeps every softmax of the model finite.
         yield {**source.gather(np.where(real, ids, 0)), "weight": real.astype(np.float32)}
-
-
-def _span(numbers: np.ndarray) -> tuple[int, int]:
-    """From the lowest of them to behind the highest; np.unique takes as long as all else of an order."""
-    return (int(numbers.min()), int(numbers.max()) + 1) if numbers.size else (0, 0)
 
 
 def _rows(batch_size: int) -> np.ndarray:

@@ -83,7 +83,6 @@ class Windows:
 
     def _rows(self, ids: np.ndarray) -> np.ndarray:
         """Which of the users with windows each window is of: int32 [B]."""
-        ids = np.asarray(ids)
         if ids.size and (ids.min() < 0 or ids.max() >= len(self)):
             raise IndexError(
                 f"window numbers run from 0 to {len(self) - 1} in split {self.split!r} of {self.table.name}, "
