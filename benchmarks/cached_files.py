@@ -16,7 +16,7 @@ _BLOCK = 1 << 24
 def made(target: Path, size: int, module: str, *arguments: str) -> Path:
     """The file or folder `target`, made first where it is not yet: whole, or not at all.
 
-    A process of its own makes it, so that our peak of memory, from which children start to count theirs, stays small.
+    A process of its own makes it, so that all memory which that took is free again.
 
     Args:
       target: what to make.

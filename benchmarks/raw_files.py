@@ -55,7 +55,7 @@ MOVIELENS = RawFormat("movielens/20m", "ratings.csv", 27, 20_010_000, 138_000, 2
 AMAZON = RawFormat(
     "amazon_reviews/movies_and_tv_2018",
     "Movies_and_TV_5.json.gz",
-    100,
+    30,
     3_410_000,
     297_500,
     60_200,
