@@ -1,8 +1,9 @@
-"""Measures the data pipeline, the encoder's training step and the beam search, side by side with their peers.
+"""Measures the data pipeline, the encoder's training step, the beam search and data on disk, side by side with peers.
 
-    python -m benchmarks            # about 11 minutes on 2 cores
-    python -m benchmarks --quick    # under 4 minutes: batch 128, tuned malloc
+    python -m benchmarks            # 2 cores: about 11 minutes, and what the data take
+    python -m benchmarks --quick    # batch 128, tuned malloc, a million events
     python -m benchmarks --only=beams
+    python -m benchmarks --only=data --data_sizes=1,20
 
 Prints the tables of README.md and writes the numbers to `benchmarks/results/<date>.json`.
 """
@@ -15,6 +16,7 @@ import json
 import os
 import platform
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
@@ -22,16 +24,16 @@ from typing import Any
 
 from benchmarks import report
 from benchmarks.beam_workload import BeamWorkload
-from benchmarks.protocol import MALLOC, Contender, ContenderFailed
-from benchmarks.rectools_environment import Unavailable, rectools_python
+from benchmarks.data_building import MILLION, measure_building
+from benchmarks.data_reading import measure_reading
+from benchmarks.peers_environment import peers_python
+from benchmarks.protocol import MALLOC, Contender, ContenderFailed, Unavailable, main_python
+from benchmarks.raw_files import MOVIELENS
 from benchmarks.workload import Workload
 
 PIPELINE_BATCH = 8_192
-PARTS = ("pipeline", "encoder", "beams")
-
-
-def main_python() -> Path:
-    return Path(sys.executable)
+PARTS = ("pipeline", "encoder", "beams", "data")
+DATA_SIZES = "1,20,200"  # millions of events
 
 
 def torch_python() -> Path:
@@ -57,7 +59,7 @@ RIVALS = (
     Entry(report.TORCH_EAGER, torch_python, "torch_encoder", {"loss": "dense", "compile": False}),
     Entry(report.TORCH_COMPILE, torch_python, "torch_encoder", {"loss": "dense", "compile": True}),
     Entry(report.TORCH_CHUNKED, torch_python, "torch_encoder", {"loss": "chunked", "compile": True}),
-    Entry(report.RECTOOLS, rectools_python, "rectools_encoder", {}),
+    Entry(report.RECTOOLS, peers_python, "rectools_encoder", {}),
 )
 BEAMS = Entry(report.BEAMS, main_python, "jax_beams", {})
 BEAM_RIVALS = (Entry(report.TRANSFORMERS, torch_python, "transformers_beams", {}),)
@@ -99,6 +101,16 @@ def measure_encoder(batch_size: int, malloc: str, rounds: int) -> list[dict[str,
 
 def measure_beams(malloc: str, rounds: int) -> list[dict[str, Any]]:
     return measure_in_turns(BEAMS, BEAM_RIVALS, BeamWorkload(), {"malloc": malloc}, rounds)
+
+
+def measure_data(
+    sizes: Sequence[int], data_dir: Path, raw: Path | None, mallocs: Sequence[str], rounds: int
+) -> dict[str, list[dict[str, Any]]]:
+    data_dir.mkdir(parents=True, exist_ok=True)
+    return {
+        "reading": [row for size in sizes for malloc in mallocs for row in measure_reading(size, data_dir, malloc, 5)],
+        "building": measure_building(sizes, data_dir, raw, rounds),
+    }
 
 
 def measure_in_turns(
@@ -150,14 +162,32 @@ def _progress(row: dict[str, Any]) -> None:
     print(f"{batch}{row['malloc']}: {row['contender']}: {outcome}", file=sys.stderr, flush=True)
 
 
+def millions(text: str) -> list[int]:
+    """Sizes from a flag; argparse reports a ValueError."""
+    sizes = [int(size) for size in text.split(",")]
+    if min(sizes) < 1:
+        raise ValueError
+    return [size * MILLION for size in sizes]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="batch 128 and tuned malloc only, fewer rounds")
+    parser.add_argument(
+        "--quick", action="store_true", help="batch 128, tuned malloc and a million events only, fewer rounds"
+    )
     parser.add_argument("--only", choices=PARTS, help="one part of it")
     today = datetime.date.today().isoformat()
     results_file = Path(__file__).parent / "results" / f"{today}.json"
     parser.add_argument("--output", type=Path, default=results_file, help="JSON file to write")
+    parser.add_argument(
+        "--data_sizes", type=millions, help=f"millions of events, as 1,20,200,1000; by default {DATA_SIZES}"
+    )
+    folder = Path(tempfile.gettempdir()) / "user_llm_benchmarks"
+    parser.add_argument("--data_dir", type=Path, default=folder, help=f"keeps the files of part data ({folder})")
+    parser.add_argument("--raw", type=Path, help="folder with MovieLens' movies.csv and ratings.csv, for 20 million")
     arguments = parser.parse_args()
+    if arguments.raw and not (arguments.raw / MOVIELENS.ratings).is_file():
+        parser.error(f"--raw: {arguments.raw} has no {MOVIELENS.ratings}")
 
     mallocs = ["tuned"] if arguments.quick else list(MALLOC)
     rounds = {128: 2} if arguments.quick else {128: 3, 512: 1}
@@ -168,6 +198,13 @@ def main() -> None:
             row for size in rounds for malloc in mallocs for row in measure_encoder(size, malloc, rounds[size])
         ],
         "beams": lambda: [row for malloc in mallocs for row in measure_beams(malloc, 5)],
+        "data": lambda: measure_data(
+            arguments.data_sizes or millions("1" if arguments.quick else DATA_SIZES),
+            arguments.data_dir.resolve(),
+            arguments.raw and arguments.raw.resolve(),
+            mallocs,
+            1 if arguments.quick else 3,
+        ),
     }
     measured = {name: parts[name]() for name in PARTS if arguments.only in (None, name)}
     results = {"date": today, "machine": described, "quick": arguments.quick, **measured}

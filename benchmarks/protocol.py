@@ -2,7 +2,7 @@
 
 One process each, because peak memory belongs to a process and allocators are chosen before one starts; rounds on
 request, because on a shared machine only rounds taken in turns compare. Messages are JSON lines: the child says
-`ready`, answers each `round`, and leaves at the end of its input. Standard library only: RecTools' environment
+`ready`, answers each `round`, and leaves at the end of its input. Standard library only: the peers' environment
 runs the child's side too.
 """
 
@@ -14,10 +14,11 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from user_llm.launch import malloc
 
@@ -26,31 +27,60 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 MALLOC = {"default": {}, "tuned": malloc.TUNED}
 
 
+class Unavailable(RuntimeError):
+    """A contender cannot run here: its environment cannot be made, or there is no room for its files."""
+
+
 class ContenderFailed(RuntimeError):
     """A contender's process ended without an answer."""
 
 
+def main_python() -> Path:
+    """The interpreter of our environment."""
+    return Path(sys.executable)
+
+
+def environment(malloc: str) -> dict[str, str]:
+    """A process' environment: ours, with the settings of `MALLOC[malloc]`, and without accelerators."""
+    variables = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
+    return {**variables, **MALLOC[malloc], "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def available_bytes() -> int:
+    """Memory that is free, or would be given back when asked for. A contender may take this much, and no more."""
+    return int(memory("meminfo", "MemAvailable") * 1e9)
+
+
+def failure(code: int, log: IO[str]) -> ContenderFailed:
+    """What a process said last, for an exit code and all that it wrote."""
+    log.seek(0)
+    lines = [line.strip() for line in log if line.strip()]
+    return ContenderFailed(f"ended with {code}: {' | '.join(lines[-2:])}")
+
+
 class Contender:
-    """The parent's side: starts `python -m module` with `options`, and waits until it has compiled and is warm.
+    """The parent's side: starts `python -m module` with `options`, and waits until it is ready for rounds.
 
     Args:
       python: interpreter of the contender's environment.
       module: calls `serve`.
       options: JSON values, handed to the contender.
       malloc: a key of `MALLOC`.
+      seconds: how long it may take for all its answers together; None: as long as it wants.
 
     Raises:
-      ContenderFailed: with the last lines the process wrote.
+      ContenderFailed: with the last lines the process wrote, or that its time was up.
     """
 
-    def __init__(self, python: Path, module: str, options: dict[str, Any], malloc: str):
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
-        environment.update(MALLOC[malloc], JAX_PLATFORMS="cpu", CUDA_VISIBLE_DEVICES="")
+    def __init__(
+        self, python: Path, module: str, options: dict[str, Any], malloc: str, *, seconds: float | None = None
+    ):
+        self._seconds = self._seconds_left = seconds
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 closed in close()
         self._process = subprocess.Popen(
             [str(python), "-m", module, json.dumps(options)],
             cwd=REPOSITORY,
-            env=environment,
+            env=environment(malloc),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -59,7 +89,9 @@ class Contender:
         self.versions: dict[str, str] = self._answer()["versions"]
 
     def round(self) -> dict[str, float]:
-        """`seconds` of one round, its `value`, and so far `peak_gb` and `peak_above_imports_gb` of memory."""
+        """`seconds` of one round and its `value`; of memory so far `peak_gb` and `peak_above_imports_gb`, and
+        `private_above_imports_gb` that it now holds for itself, without pages of mapped files.
+        """
         try:
             self._process.stdin.write("round\n")
             self._process.stdin.flush()
@@ -80,48 +112,66 @@ class Contender:
         self.close()
 
     def _answer(self) -> dict[str, Any]:
-        line = self._process.stdout.readline()
+        if self._seconds_left is None:
+            line = self._process.stdout.readline()
+        else:
+            begin, alarm = time.perf_counter(), threading.Timer(self._seconds_left, self._process.kill)
+            alarm.start()
+            line = self._process.stdout.readline()
+            alarm.cancel()
+            self._seconds_left -= time.perf_counter() - begin
         return json.loads(line) if line else self._fail()
 
     def _fail(self):
         code = self._process.wait()
-        self._log.seek(0)
-        lines = [line.strip() for line in self._log if line.strip()]
-        raise ContenderFailed(f"ended with {code}: {' | '.join(lines[-2:])}")
+        if self._seconds_left is not None and self._seconds_left <= 0:
+            raise ContenderFailed(f"took more than {self._seconds:,.0f} seconds")
+        raise failure(code, self._log)
 
 
-def serve(setup: Callable[[dict[str, Any]], Callable[[], float]], packages: tuple[str, ...]) -> None:
+def serve(
+    setup: Callable[[dict[str, Any]], Callable[[], float]], packages: tuple[str, ...], *, warm: bool = True
+) -> None:
     """The child's side. Call it when everything is imported.
 
     Args:
       setup: from the options makes the round, which returns a number worth keeping (a loss, a count).
       packages: whose versions are reported.
+      warm: whether to do two rounds before the first that is asked for; not where the first ones are measured too.
     """
     # Libraries print; the messages get the real standard output for themselves.
     messages = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    imported = _memory("self/status", "VmRSS")
+    imported, private = memory("self/status", "VmRSS"), memory("self/status", "RssAnon")
     # Dense logits can ask for more than there is: fail here, by name, before the kernel kills somebody else.
-    available = int(_memory("meminfo", "MemAvailable") * 1e9)
+    available = available_bytes()
     resource.setrlimit(resource.RLIMIT_DATA, (available, available))
     one_round = setup(json.loads(sys.argv[1]))
-    one_round()  # compiles
-    # What a compiler used is no memory of a step: return it, and start the count of the peak anew.
-    ctypes.CDLL(None).malloc_trim(0)
+    if warm:
+        one_round()  # compiles
+        # What a compiler used is no memory of a step: return it, and start the count of the peak anew.
+        ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
-    one_round()  # fills pools and caches again
+    if warm:
+        one_round()  # fills pools and caches again
     versions = {package: importlib.metadata.version(package) for package in packages}
     print(json.dumps({"versions": versions}), file=messages, flush=True)
     for _ in sys.stdin:
         start = time.perf_counter()
         value = one_round()
-        seconds, peak = time.perf_counter() - start, _memory("self/status", "VmHWM")
-        answer = {"seconds": seconds, "value": value, "peak_gb": peak, "peak_above_imports_gb": peak - imported}
+        seconds, peak = time.perf_counter() - start, memory("self/status", "VmHWM")
+        answer = {
+            "seconds": seconds,
+            "value": value,
+            "peak_gb": peak,
+            "peak_above_imports_gb": peak - imported,
+            "private_above_imports_gb": memory("self/status", "RssAnon") - private,
+        }
         print(json.dumps(answer), file=messages, flush=True)
 
 
-def _memory(file: str, field: str) -> float:
-    """GB (10⁹ bytes) of a field under /proc, such as VmRSS (resident now) and VmHWM (at its highest)."""
+def memory(file: str, field: str) -> float:
+    """GB (10⁹ bytes) of a field under /proc: VmRSS (resident now), VmHWM (at its highest), RssAnon (now, no files)."""
     # Not getrusage: its maximum is inherited from the parent through exec.
     for line in Path("/proc", file).read_text().splitlines():
         if line.startswith(field):

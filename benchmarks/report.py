@@ -8,6 +8,9 @@ REFERENCE, DENSE = "ours: chunked loss, microbatches of 32", "ours: dense logits
 CHUNKED = "ours: chunked loss"
 TORCH_EAGER, TORCH_COMPILE = "PyTorch", "torch.compile"
 TORCH_CHUNKED, RECTOOLS = "torch.compile + linear_cross_entropy", "RecTools SASRec softmax"
+COLUMNS, ARROW = "ours: windows of mapped columns", "datasets: mapped Arrow, a row a user"
+RECTOOLS_DATASET = "pandas + RecTools Dataset.construct"
+BUILD, PANDAS = "ours: user-llm build", RECTOOLS_DATASET
 BEAMS, TRANSFORMERS = "ours: beams in a trie", "transformers generate with prefix_allowed_tokens_fn"
 
 ARRAYS, SEQIO = "windows", "seqio"  # roads of the data pipeline, by the names `config.data.reader` has for them
@@ -68,17 +71,26 @@ def render(results: dict[str, Any]) -> str:
             "**Beam search**: 8 users, 10 beams, 27,278 titles of up to 15 tokens; 6 layers of width 384, 32k.",
             _table(costs, [_costs(row) for row in results["beams"]]),
         ]
-    return "\n\n".join([*sections, "**Targets**", "\n".join(_targets(results))])
+    if "data" in results:
+        sections += [
+            "**Reading**: windows of 50 events and a label from files in the page cache, batch 8,192, one core.",
+            _table(_READING, [_reading(row) for row in results["data"]["reading"]]),
+            "**Building**: from raw files, whole processes.",
+            _table(_BUILDING, [_building(row) for row in results["data"]["building"]]),
+        ]
+    if targets := _targets(results):
+        sections += ["**Targets**", "\n".join(targets)]
+    return "\n\n".join(sections)
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    marks = ["---" if heading in ("malloc", "contender", "reader", "what") else "---:" for heading in headings]
+    marks = ["---" if heading in ("malloc", "contender", "reader", "what", "files") else "---:" for heading in headings]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, marks, *rows))
 
 
 def _costs(row: dict[str, Any]) -> list[str]:
     if "skipped" in row:
-        return [row["malloc"], row["contender"], f"skipped: {row['skipped'].replace('|', '/')}", *4 * [""]]
+        return [row["malloc"], row["contender"], _skipped(row), *4 * [""]]
     return [
         row["malloc"],
         row["contender"],
@@ -88,6 +100,58 @@ def _costs(row: dict[str, Any]) -> list[str]:
         f"{row['time_ratio']:.2f}",
         f"{row['memory_ratio']:.3f}",
     ]
+
+
+_READING = (
+    "million events",
+    "malloc",
+    "contender",
+    "open s",
+    "index s",
+    "peak MB",
+    "private MB, open",
+    "private MB, reading",
+    "million windows/s",
+    "disk bytes/event",
+)
+_BUILDING = ("files", "thousand rows", "contender", "s", "thousand rows/s", "peak MB")
+
+
+def _reading(row: dict[str, Any]) -> list[str]:
+    setting = [f"{row['events'] / 1e6:,.0f}", row["malloc"], row["contender"]]
+    if "skipped" in row:
+        return [*setting, _skipped(row), *6 * [""]]
+    windows = row.get("windows_per_second")
+    return [
+        *setting,
+        f"{row['open_seconds']:.3f}",
+        _number(row.get("index_seconds"), 3),
+        _number(row["peak_mb"], 0),
+        _number(row["private_open_mb"], 1),
+        _number(row.get("private_reading_mb"), 1),
+        _number(windows and windows / 1e6, 3),
+        _number(row.get("bytes_per_event"), 2),
+    ]
+
+
+def _building(row: dict[str, Any]) -> list[str]:
+    setting = [row["files"], f"{row['rows'] / 1e3:,.0f}", row["contender"]]
+    if "skipped" in row:
+        return [*setting, _skipped(row), *2 * [""]]
+    return [
+        *setting,
+        f"{median(row['seconds']):.1f}",
+        f"{row['rows_per_second'] / 1e3:,.0f}",
+        f"{row['peak_mb']:,.0f}",
+    ]
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "\N{EN DASH}" if value is None else f"{value:,.{digits}f}"
+
+
+def _skipped(row: dict[str, Any]) -> str:
+    return f"skipped: {row['skipped'].replace('|', '/')}"
 
 
 def _targets(results: dict[str, Any]) -> list[str]:

@@ -50,6 +50,8 @@ def simulated_table() -> TimelineTable:
 class SimulatedStudy(TaskData):
     """The next item of random timelines, asked in a sentence."""
 
+    table = catalogue = rating_names = vocabulary = None  # plain attributes: nothing is made on first use
+
     def __init__(self, folder: Path):
         super().__init__()
         data = dict(dataset="simulated", history_length=50, min_history=0, text_history=0, validation=False)

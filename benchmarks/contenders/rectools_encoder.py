@@ -1,6 +1,6 @@
 """RecTools' SASRec with the full softmax: its own layers, loss and optimizer, without its data loader.
 
-Runs in the environment of `requirements-rectools.txt`.
+Runs in the environment of `requirements-peers.txt`.
 """
 
 import warnings
