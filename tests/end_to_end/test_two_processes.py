@@ -26,6 +26,7 @@ EVERYTHING = [
     *("--config.compute.mesh.data=1", "--config.compute.mesh.fsdp=2", "--config.strategy=lora"),
     *(f"--config.training.{stage}.steps=6" for stage in ("llm", "encoder", "user_llm")),
     "--config.evaluation.batch_size=48",
+    "--config.data.shards=2",  # each process reads half of the users
 ]
 ENCODER = ["--config.stages=('encoder',)"]  # batches in stripes
 
@@ -137,6 +138,24 @@ def test_killed_each_in_turn_and_started_again(tmp_path, data_dir):
         time.sleep(1)  # its witness outlives it
         assert MESSAGE in log(workdir, 1 - victim).read_text()
         assert not (workdir / "results.json").exists()
+    run_pair(workdir, data_dir, flags)
+    assert "encoder: restored step" in log(workdir, 0).read_text()
+    assert_same(workdir, run_one(tmp_path / "one", data_dir, flags))
+
+
+@pytest.mark.drill
+def test_begun_by_one_process_and_ended_by_two(tmp_path, data_dir):
+    workdir = tmp_path / "two"
+    flags = [*ENCODER, "--config.data.shards=4", "--config.training.encoder.steps=60"]
+    with log(workdir, 0).open("w") as output:
+        begun = subprocess.Popen(
+            command(workdir, data_dir, *flags),
+            **dict(cwd=REPOSITORY, env=environment(2), stdout=output, stderr=subprocess.STDOUT),
+        )
+        wait_for_checkpoint(workdir, "encoder", 6)
+        begun.kill()
+        begun.wait()
+    assert not (workdir / "results.json").exists()
     run_pair(workdir, data_dir, flags)
     assert "encoder: restored step" in log(workdir, 0).read_text()
     assert_same(workdir, run_one(tmp_path / "one", data_dir, flags))
