@@ -183,6 +183,7 @@ def test_with_verbosity_a_user_sees_where_it_happened(caplog, capsys):
 PLAIN = {
     "user_llm/builders/amazon_reviews/catalogue.py",  # caught where it is raised
     "user_llm/builders/timelines.py",
+    "user_llm/data/permutation.py",
     "user_llm/data/pipeline.py",
     "user_llm/data/sources.py",
     "user_llm/data/splits.py",
