@@ -16,17 +16,13 @@ import numpy as np
 from jax.sharding import Sharding
 from safetensors import SafetensorError, safe_open
 
-from user_llm.errors import UserError
+from user_llm.errors import CheckpointError
 from user_llm.models.parameters import Parameters, Shaped
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 Index = tuple[slice, ...]
 ANEW = "fetch or copy it anew"
 _BLOCK = 1 << 20  # numbers looked at in one go
-
-
-class CheckpointError(UserError):
-    """Files that are no checkpoint of a model we can hold; the message names the file and key."""
 
 
 @contextlib.contextmanager
