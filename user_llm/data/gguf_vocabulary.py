@@ -21,7 +21,7 @@ from user_llm.gguf_header import Header, read_header
 
 _KEYS = "tokenizer.ggml."
 # Marks of tokens; SentencePiece has the same numbers.
-_CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 3, 4, 5, 6
+_UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 2, 3, 4, 5, 6
 _MARKS = frozenset(range(1, 7))
 
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -141,6 +141,8 @@ def _sentencepiece(header: Header) -> bytes:
     """The SentencePiece model whose pieces the file has."""
     said = _Said(header)
     bos, eos, unknown, pad = said.token("bos"), said.eos(), said.token("unknown"), said.token("padding")
+    if unknown is None and _UNKNOWN in said.marks:
+        unknown = said.marks.index(_UNKNOWN)
     model = sentencepiece_model_pb2.ModelProto()
     scores = said.many("scores", float, len(said.tokens))
     for piece, score, mark in zip(said.tokens, scores, said.marks, strict=True):
@@ -155,8 +157,8 @@ def _sentencepiece(header: Header) -> bytes:
     for name, token in (("bos", starts), ("eos", eos), ("unk", unknown), ("pad", pad)):
         setattr(trainer, f"{name}_id", -1 if token is None else token)
         setattr(trainer, f"{name}_piece", "" if token is None else model.pieces[token].piece)
-        if token is not None and name in ("bos", "eos"):
-            model.pieces[token].type = _CONTROL
+        if token is not None and name != "pad":  # some converters mark all of them as control
+            model.pieces[token].type = _UNKNOWN if name == "unk" else _CONTROL
     normalizer.name = "identity"
     normalizer.add_dummy_prefix = said.flag("add_space_prefix", True)
     normalizer.remove_extra_whitespaces = said.flag("remove_extra_whitespaces", False)

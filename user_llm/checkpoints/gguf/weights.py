@@ -17,7 +17,7 @@ import numpy as np
 from user_llm.checkpoints.gguf.names import Names, Place
 from user_llm.checkpoints.gguf.options import architecture_of, read_options
 from user_llm.checkpoints.gguf.rope_factors import ROPE_FACTORS
-from user_llm.checkpoints.tensors import ANEW, CheckpointError
+from user_llm.checkpoints.tensors import ANEW, CheckpointError, empty
 from user_llm.gguf_header import Header, TensorInfo, read_header
 
 _NUMBERS = 1 << 18  # brought out of their blocks in one go: they stay in the processor's cache
@@ -83,7 +83,7 @@ class Slice:
         width = self._info.shape[-1]
         rows, columns = (slice(None), *index)[-2:]
         start, stop, _ = rows.indices(math.prod(self._info.shape[:-1]))
-        found = np.empty((stop - start, len(range(*columns.indices(width)))), self._dtype)
+        found = empty((stop - start, len(range(*columns.indices(width)))), self._dtype)
         step = max(1, _NUMBERS // width)
         for first in range(start, stop, step):
             last = min(first + step, stop)
