@@ -96,6 +96,8 @@ class _Said:
     def __init__(self, header: Header):
         self.file, self._values = header.file, header.values
         self.tokens: list[str] = self.many("tokens", str)
+        if len({*self.tokens}) < len(self.tokens):
+            raise self.error("tokens", "each once")
         self.marks: list[int] = self.many("token_type", int, len(self.tokens))
         if not {*self.marks} <= _MARKS:
             raise self.error("token_type", f"each one of {sorted(_MARKS)}")
@@ -143,6 +145,8 @@ def _sentencepiece(header: Header) -> bytes:
     bos, eos, unknown, pad = said.token("bos"), said.eos(), said.token("unknown"), said.token("padding")
     if unknown is None and _UNKNOWN in said.marks:
         unknown = said.marks.index(_UNKNOWN)
+    if unknown is None:
+        raise said.error("unknown_token_id", "the token of what has no other")
     model = sentencepiece_model_pb2.ModelProto()
     scores = said.many("scores", float, len(said.tokens))
     for piece, score, mark in zip(said.tokens, scores, said.marks, strict=True):
@@ -152,13 +156,14 @@ def _sentencepiece(header: Header) -> bytes:
     trainer.model_type = trainer.BPE
     trainer.byte_fallback = _BYTE in said.marks
     trainer.vocab_size = len(said.tokens)
-    # A BOS that no text begins with is none: the model has no other way to say so.
-    starts = bos if bos is not None and said.flag("add_bos_token", True) else None
-    for name, token in (("bos", starts), ("eos", eos), ("unk", unknown), ("pad", pad)):
-        setattr(trainer, f"{name}_id", -1 if token is None else token)
-        setattr(trainer, f"{name}_piece", "" if token is None else model.pieces[token].piece)
-        if token is not None and name != "pad":  # some converters mark all of them as control
-            model.pieces[token].type = _UNKNOWN if name == "unk" else _CONTROL
+    if not said.flag("add_bos_token", True):
+        bos = unknown  # and so none, which is how such a model says that no text begins with BOS
+    for name, token in (("bos", bos), ("eos", eos), ("pad", pad), ("unk", unknown)):
+        if token is not None:
+            setattr(trainer, f"{name}_id", token)
+            setattr(trainer, f"{name}_piece", model.pieces[token].piece)
+            if name != "pad":  # some converters mark all of them as control
+                model.pieces[token].type = _UNKNOWN if name == "unk" else _CONTROL
     normalizer.name = "identity"
     normalizer.add_dummy_prefix = said.flag("add_space_prefix", True)
     normalizer.remove_extra_whitespaces = said.flag("remove_extra_whitespaces", False)
@@ -173,8 +178,6 @@ def _tokenizer_json(header: Header) -> tuple[bytes, dict[str, Any]]:
     count = max((place + 1 for place, mark in enumerate(said.marks) if mark != _UNUSED), default=0)
     tokens, marks = said.tokens[:count], said.marks[:count]
     ids = {token: place for place, token in enumerate(tokens)}
-    if len(ids) < len(tokens):
-        raise said.error("tokens", "each once")
     merges = [tuple(merge.split(" ")) for merge in said.many("merges", str)]
     try:
         tokenizer = Tokenizer(models.BPE(ids, merges, ignore_merges=whole))
