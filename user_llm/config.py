@@ -121,8 +121,7 @@ _FILES = {
     "llm.architecture": ("", "a Hugging Face config.json, as those of configs/llm/"),
     "llm.checkpoint": (
         "config.json",
-        "organisation/model of the hub, a GGUF file, or a folder with config.json, model.safetensors and "
-        "tokenizer.model or .json",
+        "organisation/model of the hub, or a folder with config.json, weights and tokenizer, or a GGUF file",
     ),
 }
 _PLACES = ("data.data_dir", *_FILES)

@@ -4,6 +4,7 @@ The walk is our own because the file is a stranger's: each length in it is held 
 anything of that length is made. It stands above `data` and `checkpoints`, which both read it.
 """
 
+import itertools
 import math
 import mmap
 import os
@@ -108,7 +109,9 @@ class _Walk:
     def take(self, length: int, what: str) -> int:
         """Goes `length` bytes on, and returns where they begin."""
         if (left := len(self.data) - self.at) < length:
-            end = "the file" if len(self.data) < MOST_BYTES else f"the first {MOST_BYTES:,} bytes, all that is looked at"
+            end = (
+                "the file" if len(self.data) < MOST_BYTES else f"the first {MOST_BYTES:,} bytes, all that is looked at"
+            )
             raise self.error(f"{what} needs {length:,} bytes, but {left:,} are left of {end}")
         self.at += length
         return self.at - length
@@ -218,7 +221,7 @@ def _tensors(walk: _Walk, size: int, alignment: Any, table: Sequence[_Entry]) ->
             )
         found[name] = TensorInfo(name, shape, kind, begin + offset, length)
     by_place = sorted(found.values(), key=lambda tensor: tensor.start)
-    for before, after in zip(by_place, by_place[1:], strict=False):
+    for before, after in itertools.pairwise(by_place):
         if before.start + before.size > after.start:
             raise walk.error(f"the tensors {before.name} and {after.name} overlap")
     return found

@@ -1,4 +1,4 @@
-"""GGUF files, written as llama.cpp's converter does and held to `transformers`: the model itself, and its own loader."""
+"""GGUF files, written as llama.cpp's converter does and held to `transformers`: the model itself, and its loader."""
 
 import dataclasses
 import math
@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from gguf.quants import dequantize
 
+import user_llm
 from tests.gguf_files import converted, write_gguf
+from user_llm import schema
 from user_llm.checkpoints.gguf.names import PLAIN, Place
 from user_llm.checkpoints.gguf.options import read_options
 from user_llm.checkpoints.gguf.weights import Slice
@@ -25,6 +27,7 @@ from user_llm.checkpoints.huggingface import (
     load_parameters,
     resolve,
 )
+from user_llm.config import missing_files
 from user_llm.gguf_header import KINDS, TensorInfo, read_header
 from user_llm.models import parameters
 from user_llm.models.language_model import LanguageModel, causal_mask
@@ -56,7 +59,8 @@ MODELS = {
     ),
     "gpt2": ("GPT2", dict(vocab_size=96, n_embd=64, n_layer=2, n_head=4, n_positions=1024)),
 }
-THEIRS = [name for name in MODELS if name not in ("gemma", "llama_biased")]  # which `transformers` reads from GGUF; of GPT-2, with 1024 positions
+# Which `transformers` reads from GGUF; of GPT-2's, those with 1024 positions.
+THEIRS = [name for name in MODELS if name not in ("gemma", "llama_biased")]
 TOKENS, NEW = 10, 6
 
 
@@ -214,7 +218,9 @@ def test_rows_are_read_as_they_are_needed(tmp_path, monkeypatch):
     pread = os.pread
     monkeypatch.setattr(os, "pread", lambda file, size, start: read.append(size) or pread(file, size, start))
     file = os.open(tmp_path / "numbers", os.O_RDONLY)
-    found = Slice(file, tmp_path, TensorInfo("t", values.shape, KINDS[0], 0, values.nbytes), Place("t"), 0, values.dtype)
+    found = Slice(
+        file, tmp_path, TensorInfo("t", values.shape, KINDS[0], 0, values.nbytes), Place("t"), 0, values.dtype
+    )
     np.testing.assert_array_equal(found[slice(1024, 3072), slice(None)], values[1024:3072])
     os.close(file)
     assert sum(read) == values.nbytes // 2
@@ -280,10 +286,9 @@ def test_gemma_s_largest_models_scale_their_queries_otherwise(tmp_path):
     """By width / heads, as llama.cpp knows from their layers."""
     values = {key.replace("llama", "gemma2"): value for key, value in LLAMA.items()}
     values |= {"gemma2.attention.sliding_window": 8, "gemma2.attention.key_length": 16}
+    tensors = {"token_embd.weight": np.ones((4, 8))}
     for layers, scalar in ((26, 16), (46, 4)):
-        file = write_gguf(
-            tmp_path / "g.gguf", "gemma2", values | {"gemma2.block_count": layers}, {"token_embd.weight": np.ones((4, 8))}
-        )
+        file = write_gguf(tmp_path / "g.gguf", "gemma2", values | {"gemma2.block_count": layers}, tensors)
         assert load_config(file).query_scale == pytest.approx(scalar**-0.5)
 
 
@@ -300,7 +305,10 @@ def test_layers_with_a_window_are_as_listed(tmp_path):
 
 
 REFUSED = [
-    (dict(architecture="mamba"), "general.architecture is 'mamba'; supported: llama, qwen2, qwen3, gemma, gemma2, gemma3"),
+    (
+        dict(architecture="mamba"),
+        "general.architecture is 'mamba'; supported: llama, qwen2, qwen3, gemma, gemma2",
+    ),
     (dict(block_count=None), r"has no llama\.block_count"),
     (dict(block_count="two"), "num_hidden_layers is 'two'; expected a whole number"),
     (dict(attention__head_count=[2, 2]), r"num_attention_heads is \[2, 2\]; expected a whole number"),
@@ -314,7 +322,10 @@ REFUSED = [
     (dict(tensors={"token_embd.weight": None}), "has no tensor token_embd.weight"),
     (dict(tensors={"output_norm.weight": None}), r"what its metadata say. Missing: model.norm.weight. Left over: none"),
     (dict(tensors={"blk.0.ffn_gate_inp.weight": (8, 8)}), "Left over: blk.0.ffn_gate_inp.weight"),
-    (dict(tensors={"blk.0.attn_k.weight": (4, 8)}), r"k_proj.weight has shape \[4, 8\]; what its metadata say makes it"),
+    (
+        dict(tensors={"blk.0.attn_k.weight": (4, 8)}),
+        r"k_proj.weight has shape \[4, 8\]; what its metadata say",
+    ),
     (dict(tensors={"output_norm.weight": (2, 2, 2)}), r"model.norm.weight has shape \[2, 2, 2\]"),
     (dict(tensors={"rope_freqs.weight": (3,)}), r"rope_freqs.weight is F32 \[3\]; expected F32 \[2\]"),
 ]
@@ -343,7 +354,7 @@ def test_a_file_cut_short_as_it_is_read_is_named(tmp_path):
     with file.open("r+b") as opened:
         opened.truncate(info.start + 8)
         found = Slice(opened.fileno(), file, info, PLAIN.place(info.name), 0, np.dtype("float32"))
-        with pytest.raises(CheckpointError, match="has been cut short while token_embd.weight was read"):
+        with pytest.raises(CheckpointError, match=r"has been cut short while token_embd\.weight was"):
             found[slice(None), slice(None)]
 
 
@@ -351,6 +362,45 @@ def test_a_file_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path):
     for name in (tmp_path / "none.gguf", "organisation/model.gguf"):
         with pytest.raises(CheckpointError, match=r"\.gguf: no such file; expected a GGUF file"):
             load_language_model(name)
+
+
+def test_model_and_tokenizer_of_one_file_are_saved_as_a_folder(tmp_path):
+    tokenizer = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", "▁", "a", "b", "▁a", "▁ab", *"cdefghij"],
+        "tokenizer.ggml.scores": [0.0, 0.0, 0.0, -9.0, -9.0, -9.0, -1.0, -2.0, *[-9.0] * 8],
+        "tokenizer.ggml.token_type": [2, 3, 3, *[1] * 13],
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+    }
+    random = np.random.default_rng(0)
+    tensors = {name: random.normal(size=shape) for name, shape in LLAMA_TENSORS.items()}
+    read = user_llm.load_language_model(write_gguf(tmp_path / "a.gguf", "llama", LLAMA | tokenizer, tensors))
+    read.save(tmp_path / "saved")
+    again = user_llm.load_language_model(tmp_path / "saved")
+    assert again.tokenizer == read.tokenizer
+    assert again.config.max_length == read.config.max_length == 32
+    tokens = np.array([[1, *read.tokenizer.encode("ab a"), 2]])
+    assert tokens.tolist() == [[1, 7, 6, 2]]
+    np.testing.assert_array_equal(again.logits(tokens), read.logits(tokens))
+    assert again.generate("ab", 5) == read.generate("ab", 5)
+
+
+def test_a_config_may_name_a_file_that_is_there(tmp_path):
+    file = write_llama(tmp_path / "a.gguf")
+
+    def missing(name: str) -> list[str]:
+        config = schema.get_config()
+        config.llm.checkpoint = name
+        return [*missing_files(config)]
+
+    assert not missing(str(file))
+    for name in (str(tmp_path / "none.gguf"), "organisation/none.gguf"):
+        (line,) = missing(name)
+        assert line.endswith(
+            "no such file; expected organisation/model of the hub, or a folder with config.json, "
+            "weights and tokenizer, or a GGUF file"
+        )
 
 
 def test_a_converter_s_extra_keys_change_nothing(tmp_path):

@@ -16,8 +16,16 @@ from user_llm.data.vocabularies import load_vocabulary
 PROMPT = "The three best films of the nineties are"
 NEW = 24
 TEXTS = [
-    *("Toy Story (1995)", "Amélie", "日本のいちばん長い日", "😀🎬 👩‍👩‍👧", "a\tb\t\tc", "double  spaces   here", " x ", "\n\n\n"),
-    *("x </s> <b>bold</b>", "“quotes” — dash…", "العربية कहानी", "1234567 3.14159", "e\u0301\u00a0", "[multimodal]", "\r\n"),
+    *(
+        "Toy Story (1995)",
+        "Amélie",
+        "日本のいちばん長い日",
+        "😀🎬 👩\u200d👩\u200d👧",
+        "a\tb\t\tc",
+        "double  spaces   here",
+    ),
+    *(" x ", "\n\n\n", "\r\n", "x </s> <b>bold</b>", "“quotes” — dash…", "العربية कहानी", "1234567 3.14159"),
+    *("e\u0301\u00a0", "[multimodal]"),
 ]
 
 

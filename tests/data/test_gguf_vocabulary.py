@@ -18,7 +18,16 @@ from user_llm.data.vocabularies import content, load_vocabulary, text_start
 from user_llm.errors import CheckpointError
 
 CORPUS = ["Toy Story (1995)", "The Crimson Harbour of Glass", "Amélie!", "the user's next movie: Heat, 12345"] * 3
-TITLES = ["Toy Story (1995)", "!Three Amigos!", "Amélie", "日本のいちばん長い日", "a  b   c", " x", "😀🎬\tb\n\nc", "x </s>"]
+TITLES = [
+    "Toy Story (1995)",
+    "!Three Amigos!",
+    "Amélie",
+    "日本のいちばん長い日",
+    "a  b   c",
+    " x",
+    "😀🎬\tb\n\nc",
+    "x </s>",
+]
 _CHANCE = random.Random(0)
 TEXTS = [
     *TITLES,

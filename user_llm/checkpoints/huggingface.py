@@ -1,6 +1,7 @@
 """Language models in the Hugging Face layout: `config.json`, safetensors (one file or shards), tokenizer files.
 
-A GGUF file is read as if it were such a folder (`gguf/`). What the options and keys of a family mean is in `families.py`, how a tensor of theirs becomes ours in `tensors.py`.
+What the options and keys of a family mean is in `families.py`, how a tensor of theirs becomes ours in `tensors.py`. A
+GGUF file is read as if it were such a folder: `gguf/`.
 """
 
 import contextlib

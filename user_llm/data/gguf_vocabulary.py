@@ -147,7 +147,7 @@ def _sentencepiece(header: Header) -> bytes:
         unknown = said.marks.index(_UNKNOWN)
     if unknown is None:
         raise said.error("unknown_token_id", "the token of what has no other")
-    model = sentencepiece_model_pb2.ModelProto()
+    model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # made as it is imported
     scores = said.many("scores", float, len(said.tokens))
     for piece, score, mark in zip(said.tokens, scores, said.marks, strict=True):
         # The converter has written out the spaces of what it calls user-defined.

@@ -44,9 +44,7 @@ class HuggingFaceVocabulary(Vocabulary):
             nothing says what ends a text.
     """
 
-    def __init__(
-        self, file: str | os.PathLike, content: bytes | None = None, config: Mapping[str, Any] | None = None
-    ):
+    def __init__(self, file: str | os.PathLike, content: bytes | None = None, config: Mapping[str, Any] | None = None):
         content = Path(file).read_bytes() if content is None else content
         super().__init__(file, content)
         try:
@@ -71,8 +69,8 @@ class HuggingFaceVocabulary(Vocabulary):
         self.rows = 1 + max({*ids} - special | {self.bos_id, self.eos_id})
         adds_bos = self._config.get("add_bos_token")
         if adds_bos not in (None, True, False):
-            config = self.file.with_name(TOKENIZER_CONFIG)
-            raise UserError(f"{config}: add_bos_token is {adds_bos!r}; expected true or false.")
+            beside = self.file.with_name(TOKENIZER_CONFIG)
+            raise UserError(f"{beside}: add_bos_token is {adds_bos!r}; expected true or false.")
         starts_with_bos = self.tokenizer.encode("a").ids[:1] == [self.bos_id]
         self.adds_bos = self.bos_id >= 0 and (starts_with_bos if adds_bos is None else adds_bos)
         self._puts_space = False

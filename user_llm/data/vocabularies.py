@@ -1,4 +1,4 @@
-"""Vocabularies (SentencePiece, `tokenizer.json`, GGUF) by file, and what is done with any of them: names tokenised once.
+"""Vocabularies (SentencePiece, `tokenizer.json`, GGUF) by file, and what is done with any: names tokenised once.
 
 Token 0 fills up every array. Lengths, not token values, say where a text ends, because in some checkpoints
 token 0 is no padding piece: it is Llama's unknown piece, and "!" in GPT-2.
@@ -63,9 +63,9 @@ def _tokenizer_file(path: Path) -> Path:
         if (path / name).is_file():
             return path / name
     raise MissingFile(
-        f"no tokenizer at {path}: name a SentencePiece model, a {TOKENIZER_JSON}, a GGUF file, or a Hugging Face folder with "
-        f"{TOKENIZER_FILE} or {TOKENIZER_JSON} (where it has only other files, `save_pretrained` of its transformers "
-        f"tokenizer writes {TOKENIZER_JSON})."
+        f"no tokenizer at {path}: name a SentencePiece model, a {TOKENIZER_JSON}, a GGUF file, or a Hugging Face "
+        f"folder with {TOKENIZER_FILE} or {TOKENIZER_JSON} (where it has only other files, `save_pretrained` of its "
+        f"transformers tokenizer writes {TOKENIZER_JSON})."
     )
 
 

@@ -1,4 +1,4 @@
-"""The tensors of a GGUF file by the keys of a Hugging Face checkpoint, and how llama.cpp's converter has changed them."""
+"""A GGUF file's tensors by the keys of a Hugging Face checkpoint, and how llama.cpp's converter has changed them."""
 
 import re
 from collections.abc import Mapping

@@ -58,9 +58,7 @@ _GEMMA_2 = {
 _ATTENTION = {"attention_bias": "blk.0.attn_q.bias"}
 
 ARCHITECTURES = {
-    "llama": Architecture(
-        "llama", names.LLAMA, _REQUIRED, _OPTIONAL, {**_ATTENTION, "mlp_bias": "blk.0.ffn_up.bias"}
-    ),
+    "llama": Architecture("llama", names.LLAMA, _REQUIRED, _OPTIONAL, {**_ATTENTION, "mlp_bias": "blk.0.ffn_up.bias"}),
     "qwen2": Architecture("qwen2", names.PLAIN, _REQUIRED, _OPTIONAL, {}),
     "qwen3": Architecture("qwen3", names.PLAIN, _REQUIRED, _OPTIONAL, _ATTENTION),
     "gemma": Architecture("gemma", names.GEMMA, _REQUIRED, _OPTIONAL, _ATTENTION),
@@ -145,7 +143,9 @@ def _complete(options: dict[str, Any], own: dict[str, Any], header: Header, arch
     per_head = width // heads if type(width) is type(heads) is int and heads > 0 else 0
     head_dim = options.setdefault("head_dim", per_head)
     if type(head_dim) is not int:
-        raise CheckpointError(f"{header.file}: attention.key_length is {reprlib.repr(head_dim)}; expected a whole number.")
+        raise CheckpointError(
+            f"{header.file}: attention.key_length is {reprlib.repr(head_dim)}; expected a whole number."
+        )
     for key in ("attention.value_length", "rope.dimension_count"):
         if (found := own.pop(key, head_dim)) != head_dim:
             raise CheckpointError(
@@ -162,5 +162,3 @@ def _complete(options: dict[str, Any], own: dict[str, Any], header: Header, arch
     if architecture.largest is not None:
         is_largest = options["num_hidden_layers"] == architecture.largest
         options["query_pre_attn_scalar"] = per_head if is_largest else head_dim
-
-
