@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -208,6 +209,23 @@ def test_numbers_of_every_kind_are_those_of_the_gguf_library(number, tmp_path):
                     np.testing.assert_array_equal(found[rows, columns], whole[rows, columns].astype(dtype))
     finally:
         os.close(file)
+
+
+def test_a_tensor_takes_little_more_memory_than_its_numbers(tmp_path):
+    """Of a dtype of half the bytes, into which they come a part at a time."""
+    kind, shape = KINDS[8], (4096, 2048)
+    (tmp_path / "numbers").write_bytes(bytes(4096 * 2048 // kind.numbers * kind.bytes))
+    file = os.open(tmp_path / "numbers", os.O_RDONLY)
+    found = Slice(file, tmp_path, TensorInfo("t", shape, kind, 0, 0), Place("t"), 0, jnp.dtype("bfloat16"))
+    found[slice(0, 1), slice(None)]  # imports
+    tracemalloc.start()
+    try:
+        numbers = found[slice(None), slice(None)]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        os.close(file)
+    assert peak < 1.3 * numbers.nbytes
 
 
 def test_rows_are_read_as_they_are_needed(tmp_path, monkeypatch):
