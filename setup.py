@@ -15,6 +15,7 @@ INSTALL_REQUIRES = [
     "duckdb>=2.0",
     "filelock>=4.2",  # `fallback_to_soft`
     "flax>=0.12.8",
+    "gguf>=0.19",
     "gin-config>=0.5",
     "grain>=0.2.18",
     "jax>=0.10.2",

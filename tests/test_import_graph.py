@@ -20,6 +20,7 @@ _WHAT_TO_RUN = ("user_llm.launch.scales", "user_llm.launch.runs", "user_llm.laun
 MAY_IMPORT = {
     "user_llm.errors": (),
     "user_llm.paths": ("user_llm.errors",),
+    "user_llm.gguf_header": ("user_llm.errors",),
     "user_llm.files": ("user_llm.errors",),
     "user_llm.locks": ("user_llm.errors",),
     "user_llm.checksums": ("user_llm.errors", "user_llm.files"),
@@ -41,10 +42,11 @@ MAY_IMPORT = {
     "user_llm.paper": ("user_llm.errors", "user_llm.schema"),  # read by configs
     "user_llm.shipped": (),
     "user_llm.keys": ("user_llm.schema",),
-    "user_llm.config": ("user_llm.errors", "user_llm.paths", "user_llm.keys"),
+    "user_llm.config": ("user_llm.errors", "user_llm.paths", "user_llm.gguf_header", "user_llm.keys"),
     "user_llm.command_line": ("user_llm.errors", "user_llm.shipped", "user_llm.keys", "user_llm.config"),
     "user_llm.data": (
         "user_llm.errors",
+        "user_llm.gguf_header",
         "user_llm.files",
         "user_llm.checksums",
         "user_llm.columns",
@@ -55,6 +57,7 @@ MAY_IMPORT = {
     "user_llm.parallel": ("user_llm.errors", "user_llm.models"),
     "user_llm.checkpoints": (
         "user_llm.errors",
+        "user_llm.gguf_header",
         "user_llm.files",
         "user_llm.checksums",
         "user_llm.quiet",

@@ -147,9 +147,10 @@ def _logits(model: LanguageModel, tokens: jax.Array) -> jax.Array:
 
 
 def load_language_model(name: str | Path, *, dtype: str = "float32", param_dtype: str = "float32") -> TextModel:
-    """Loads a Hugging Face folder, or a model of the hub by its name ("organisation/model").
+    """Loads a Hugging Face folder, a GGUF file, or a model of the hub by its name ("organisation/model").
 
-    The folder has `config.json`, safetensors (one file or shards), and `tokenizer.model` or `tokenizer.json`.
+    The folder has `config.json`, safetensors (one file or shards), and `tokenizer.model` or `tokenizer.json`. A GGUF
+    file has all of it.
 
     Raises:
       CheckpointError: what of it is missing, left over, misshaped or not supported.

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_path
 
 from user_llm.errors import UserError
+from user_llm.gguf_header import is_gguf
 from user_llm.keys import as_flag
 from user_llm.paths import local_path
 
@@ -120,7 +121,7 @@ _FILES = {
     "llm.architecture": ("", "a Hugging Face config.json, as those of configs/llm/"),
     "llm.checkpoint": (
         "config.json",
-        "organisation/model of the hub, or a folder with config.json, model.safetensors and tokenizer.model or .json",
+        "organisation/model of the hub, or a folder with config.json, weights and tokenizer, or a GGUF file",
     ),
 }
 _PLACES = ("data.data_dir", *_FILES)
@@ -160,12 +161,15 @@ def missing_files(config: ConfigDict, awaited: Collection[str] = ()) -> Iterator
         value = config_path.get_value(key, config)
         if not value or key in awaited or (key == "llm.checkpoint" and _is_hub_name(value)):
             continue
+        if key == "llm.checkpoint" and is_gguf(value):
+            inside = ""  # the file is all there is
         if not (Path(value) / inside).exists():
             yield f"{says(config, key)}: {f'no {inside} there' if inside else 'no such file'}; expected {expected}"
 
 
 def _is_hub_name(name: str) -> bool:
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).parent.is_dir()
+    is_one = re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+    return is_one and not is_gguf(name) and not Path(name).parent.is_dir()
 
 
 def task_names(config: ConfigDict) -> tuple[str, ...]:

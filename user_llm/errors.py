@@ -21,6 +21,10 @@ class UserError(ValueError):
     status = 1
 
 
+class CheckpointError(UserError):
+    """Files that are no checkpoint of a model we can hold; the message names the file and key."""
+
+
 class MissingFile(UserError, FileNotFoundError):
     """A file or folder is not there."""
 

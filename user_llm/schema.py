@@ -93,7 +93,7 @@ def get_config() -> ConfigDict:
     )
     config.llm = ConfigDict(
         dict(
-            checkpoint="",  # Hugging Face folder or hub name; stage `llm` is then skipped, its dims replace those below
+            checkpoint="",  # Hugging Face folder, hub name or GGUF file: skips stage `llm`, its dims replace those here
             architecture="",  # Hugging Face config.json whose dims replace those below, as configs/llm/gpt2.json
             vocabulary="",  # tokenizer.model or tokenizer.json; "" = the checkpoint's, or one trained on the catalogue
             vocabulary_size=2048,  # pieces, when one is trained

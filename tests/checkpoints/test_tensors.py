@@ -2,10 +2,12 @@
 
 import itertools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from user_llm.checkpoints.tensors import Row
+from user_llm.checkpoints.tensors import Row, empty
 
 
 class Recorded:
@@ -60,3 +62,15 @@ def test_what_is_written_is_what_was_read(name):
     row, shape, lay_out = ROWS[name]
     ours = np.arange(np.prod(shape)).reshape(shape)
     np.testing.assert_array_equal(row.write(ours), lay_out(ours))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_jax_takes_an_array_over_without_a_copy_and_gives_it_to_no_program(dtype):
+    array = empty((64, 33), jnp.dtype(dtype))
+    assert (array.shape, array.dtype) == ((64, 33), jnp.dtype(dtype))
+    array[...] = 1
+    taken = jax.device_put(array)
+    assert taken.unsafe_buffer_pointer() == array.ctypes.data
+    doubled = jax.jit(lambda values: values * 2, donate_argnums=0)(taken)
+    assert np.asarray(doubled).max() == 2
+    assert array.max() == 1

@@ -1,6 +1,7 @@
 """Language models in the Hugging Face layout: `config.json`, safetensors (one file or shards), tokenizer files.
 
-What the options and keys of a family mean is in `families.py`, how a tensor of theirs becomes ours in `tensors.py`.
+What the options and keys of a family mean is in `families.py`, how a tensor of theirs becomes ours in `tensors.py`. A
+GGUF file is read as if it were such a folder: `gguf/`.
 """
 
 import contextlib
@@ -19,6 +20,8 @@ from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
 from user_llm.checkpoints.families import Family, family_of, read_config, write_config
+from user_llm.checkpoints.gguf.options import read_options
+from user_llm.checkpoints.gguf.weights import open_weights
 from user_llm.checkpoints.tensors import (
     ANEW,
     CheckpointError,
@@ -33,6 +36,7 @@ from user_llm.checksums import checksums
 from user_llm.config import CHOICES
 from user_llm.errors import UserError
 from user_llm.files import read_json
+from user_llm.gguf_header import is_gguf, read_header
 from user_llm.models import parameters
 from user_llm.models.language_model import LanguageModel, LanguageModelConfig
 from user_llm.models.lora import merge_lora
@@ -52,7 +56,7 @@ HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def resolve(name: str | Path) -> Path:
-    """The folder of a model: `name` itself, or where the hub's model "organisation/model" lies after a download.
+    """The folder or GGUF file of a model: `name` itself, or where the hub's "organisation/model" lies once downloaded.
 
     Raises:
       CheckpointError: there is no such folder, and the hub cannot be asked, or has no such model for this user.
@@ -62,6 +66,10 @@ def resolve(name: str | Path) -> Path:
         if (exported := folder / "llm" / "huggingface").is_dir():
             raise CheckpointError(f"{folder} is a run's workdir: name its language model, {exported}.")
         return folder
+    if is_path and is_gguf(name):
+        if not Path(name).is_file():
+            raise CheckpointError(f"{name}: no such file; expected a GGUF file, or a Hugging Face folder.")
+        return Path(name)
     if not HUB_NAME.fullmatch(str(name)):
         raise CheckpointError(f"{name!r}: no such folder; expected one, or a hub name such as google/gemma-3-270m.")
     try:
@@ -80,13 +88,21 @@ def resolve(name: str | Path) -> Path:
 
 
 def load_config(name: str | Path) -> LanguageModelConfig:
-    """The shape of the language model `name` (folder, hub name, or a config.json alone).
+    """The shape of the language model `name` (folder, hub name, GGUF file, or a config.json alone).
 
     Raises:
       CheckpointError: no config.json, or one with an option we do not compute: never ignored.
     """
-    file = Path(name) if Path(name).is_file() else resolve(name) / CONFIG_NAME
-    return read_config(_read_json(file), file)
+    file = _options_file(Path(name) if Path(name).is_file() else resolve(name))
+    return read_config(_read_options(file), file)
+
+
+def _options_file(place: Path) -> Path:
+    return place / CONFIG_NAME if place.is_dir() else place
+
+
+def _read_options(file: Path) -> dict[str, Any]:
+    return read_options(read_header(file)) if is_gguf(file) else _read_json(file)
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -97,7 +113,8 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def content(name: str | Path) -> dict[str, dict[str, Any]]:
-    """The checksums, by name, of the files that loading `name` (folder, hub name, or a config.json alone) reads.
+    """The checksums, by name, of the files that loading `name` (folder, hub name, GGUF file, or a config.json
+    alone) reads.
 
     Raises:
       CheckpointError: one of them is missing.
@@ -123,7 +140,7 @@ def load_language_model(
     scan_layers: bool = False,
     remat: bool = False,
 ) -> LanguageModel:
-    """Reads the model `name` (folder or hub name); computes in `dtype`, holds parameters in `param_dtype`.
+    """Reads the model `name` (folder, GGUF file or hub name); computes in `dtype`, holds parameters in `param_dtype`.
 
     Raises:
       UserError: we do not compute in such a dtype.
@@ -146,7 +163,7 @@ def _abstract(config: LanguageModelConfig) -> LanguageModel:
 
 
 def load_parameters(name: str | Path, config: LanguageModelConfig, mesh: Mesh | None = None) -> Parameters:
-    """The parameters of the model `name` (folder or hub name), straight from its files onto the devices.
+    """The parameters of the model `name` (folder, GGUF file or hub name), straight from its files onto the devices.
 
     Args:
       config: from `load_config`, with dtypes and layout of choice; adapters of its `lora` are no part of a checkpoint.
@@ -156,14 +173,15 @@ def load_parameters(name: str | Path, config: LanguageModelConfig, mesh: Mesh | 
       CheckpointError: naming the key that is missing, left over, of a shape `config.json` does not give, or that holds
         NaN or infinity.
     """
-    folder = resolve(name)
-    family = family_of(_read_json(folder / CONFIG_NAME), folder / CONFIG_NAME)
+    place = resolve(name)
+    file = _options_file(place)
+    family = family_of(_read_options(file), file)
     model = _abstract(dataclasses.replace(config, lora=None))
     shapes = parameters.split(model)[1]
     shardings = None if mesh is None else rules.parameter_shardings(shapes, parameters.logical_axes(model), mesh)
     tensors = tensors_of(family.rows, shapes, config.num_layers, config.scan_layers)
-    with _open_weights(folder) as (handles, files):
-        names = _match(folder, family, tensors, files)
+    with _open_weights(place, config.param_dtype) as (handles, files):
+        names = _match(place, family, tensors, files)
         file_of = {key: files[name] for key, name in names.items()}
         slices = {key: handles[file_of[key]].get_slice(name) for key, name in names.items()}
         for tensor in tensors:
@@ -172,10 +190,13 @@ def load_parameters(name: str | Path, config: LanguageModelConfig, mesh: Mesh | 
 
 
 @contextlib.contextmanager
-def _open_weights(folder: Path) -> Iterator[tuple[dict[Path, Any], dict[str, Path]]]:
-    """File → its open handle, and key → its file, of all weights in `folder`."""
+def _open_weights(place: Path, dtype: str) -> Iterator[tuple[dict[Path, Any], dict[str, Path]]]:
+    """File → its open handle, and key → its file, of all weights in `place`; those of GGUF come as `dtype`."""
     with contextlib.ExitStack() as stack:
-        handles = {folder / name: stack.enter_context(open_tensors(folder / name)) for name in _weight_names(folder)}
+        if is_gguf(place):
+            handles = {place: stack.enter_context(open_weights(place, dtype))}
+        else:
+            handles = {place / name: stack.enter_context(open_tensors(place / name)) for name in _weight_names(place)}
         files: dict[str, Path] = {}
         for file, handle in handles.items():
             for key in handle.keys():  # noqa: SIM118
@@ -203,7 +224,7 @@ def _weight_names(folder: Path) -> list[str]:
     return names
 
 
-def _match(folder: Path, family: Family, tensors: Sequence[Tensor], files: Mapping[str, Path]) -> dict[str, str]:
+def _match(place: Path, family: Family, tensors: Sequence[Tensor], files: Mapping[str, Path]) -> dict[str, str]:
     """The table's key → the key in the files, for exactly the tensors the model has."""
     names = {}
     for name in files:
@@ -222,10 +243,15 @@ def _match(folder: Path, family: Family, tensors: Sequence[Tensor], files: Mappi
     )
     if missing or left_over:
         raise CheckpointError(
-            f"{folder}: the weights do not match {CONFIG_NAME}. "
+            f"{place}: the weights do not match {_told(place)}. "
             f"Missing: {_some(missing)}. Left over: {_some(left_over)}."
         )
     return {key: names[key] for key in wanted}
+
+
+def _told(place: Path) -> str:
+    """What says the shapes."""
+    return "what its metadata say" if is_gguf(place) else CONFIG_NAME
 
 
 def _check(theirs: Any, tensor: Tensor, shapes: Shapes, file: Path) -> None:
@@ -233,7 +259,7 @@ def _check(theirs: Any, tensor: Tensor, shapes: Shapes, file: Path) -> None:
     expected = tensor.row.their_shape(shape if tensor.layer is None else shape[1:])
     if tuple(theirs.get_shape()) != expected:
         raise CheckpointError(
-            f"{file}: {tensor.key} has shape {theirs.get_shape()}; {CONFIG_NAME} makes it {list(expected)}."
+            f"{file}: {tensor.key} has shape {theirs.get_shape()}; {_told(file)} makes it {list(expected)}."
         )
     check_dtype(theirs, f"{file}: {tensor.key}")
 

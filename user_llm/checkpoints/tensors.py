@@ -11,22 +11,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 from safetensors import SafetensorError, safe_open
 
-from user_llm.errors import UserError
+from user_llm.errors import CheckpointError
 from user_llm.models.parameters import Parameters, Shaped
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 Index = tuple[slice, ...]
 ANEW = "fetch or copy it anew"
 _BLOCK = 1 << 20  # numbers looked at in one go
-
-
-class CheckpointError(UserError):
-    """Files that are no checkpoint of a model we can hold; the message names the file and key."""
+_ALIGNMENT = 64
 
 
 @contextlib.contextmanager
@@ -59,6 +55,14 @@ def check_finite(values: np.ndarray, name: str) -> None:
     for start in range(0, flat.size, _BLOCK):
         if not np.isfinite(flat[start : start + _BLOCK]).all():
             raise CheckpointError(f"{name} holds NaN or infinity in {values.dtype}: {ANEW}.")
+
+
+def empty(shape: Sequence[int], dtype: Any) -> np.ndarray:
+    """As `np.empty`, but at an address at which JAX on CPU takes an array over, in place of a copy."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 class Row(NamedTuple):
@@ -163,7 +167,8 @@ def read_parameters(
     for path, parts in by_path.items():
         read = _reader(parts, theirs, files, shapes[path])
         if shardings is None:
-            loaded[path] = jnp.asarray(read((slice(None),) * len(shapes[path].shape)))
+            # Not `jnp.asarray`, which copies always, and twice what does not lie as `empty` lays it.
+            loaded[path] = jax.device_put(read((slice(None),) * len(shapes[path].shape)))
         else:
             shape, sharding = shapes[path].shape, shardings[path]
             loaded[path] = jax.make_array_from_callback(shape, sharding, read)  # type: ignore[arg-type]  # never None
@@ -186,7 +191,7 @@ def _reader(
                 values = np.ascontiguousarray(part.row.read(theirs[part.key], ours.shape, index), ours.dtype)
                 check_finite(values, f"{files[part.key]}: {part.key}")
             else:
-                values = np.empty([stop - start for start, stop in bounds], ours.dtype)
+                values = empty([stop - start for start, stop in bounds], ours.dtype)
                 for place, part in zip(values, parts[slice(*bounds[0])], strict=True):
                     place[...] = part.row.read(theirs[part.key], ours.shape[1:], index[1:])
                     check_finite(place, f"{files[part.key]}: {part.key}")

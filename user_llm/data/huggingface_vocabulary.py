@@ -5,8 +5,7 @@ The file says how text becomes tokens; which of them begin and end a text, the f
 
 import json
 import os
-import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,8 @@ class HuggingFaceVocabulary(Vocabulary):
 
     Args:
         file: the `tokenizer.json`.
+        content, config: that, and a `tokenizer_config.json` that names both tokens, where `file` holds them in another
+            form; nothing beside it is read then.
 
     Attributes:
         tokenizer: the `tokenizers.Tokenizer`.
@@ -43,8 +44,8 @@ class HuggingFaceVocabulary(Vocabulary):
             nothing says what ends a text.
     """
 
-    def __init__(self, file: str | os.PathLike):
-        content = Path(file).read_bytes()
+    def __init__(self, file: str | os.PathLike, content: bytes | None = None, config: Mapping[str, Any] | None = None):
+        content = Path(file).read_bytes() if content is None else content
         super().__init__(file, content)
         try:
             self.tokenizer = Tokenizer.from_buffer(content)
@@ -53,7 +54,7 @@ class HuggingFaceVocabulary(Vocabulary):
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self.tokenizer.encode_special_tokens = True  # as text
-        self._config = self._beside(TOKENIZER_CONFIG)
+        self._config = self._beside(TOKENIZER_CONFIG) if config is None else dict(config)
         self.bos_id, self.eos_id = self._id_of("bos"), self._id_of("eos")
         if self.eos_id < 0:
             raise UserError(
@@ -68,8 +69,8 @@ class HuggingFaceVocabulary(Vocabulary):
         self.rows = 1 + max({*ids} - special | {self.bos_id, self.eos_id})
         adds_bos = self._config.get("add_bos_token")
         if adds_bos not in (None, True, False):
-            config = self.file.with_name(TOKENIZER_CONFIG)
-            raise UserError(f"{config}: add_bos_token is {adds_bos!r}; expected true or false.")
+            beside = self.file.with_name(TOKENIZER_CONFIG)
+            raise UserError(f"{beside}: add_bos_token is {adds_bos!r}; expected true or false.")
         starts_with_bos = self.tokenizer.encode("a").ids[:1] == [self.bos_id]
         self.adds_bos = self.bos_id >= 0 and (starts_with_bos if adds_bos is None else adds_bos)
         self._puts_space = False
@@ -131,7 +132,7 @@ class HuggingFaceVocabulary(Vocabulary):
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(self.file, folder / TOKENIZER_JSON)
+        self.copy_to(folder / TOKENIZER_JSON)
         tokens = {"bos_token": self.bos_id, "eos_token": self.eos_id}
         named = {name: self.tokenizer.id_to_token(token) if token >= 0 else None for name, token in tokens.items()}
         text = json.dumps(self._config | named, indent=2, ensure_ascii=False) + "\n"

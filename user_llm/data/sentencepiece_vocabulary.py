@@ -22,6 +22,7 @@ class SentencePieceVocabulary(Vocabulary):
 
     Args:
         file: the model.
+        model: its content, where `file` holds it in another form.
 
     Attributes:
         tokenizer: the `sentencepiece.SentencePieceProcessor`.
@@ -30,8 +31,8 @@ class SentencePieceVocabulary(Vocabulary):
         UserError: the file is no SentencePiece model, or has no piece that ends a text.
     """
 
-    def __init__(self, file: str | os.PathLike):
-        model = Path(file).read_bytes()
+    def __init__(self, file: str | os.PathLike, model: bytes | None = None):
+        model = Path(file).read_bytes() if model is None else model
         super().__init__(file, model)
         self.tokenizer = sentencepiece.SentencePieceProcessor()
         try:
@@ -57,7 +58,7 @@ class SentencePieceVocabulary(Vocabulary):
         """Writes `tokenizer.model` into `folder`, and the files that `transformers` has beside one of that name."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(self.file, folder / TOKENIZER_FILE)
+        self.copy_to(folder / TOKENIZER_FILE)
         for beside in map(self.file.with_name, (TOKENIZER_JSON, TOKENIZER_CONFIG)):
             if self.file.name == TOKENIZER_FILE and beside.is_file():
                 shutil.copyfile(beside, folder / beside.name)

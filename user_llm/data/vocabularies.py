@@ -1,4 +1,4 @@
-"""Vocabularies (SentencePiece, `tokenizer.json`) by file, and what is done with any of them: names tokenised once.
+"""Vocabularies (SentencePiece, `tokenizer.json`, GGUF) by file, and what is done with any: names tokenised once.
 
 Token 0 fills up every array. Lengths, not token values, say where a text ends, because in some checkpoints
 token 0 is no padding piece: it is Llama's unknown piece, and "!" in GPT-2.
@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 
 from user_llm.checksums import checksums
+from user_llm.data.gguf_vocabulary import load_gguf_vocabulary
 from user_llm.data.huggingface_vocabulary import TOKENIZER_JSON, HuggingFaceVocabulary
 from user_llm.data.sentencepiece_vocabulary import TOKENIZER_FILE, SentencePieceVocabulary, train_sentencepiece
 from user_llm.data.vocabulary import Vocabulary
 from user_llm.errors import MissingFile, UserError
+from user_llm.gguf_header import is_gguf
 
 __all__ = [
     "TOKENIZER_FILE",
@@ -33,16 +35,18 @@ __all__ = [
 
 
 def load_vocabulary(path: str | os.PathLike) -> Vocabulary:
-    """Loads a SentencePiece model file or a `tokenizer.json`, or what of them a Hugging Face folder has.
+    """Loads a SentencePiece model file, a `tokenizer.json`, a GGUF file's, or what of them a Hugging Face folder has.
 
     A folder with both gives its SentencePiece model. A file that ends in `.json` is a `tokenizer.json`
     (`HuggingFaceVocabulary` says which files beside it are read too).
 
     Raises:
         MissingFile: there is no such file.
-        UserError: the file is neither of them, or nothing says what ends a text.
+        UserError: the file is none of them, or nothing says what ends a text.
     """
     file = _tokenizer_file(Path(path))
+    if is_gguf(file):
+        return load_gguf_vocabulary(file)
     return HuggingFaceVocabulary(file) if file.suffix == ".json" else SentencePieceVocabulary(file)
 
 
@@ -59,9 +63,9 @@ def _tokenizer_file(path: Path) -> Path:
         if (path / name).is_file():
             return path / name
     raise MissingFile(
-        f"no tokenizer at {path}: name a SentencePiece model, a {TOKENIZER_JSON}, or a Hugging Face folder with "
-        f"{TOKENIZER_FILE} or {TOKENIZER_JSON} (where it has only other files, `save_pretrained` of its transformers "
-        f"tokenizer writes {TOKENIZER_JSON})."
+        f"no tokenizer at {path}: name a SentencePiece model, a {TOKENIZER_JSON}, a GGUF file, or a Hugging Face "
+        f"folder with {TOKENIZER_FILE} or {TOKENIZER_JSON} (where it has only other files, `save_pretrained` of its "
+        f"transformers tokenizer writes {TOKENIZER_JSON})."
     )
 
 

@@ -3,6 +3,7 @@
 import abc
 import hashlib
 import os
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -54,6 +55,10 @@ class Vocabulary(abc.ABC):
     def decode_rows(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """The text of every token list, an EOS ending none; no id may be `vocab_size` or more."""
 
+    def copy_to(self, file: Path) -> None:
+        """Writes the tokenizer, without what stands beside it, to `file`."""
+        shutil.copyfile(self.file, file)
+
     @abc.abstractmethod
     def save(self, folder: str | os.PathLike) -> None:
         """Writes files into `folder` (made where missing) from which `load_vocabulary` gives this vocabulary again."""
@@ -80,7 +85,7 @@ class Vocabulary(abc.ABC):
     @property
     def digest(self) -> str:
         """Of all that tells it from other vocabularies: they are equal where this is."""
-        told = (type(self).__name__, self._digest.hex(), self.bos_id, self.eos_id, self.adds_bos)
+        told = (self._digest.hex(), self.bos_id, self.eos_id, self.adds_bos)
         return hashlib.sha256(repr(told).encode()).hexdigest()
 
     def __eq__(self, other: object) -> bool:
