@@ -17,7 +17,7 @@ def examples(builder: tfds.core.DatasetBuilder) -> Iterator[dict[str, Any]]:
 
 
 def metadata_of(builder: tfds.core.DatasetBuilder) -> dict[str, Any]:
-    """`info.metadata` with what `catalogue_metadata` gave, read from the columns."""
+    """`info.metadata` with what `catalogue_lists` gave, read from the columns."""
     folder = Path(builder.data_dir) / CATALOGUE
     ids, offsets = (open_column(folder, f"category_{name}").tolist() for name in ("ids", "offsets"))
     return {

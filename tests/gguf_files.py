@@ -10,6 +10,15 @@ from gguf.quants import quantize
 
 ARCHITECTURES = {"gemma3_text": "gemma3"}  # where the name is another than of `model_type`
 
+TINY_LLAMA = {
+    "llama.block_count": 1,
+    "llama.embedding_length": 8,
+    "llama.feed_forward_length": 12,
+    "llama.context_length": 32,
+    "llama.attention.head_count": 2,
+    "llama.attention.layer_norm_rms_epsilon": 1e-5,
+}
+
 
 def write_gguf(
     file: Path,

@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import pytest
 
-from tests.gguf_files import write_gguf
+from tests.gguf_files import TINY_LLAMA, write_gguf
 from user_llm import gguf_header
 from user_llm.checkpoints.huggingface import load_config
 from user_llm.data.vocabularies import load_vocabulary
@@ -17,12 +17,7 @@ from user_llm.errors import CheckpointError, UserError
 from user_llm.gguf_header import is_gguf, read_header
 
 VALUES = {
-    "llama.block_count": 1,
-    "llama.embedding_length": 8,
-    "llama.feed_forward_length": 12,
-    "llama.context_length": 32,
-    "llama.attention.head_count": 2,
-    "llama.attention.layer_norm_rms_epsilon": 1e-5,
+    **TINY_LLAMA,
     "general.name": "Tiny 🐜",
     "tokenizer.ggml.model": "llama",
     "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", "▁a", "a", "▁"],

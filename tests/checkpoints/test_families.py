@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tests.transformers_models import randomise
 from user_llm.checkpoints.families import read_config, write_config
 from user_llm.checkpoints.huggingface import (
     CheckpointError,
@@ -64,18 +65,6 @@ MODELS = {
     ),
     "gpt2": ("GPT2", dict(vocab_size=96, n_embd=32, n_layer=2, n_head=4, n_positions=64)),
 }
-
-
-def randomise(model) -> None:
-    """Weights of a size at which logits are of order 1 and norms, biases and angles are felt."""
-    torch = pytest.importorskip("torch")
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        if parameter.ndim == 1:
-            parameter.data += 0.3 * noise
-        else:
-            parameter.data = noise / parameter.shape[1] ** 0.5
 
 
 @pytest.fixture(scope="module", params=list(MODELS))

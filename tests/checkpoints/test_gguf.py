@@ -15,7 +15,8 @@ import pytest
 from gguf.quants import dequantize
 
 import user_llm
-from tests.gguf_files import converted, write_gguf
+from tests.gguf_files import TINY_LLAMA, converted, write_gguf
+from tests.transformers_models import randomise
 from user_llm import schema
 from user_llm.checkpoints.gguf.names import PLAIN, Place
 from user_llm.checkpoints.gguf.options import read_options
@@ -67,18 +68,12 @@ TOKENS, NEW = 10, 6
 
 def build(name: str, **changes):
     """A model of `transformers` with random weights, at which logits are of order 1 and norms and biases are felt."""
-    torch = pytest.importorskip("torch", reason="needs the [test] extra's torch")
+    pytest.importorskip("torch", reason="needs the [test] extra's torch")
     transformers = pytest.importorskip("transformers", reason="needs the [test] extra's transformers")
     kind, options = MODELS[name]
     config = getattr(transformers, f"{kind}Config")(**(options | changes))
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        if parameter.ndim == 1:
-            parameter.data += 0.3 * noise
-        else:
-            parameter.data = noise / parameter.shape[1] ** 0.5
+    randomise(model)
     model.generation_config.eos_token_id = model.generation_config.pad_token_id = None
     return model
 
@@ -258,14 +253,6 @@ def test_onto_a_mesh_each_parameter_comes_as_the_rules_cut_it(family):
         np.testing.assert_array_equal(found[path], whole[path], err_msg=path)
 
 
-LLAMA = {
-    "llama.block_count": 1,
-    "llama.embedding_length": 8,
-    "llama.feed_forward_length": 12,
-    "llama.context_length": 32,
-    "llama.attention.head_count": 2,
-    "llama.attention.layer_norm_rms_epsilon": 1e-5,
-}
 LLAMA_TENSORS = {
     "token_embd.weight": (16, 8),
     "output_norm.weight": (8,),
@@ -278,7 +265,7 @@ LLAMA_TENSORS = {
 
 def write_llama(file: Path, architecture: str = "llama", tensors: dict | None = None, **values) -> Path:
     """Our smallest; a value of None takes a key away."""
-    said = LLAMA | {f"llama.{key.replace('__', '.')}": value for key, value in values.items()}
+    said = TINY_LLAMA | {f"llama.{key.replace('__', '.')}": value for key, value in values.items()}
     shapes = LLAMA_TENSORS | (tensors or {})
     random = np.random.default_rng(0)
     return write_gguf(
@@ -302,7 +289,7 @@ def test_what_is_not_said_is_what_llama_cpp_assumes(tmp_path):
 
 def test_gemma_s_largest_models_scale_their_queries_otherwise(tmp_path):
     """By width / heads, as llama.cpp knows from their layers."""
-    values = {key.replace("llama", "gemma2"): value for key, value in LLAMA.items()}
+    values = {key.replace("llama", "gemma2"): value for key, value in TINY_LLAMA.items()}
     values |= {"gemma2.attention.sliding_window": 8, "gemma2.attention.key_length": 16}
     tensors = {"token_embd.weight": np.ones((4, 8))}
     for layers, scalar in ((26, 16), (46, 4)):
@@ -311,7 +298,7 @@ def test_gemma_s_largest_models_scale_their_queries_otherwise(tmp_path):
 
 
 def test_layers_with_a_window_are_as_listed(tmp_path):
-    values = {key.replace("llama", "gemma3"): value for key, value in LLAMA.items()} | {"gemma3.block_count": 3}
+    values = {key.replace("llama", "gemma3"): value for key, value in TINY_LLAMA.items()} | {"gemma3.block_count": 3}
     values |= {"gemma3.attention.sliding_window": 8}
     tensors = {"token_embd.weight": np.ones((4, 8))}
     key = "gemma3.attention.sliding_window_pattern"
@@ -361,7 +348,7 @@ def test_numbers_that_are_none_are_found(tmp_path):
     values = np.ones((16, 8))
     values[7, 3] = math.nan
     tensors = {name: np.ones(shape) for name, shape in LLAMA_TENSORS.items()} | {"token_embd.weight": values}
-    file = write_gguf(tmp_path / "model.gguf", "llama", LLAMA, tensors)
+    file = write_gguf(tmp_path / "model.gguf", "llama", TINY_LLAMA, tensors)
     with pytest.raises(CheckpointError, match=r"embed_tokens\.weight holds NaN or infinity"):
         load_language_model(file)
 
@@ -393,7 +380,7 @@ def test_model_and_tokenizer_of_one_file_are_saved_as_a_folder(tmp_path):
     }
     random = np.random.default_rng(0)
     tensors = {name: random.normal(size=shape) for name, shape in LLAMA_TENSORS.items()}
-    read = user_llm.load_language_model(write_gguf(tmp_path / "a.gguf", "llama", LLAMA | tokenizer, tensors))
+    read = user_llm.load_language_model(write_gguf(tmp_path / "a.gguf", "llama", TINY_LLAMA | tokenizer, tensors))
     read.save(tmp_path / "saved")
     again = user_llm.load_language_model(tmp_path / "saved")
     assert again.tokenizer == read.tokenizer

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from user_llm.builders import built, timelines
 from user_llm.builders import source as source_lib
-from user_llm.builders.catalogue import write_catalogue
+from user_llm.builders.catalogue import FIELDS, write_catalogue
 from user_llm.builders.columns import EventColumns
 from user_llm.builders.download import download, manual_file
 from user_llm.builders.malformed import MalformedSourceError, RowReport
@@ -31,7 +31,6 @@ SIMULATED = "simulated"
 """The config of each family that writes its own files, in the published format, and reads them back."""
 
 _RECORDS = "array_record"
-_OF_CATALOGUE = ("titles", "raw_ids", "category_names", "item_categories")
 
 logger = logging.getLogger(__name__)
 
@@ -130,9 +129,9 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
     def _load(
         self, connection: duckdb.DuckDBPyConnection, files: Mapping[str, Path], report: RowReport
     ) -> dict[str, Any]:
-        """Creates `events` (see `timelines.py`) from the raw files, by name, and returns the catalogue's metadata.
+        """Creates `events` (see `timelines.py`) from the raw files, by name, and returns the catalogue.
 
-        That is `titles`, `raw_ids`, `category_names`, `item_categories`, `rating_names`; entry 0 of each is padding.
+        That is its `FIELDS`, and `rating_names`; entry 0 of each is padding. More becomes metadata.
         Malformed rows, and rules that rows fall under, go to `report`.
         """
         raise NotImplementedError
@@ -232,7 +231,7 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
         with contextlib.closing(timelines.open_database(work)) as connection:
             catalogue = self._load(connection, files, report)
             report.check(self._max_malformed)
-            facts = {name: value for name, value in catalogue.items() if name not in _OF_CATALOGUE}
+            facts = {name: value for name, value in catalogue.items() if name not in FIELDS}
             summary = timelines.summarise_timelines(connection)
             has_reviews = timelines.has_reviews(connection)
         if not summary["events"]:

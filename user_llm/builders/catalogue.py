@@ -8,14 +8,17 @@ import numpy as np
 
 from user_llm.columns import Texts, write_column
 
+FIELDS = ("titles", "raw_ids", "category_names", "item_categories")
+"""What the catalogue is made of, in lists."""
+
 NO_CATEGORY = "(no category)"
 """The category of an item without one, in a dataset that has categories."""
 
 
-def catalogue_metadata(
+def catalogue_lists(
     raw_ids: Sequence[str], titles: Sequence[str], categories: Sequence[Sequence[str]]
 ) -> dict[str, Any]:
-    """The metadata of items in the order of their ids: `raw_ids`, `titles`, `category_names`, `item_categories`.
+    """The `FIELDS` of items in the order of their ids.
 
     Entry 0 of each is padding. Category ids count from 1 in the order of the sorted names; an item's stay in the
     order given, each once.
@@ -36,7 +39,7 @@ def catalogue_metadata(
 
 
 def write_catalogue(catalogue: Mapping[str, Sequence[Any]], folder: Path) -> int:
-    """Writes what `catalogue_metadata` gives as columns (`built.CATALOGUE`) into a new folder.
+    """Writes what `catalogue_lists` gives as columns (`built.CATALOGUE`) into a new folder.
 
     Titles become unique, because an item is answered by its title: among items of one title, the first (by item id)
     keeps it and later ones get " [2]", " [3]" and so on behind it.

@@ -21,18 +21,18 @@ class EventColumns:
 
     def __init__(self, folder: Path, *, ratings: int, reviews: bool):
         folder.mkdir()
-        self._closed = contextlib.ExitStack()
+        self._files = contextlib.ExitStack()
         types: dict[str, np.dtype] = {
             "item": np.dtype(np.int32),
             "rating": np.min_scalar_type(ratings - 1),
             "timestamp": np.dtype(np.int64),
         }
         self._numbers = {
-            name: self._closed.enter_context(ColumnWriter(folder, name, dtype)) for name, dtype in types.items()
+            name: self._files.enter_context(ColumnWriter(folder, name, dtype)) for name, dtype in types.items()
         }
-        self._offsets = self._closed.enter_context(ColumnWriter(folder, "offsets", np.int64))
-        self._users = self._closed.enter_context(TextsWriter(folder, "user_id"))
-        self._reviews = self._closed.enter_context(TextsWriter(folder, "review")) if reviews else None
+        self._offsets = self._files.enter_context(ColumnWriter(folder, "offsets", np.int64))
+        self._users = self._files.enter_context(TextsWriter(folder, "user_id"))
+        self._reviews = self._files.enter_context(TextsWriter(folder, "review")) if reviews else None
         self._offsets.append(np.zeros(1, np.int64))
         self._events = 0
 
@@ -50,7 +50,7 @@ class EventColumns:
         return self
 
     def __exit__(self, *_) -> None:
-        self._closed.close()
+        self._files.close()
 
 
 def _append_texts(writer: TextsWriter, texts: pa.Array) -> None:

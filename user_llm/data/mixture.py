@@ -121,9 +121,9 @@ class Turns:
         return np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, 1, number]))).permutation(tasks)
 
 
-def task_seed(seed: int, task: int, tasks: int) -> int:
-    """The seed of one of several tasks: in one order for all, a batch would ask the same users everything."""
-    return int(np.random.SeedSequence([seed, tasks]).generate_state(tasks)[task])
+def part_seed(seed: int, part: int, parts: int) -> int:
+    """The seed of one of several tasks or shards: with one for all, a batch would ask the same users everything."""
+    return int(np.random.SeedSequence([seed, parts]).generate_state(parts)[part])
 
 
 class MixedOrder:
@@ -138,7 +138,7 @@ class MixedOrder:
     def __init__(self, firsts: Sequence[int], sizes: Sequence[int], rates: np.ndarray, seed: int):
         self._turns = Turns(rates, seed)
         self._tasks = [
-            Shuffled(size, task_seed(seed, task, len(sizes)), first)
+            Shuffled(size, part_seed(seed, task, len(sizes)), first)
             for task, (first, size) in enumerate(zip(firsts, sizes, strict=True))
         ]
 
@@ -168,8 +168,7 @@ def train_batches(
         raise UserError(f"expected 1 shard or more, got {shards}.")
     orders: list[Order] = []
     for shard in range(shards):
-        # Shards of one seed would take their turns alike.
-        own = seed if shards == 1 else task_seed(seed, shard, shards)
+        own = seed if shards == 1 else part_seed(seed, shard, shards)
         if isinstance(source, Mixture):
             orders.append(source.order(own, shard, shards))
         else:

@@ -67,21 +67,25 @@ class Shuffled:
         """See `Order`."""
         if not positions.size:
             return positions
-        first, last = (int(edge) // self._size for edge in (positions.min(), positions.max()))
-        ids = np.empty_like(positions)
-        for epoch in range(first, last + 1):
-            # A batch is of one epoch, but for those that straddle two, and where an epoch is shorter than a batch.
-            here = slice(None) if first == last else positions // self._size == epoch
-            order = Permutation(self._size, (self._seed, epoch))
-            ids[here] = order(positions[here] - epoch * self._size)
-        return ids + self._first
+        epoch = int(positions.min()) // self._size
+        if int(positions.max()) // self._size == epoch:  # as in most batches
+            return self._in_epoch(epoch, positions)
+        epochs, ids = positions // self._size, np.empty_like(positions)
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            ids[here] = self._in_epoch(epoch, positions[here])
+        return ids
+
+    def _in_epoch(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        order = Permutation(self._size, (self._seed, epoch))
+        return self._first + order(positions - epoch * self._size)
 
 
 class Sharded:
     """Batches of which every shard has the same rows: of K shards, shard k has the k-th part of each batch.
 
-    So a host whose rows are those of some shards reads no other. The stream hangs on K alone, and not on how many
-    hosts there are.
+    So a host whose rows are those of some shards reads no other. The stream depends on K alone, and not on how
+    many hosts there are.
 
     Args:
         shards: each one's own endless stream.

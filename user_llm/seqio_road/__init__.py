@@ -1,3 +1,3 @@
 """The tasks in SeqIO: sources, preprocessors, features, metrics, and a reader that feeds the trainer from them."""
 
-from user_llm.builders import quiet_tensorflow  # noqa: F401 - before SeqIO brings TensorFlow
+from user_llm.seqio_road import quiet_tensorflow  # noqa: F401 - before SeqIO brings TensorFlow

@@ -7,7 +7,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from user_llm.data.mixture import Turns, task_seed
+from user_llm.data.mixture import Turns, part_seed
 from user_llm.errors import UserError
 from user_llm.seqio_road.sources import CHUNK
 from user_llm.seqio_road.tasks import ArrayTask, find
@@ -35,7 +35,7 @@ class TaskMixture(seqio.Mixture):
         self._place = np.argsort(np.argsort(names))  # SeqIO sorts tasks by name
         begin, count = Turns(self._shares, start[1]).before(start[0]).tolist(), len(tasks)
         sources = [
-            task.source.seeded(lambda seed, index=index: task_seed(seed, index, count)).starting_at(begin[index])
+            task.source.seeded(lambda seed, index=index: part_seed(seed, index, count)).starting_at(begin[index])
             for index, task in enumerate(tasks)
         ]
         seeded = [task.replace(source=source) for task, source in zip(tasks, sources, strict=True)]

@@ -1,4 +1,4 @@
-"""Builds UCSD's Amazon reviews, published or simulated, into one timeline per user with the catalogue as metadata."""
+"""Builds UCSD's Amazon reviews, published or simulated, into one timeline per user, and the catalogue."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping

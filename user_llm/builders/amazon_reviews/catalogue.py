@@ -9,7 +9,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from user_llm.builders.catalogue import NO_CATEGORY, catalogue_metadata
+from user_llm.builders.catalogue import NO_CATEGORY, catalogue_lists
 from user_llm.builders.json_lines import ID, LIST, TEXT, load_json_lines
 from user_llm.builders.lines import read_lines
 from user_llm.builders.malformed import QUOTED_CHARACTERS, MalformedSourceError, RowReport
@@ -78,7 +78,7 @@ def load_products(
     _count_rules(connection, file, report)
     rows = connection.execute("SELECT asin, title, category FROM described ORDER BY item").fetchall()
     connection.execute("DROP TABLE described; DROP TABLE metadata")
-    return catalogue_metadata(
+    return catalogue_lists(
         raw_ids=[asin for asin, *_ in rows],
         titles=[title or asin for asin, title, _ in rows],
         categories=[[category] if path else [] for *_, category in rows],

@@ -1,4 +1,4 @@
-"""Builds files of a user's own into one timeline per user with the catalogue as metadata."""
+"""Builds files of a user's own into one timeline per user, and the catalogue."""
 
 from collections.abc import Mapping
 from pathlib import Path

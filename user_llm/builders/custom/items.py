@@ -7,7 +7,7 @@ from typing import Any
 
 import duckdb
 
-from user_llm.builders.catalogue import NO_CATEGORY, catalogue_metadata
+from user_llm.builders.catalogue import NO_CATEGORY, catalogue_lists
 from user_llm.builders.custom.config import OF_ITEMS, CustomConfig
 from user_llm.builders.custom.rows import field_of, open_rows, order_of
 from user_llm.builders.malformed import RowReport
@@ -127,7 +127,7 @@ def create_catalogue(connection: duckdb.DuckDBPyConnection, config: CustomConfig
     titles = [" ".join(map(str.strip, title.splitlines())) for _, title, _ in described]
     none = [NO_CATEGORY] if "category" in {*config.columns, *config.item_columns} else []
     categories = [names or none for *_, names in described]
-    return catalogue_metadata(raw_ids, titles, categories)
+    return catalogue_lists(raw_ids, titles, categories)
 
 
 def _count_unlisted(connection: duckdb.DuckDBPyConnection, report: RowReport) -> None:

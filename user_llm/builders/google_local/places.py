@@ -5,7 +5,7 @@ from typing import Any
 
 import duckdb
 
-from user_llm.builders.catalogue import NO_CATEGORY, catalogue_metadata
+from user_llm.builders.catalogue import NO_CATEGORY, catalogue_lists
 from user_llm.builders.json_lines import ID, LIST, TEXT, load_json_lines
 from user_llm.builders.malformed import RowReport
 from user_llm.builders.rejected import report_rejected
@@ -91,4 +91,4 @@ def create_catalogue(
     connection.execute(_CREATE_CATALOGUE)
     described = connection.execute("SELECT gmap_id, title, category FROM catalogue ORDER BY item").fetchall()
     raw_ids, titles, categories = zip(*described, strict=True) if described else ((), (), ())
-    return catalogue_metadata(raw_ids, titles, [names or [NO_CATEGORY] for names in categories])
+    return catalogue_lists(raw_ids, titles, [names or [NO_CATEGORY] for names in categories])

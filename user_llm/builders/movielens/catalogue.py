@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from user_llm.builders.catalogue import catalogue_metadata
+from user_llm.builders.catalogue import catalogue_lists
 from user_llm.builders.malformed import RowReport
 from user_llm.builders.movielens.format import (
     MOVIES_COLUMNS,
@@ -27,9 +27,9 @@ class Movies:
     titles: list[str] = field(default_factory=lambda: [""])
     genres: list[list[str]] = field(default_factory=lambda: [[]])
 
-    def metadata(self) -> dict:
-        """See `catalogue_metadata`."""
-        return catalogue_metadata(self.raw_ids[1:], self.titles[1:], self.genres[1:])
+    def lists(self) -> dict:
+        """See `catalogue_lists`."""
+        return catalogue_lists(self.raw_ids[1:], self.titles[1:], self.genres[1:])
 
 
 class _BadRowError(Exception):

@@ -1,4 +1,4 @@
-"""Builds MovieLens, published or simulated, into one timeline per user with the catalogue as metadata."""
+"""Builds MovieLens, published or simulated, into one timeline per user, and the catalogue."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -64,4 +64,4 @@ class Builder(TimelineBuilder, skip_registration=True):  # type: ignore[call-arg
         form = self.builder_config.form
         movies = read_movies(files[form.movies_file], form, report)
         load_ratings(connection, files[form.ratings_file], form, movies.raw_ids, report)
-        return {**movies.metadata(), "rating_names": ["", *form.rating_names]}
+        return {**movies.lists(), "rating_names": ["", *form.rating_names]}
