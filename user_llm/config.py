@@ -83,6 +83,8 @@ RANGES = {
     "llm.max_length": _COUNT,
     "llm.rope_theta": (1.0, _NUMBER),
     "integration.every": _COUNT,
+    "integration.first_layer": _COUNT_OR_OFF,
+    "integration.stored_gib": (0.0, _NUMBER),
     "integration.num_heads": _COUNT,
     "integration.head_dim": _COUNT,
     "integration.hidden": _COUNT,
@@ -93,6 +95,7 @@ RANGES = {
     "integration.perceiver.hidden": _COUNT,
     "lora.rank": _COUNT,
     "lora.alpha": _SIZE,
+    "lora.first_layer": _COUNT_OR_OFF,
     "training.*.steps": _COUNT,
     "training.*.batch_size": _COUNT,
     "training.*.accumulate": _COUNT,
@@ -284,9 +287,15 @@ def _integration(config: ConfigDict) -> Iterator[str]:
     if config.encoder.width % perceiver.num_heads:
         heads = says(config, "integration.perceiver.num_heads")
         yield f"{says(config, 'encoder.width')}: expected a multiple of {heads}"
+    kind_is = says(config, "integration.kind")
+    if config.integration.first_layer and kind != "cross_attention":
+        first = says(config, "integration.first_layer")
+        yield f"{first} is for blocks of cross-attention, and {kind_is} has none: leave one of the two out"
+    if config.lora.first_layer and strategy == "lora" and config.compute.scan_layers:
+        first = says(config, "lora.first_layer")
+        yield f"{first}: scanned layers are all alike; set 0, or --config.compute.scan_layers=false"
     if kind != "none":
         return
-    kind_is = says(config, "integration.kind")
     if strategy in ("enc", "proj"):
         yield f"{kind_is} has no encoder, of which strategy={strategy!r} would train something: take full or lora"
     if perceiver.enabled:
@@ -299,6 +308,9 @@ def _language_model(config: ConfigDict) -> Iterator[str]:
         yield f"{says(config, 'llm.architecture')}: the checkpoint says its own; leave one of the two out"
     if llm.checkpoint or llm.architecture:  # whose dimensions replace those of the config
         return
+    for key in ("integration.first_layer", "lora.first_layer"):
+        if config_path.get_value(key, config) >= llm.num_layers:
+            yield f"{says(config, key)}: expected below {says(config, 'llm.num_layers')}"
     if llm.num_heads % llm.num_kv_heads:
         yield f"{says(config, 'llm.num_heads')}: expected a multiple of {says(config, 'llm.num_kv_heads')}"
     if llm.head_dim % 2:

@@ -112,6 +112,8 @@ def get_config() -> ConfigDict:
         dict(
             kind="cross_attention",  # cross_attention | soft_prompt | none (TextPrompt, with data.text_history)
             every=1,  # a cross-attention block before every k-th LLM layer
+            first_layer=0,  # the first LLM layer with a block before it; those below know nothing of the user
+            stored_gib=4.0,  # room for what frozen layers below make of texts, computed once; 0 = in every step
             num_heads=4,  # of the cross-attention blocks
             head_dim=32,  # of one of these heads
             hidden=256,  # of the block's gated MLP
@@ -133,6 +135,7 @@ def get_config() -> ConfigDict:
             rank=8,  # the paper's
             alpha=16.0,  # adapters are scaled by alpha / rank
             targets=("q", "v"),  # projections of the LLM: q | k | v | o | gate | up | down
+            first_layer=0,  # the first LLM layer with adapters
             checkpoint="",  # adapters to start from: a folder of PEFT's, or <workdir>/user_llm/adapters; "" = none
         )
     )

@@ -34,8 +34,10 @@ VARIANTS = {
         "encoder.features": ("item",),
         "stages": ("encoder", "user_llm"),
     },
-    "proj with a random encoder, bf16, scanned, exact": {
+    "proj with a random encoder above the first layer, bf16, scanned, exact": {
         "strategy": "proj",
+        "integration.every": 1,
+        "integration.first_layer": 1,
         "encoder.init": "random",
         "stages": ("llm", "user_llm"),
         "compute.dtype": "bfloat16",
@@ -118,6 +120,7 @@ def test_a_variant_runs_to_its_results(name, data_dir, pretrained, tmp_path, mon
     for row in protocol["rows"].values():
         assert all(np.isfinite(value) for interval in row.values() for value in interval.values())
     assert (tmp_path / "run" / "user_llm" / "adapters").exists() == (config.strategy == "lora")
+    assert (tmp_path / "run" / "text_states").exists() == (config.integration.first_layer > 0)
     rows = [json.loads(line) for line in (tmp_path / "run" / config.stages[-1] / "metrics.jsonl").open()]
     assert np.isfinite([row["loss"] for row in rows]).all()
     assert any(row["kind"] == "validation" for row in rows) == config.data.validation

@@ -28,6 +28,7 @@ def _build(
     rngs: nnx.Rngs,
     *,
     every: int = 2,
+    first_layer: int = 0,
     dropout: float = 0.0,
     soft_prompt: int | None = None,
     perceiver: bool = False,
@@ -43,7 +44,7 @@ def _build(
     encoder = EncoderConfig(max_length=7, num_layers=2, width=8, num_heads=2, hidden=16, dropout=dropout, **numerics)
     sizes = dict(item_categories=ITEM_CATEGORIES, num_categories=3, num_ratings=5)
     latents = PerceiverConfig(num_layers=2, num_latents=3, num_heads=2, hidden=12, **numerics)
-    cross = CrossAttentionConfig(every=every, num_heads=2, head_dim=4, hidden=16)
+    cross = CrossAttentionConfig(every=every, num_heads=2, head_dim=4, hidden=16, first_layer=first_layer)
     return UserLLM(
         AutoregressiveEncoder(encoder, **sizes, rngs=rngs),
         Perceiver(latents, 8, rngs=rngs) if perceiver else None,

@@ -30,11 +30,16 @@ def _run(model, history, tokens, *, key=None):
     return model.logits(hidden)
 
 
-@pytest.mark.parametrize(("every", "family"), [(1, {}), (2, {}), (2, LOCAL)], ids=["every", "second", "local"])
-def test_scanned_equals_unrolled(make_user_llm, with_parameters_of, history, tokens, every, family):
-    unrolled = make_user_llm(every=every, family=family)
-    scanned = with_parameters_of(unrolled, make_user_llm(every=every, family=family, scan_layers=True))
-    assert scanned.connector.num_blocks == 3 // every
+@pytest.mark.parametrize(
+    ("every", "first", "family"),
+    [(1, 0, {}), (2, 0, {}), (2, 0, LOCAL), (1, 1, LOCAL), (2, 1, {}), (1, 2, {})],
+    ids=["every", "second", "local", "from the second", "two from the second", "the last"],
+)
+def test_scanned_equals_unrolled(make_user_llm, with_parameters_of, history, tokens, every, first, family):
+    options = dict(every=every, first_layer=first, family=family)
+    unrolled = make_user_llm(**options)
+    scanned = with_parameters_of(unrolled, make_user_llm(**options, scan_layers=True))
+    assert scanned.connector.num_blocks == (3 - first) // every
     run = jax.jit(_run)
     np.testing.assert_allclose(run(scanned, history, tokens), run(unrolled, history, tokens), atol=1e-5)
 

@@ -202,7 +202,7 @@ def _settings(rows: dict[str, Row], config: LanguageModelConfig) -> dict[str, An
         "use_dora": False,
         "bias": "none",
         "modules_to_save": None,
-        "layers_to_transform": None,
+        "layers_to_transform": [*range(lora.first_layer, config.num_layers)] if lora.first_layer else None,
         "fan_in_fan_out": not next(iter(rows.values())).transposed,
     }
 
@@ -211,7 +211,7 @@ def _adapters(rows: dict[str, Row], config: LanguageModelConfig) -> Iterator[Ada
     rank = _lora(config).rank
     sizes = {"N": config.num_heads, "K": config.num_kv_heads, "H": config.head_dim}
     sizes |= {"D": config.width, "F": config.hidden}
-    for layer in range(config.num_layers):
+    for layer in range(_lora(config).first_layer, config.num_layers):
         for target, row in rows.items():
             inputs, outputs = PROJECTIONS[target]
             ours = row.ours.replace("{layer}/", "" if config.scan_layers else f"{layer}/")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from user_llm.data.pipeline import Order, Sharded, Shuffled, TrainBatches, TrainSource
+from user_llm.data.pipeline import Order, Sharded, Shuffled, Source, TrainBatches, TrainSource
 from user_llm.data.sources import AnsweredPrompts, UserLLMSource, answered_batch
 from user_llm.errors import UserError
 
@@ -153,13 +153,20 @@ class MixedOrder:
 
 
 def train_batches(
-    source: TrainSource | Mixture, batch_size: int, seed: int, *, rows: np.ndarray | None = None, shards: int = 1
+    source: TrainSource | Mixture,
+    batch_size: int,
+    seed: int,
+    *,
+    rows: np.ndarray | None = None,
+    shards: int = 1,
+    reader: Source | None = None,
 ) -> TrainBatches:
     """What a stage trains on (`TrainBatches`): the examples of a source, or of a mixture in its order.
 
     Args:
         source, batch_size, seed, rows: see `TrainBatches`.
         shards: of the users, each shuffled alone, that have equal parts of every batch (`Sharded`).
+        reader: what gathers the examples, where it is not the source itself.
 
     Raises:
         UserError: shards that do not divide the batch, or that there are not so many users for; or as `TrainBatches`.
@@ -175,7 +182,7 @@ def train_batches(
             first, end = _bounds(source, shards)[shard : shard + 2]
             orders.append(Shuffled(int(end - first), own, int(first)))
     order = orders[0] if shards == 1 else Sharded(orders, batch_size)
-    return TrainBatches(source, batch_size, seed, rows=rows, order=order)
+    return TrainBatches(source if reader is None else reader, batch_size, seed, rows=rows, order=order)
 
 
 def _bounds(source: TrainSource, shards: int) -> np.ndarray:

@@ -6,7 +6,7 @@ only the slot in which its own ancestor was written: selecting beams never moves
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from user_llm.arguments import whole
 from user_llm.decoding.catalogue_trie import CatalogueTrie
 from user_llm.decoding.prefill import Context, DecodingModel, Prompt, extend, prefill
+from user_llm.decoding.text_states import TextStates, reading
 from user_llm.models.attention import Cache
 
 # The root and the titles' first words ("The") branch far wider than the rest: these levels of the trie have a
@@ -57,6 +58,7 @@ def beam_search(
     pad_id: int = 0,
     trie: CatalogueTrie | None = None,
     excluded_items: jax.Array | None = None,
+    states: TextStates | None = None,
 ) -> BeamResult:
     """Searches the likeliest continuations of each prompt.
 
@@ -73,18 +75,22 @@ def beam_search(
         num_beams: J.
         excluded_items: int32 `[B, E]`, 0-padded: items that must not come out for this row. A title that several
             items bear is left out with the last of them.
+        states: of these prompts and this trie; only the layers above are run then, of a `UserLLM`.
 
     Raises:
         UserError: an argument is out of range.
-        ValueError: items are excluded without a trie.
+        ValueError: items are excluded, or states are given, without a trie.
     """
     for name, value in (("num_beams", num_beams), ("max_steps", max_steps)):
         whole(name, value, 1)
     if excluded_items is not None and trie is None:
         raise ValueError("excluded_items needs trie=: free beams know no items")
+    if states is not None and trie is None:
+        raise ValueError("states needs trie=: they are those of its nodes")
     steps = max_steps if trie is None else min(max_steps, len(trie.fan_out))
     excluded_before = None if trie is None or excluded_items is None else _count_closed(trie, excluded_items)
-    prompt = prefill(model, prompt_tokens, prompt_lengths, context, free_slots=steps * num_beams)
+    reader, prompts = reading(model, prompt_tokens, states)
+    prompt = prefill(reader, prompts, prompt_lengths, context, free_slots=steps * num_beams)
 
     def choose(beams: _Beams, hidden: jax.Array, fan_out: int | None) -> _Beams:
         """One more token for the beams `[B, K]` whose last states are `hidden`; leaves `[B, J]`."""
@@ -109,10 +115,14 @@ def beam_search(
         beams, cache = state
         last = beams.step - 1
         ancestry = beams.slots[..., None] == jnp.arange(num_beams)
+        if states is None:
+            text = jax.lax.dynamic_index_in_dim(beams.tokens, last, axis=2, keepdims=False)
+        else:
+            text = states.node_rows(cast(CatalogueTrie, trie).tree_node[beams.nodes])
         hidden, cache = extend(
-            model,
+            reader,
             prompt._replace(cache=cache),
-            jax.lax.dynamic_index_in_dim(beams.tokens, last, axis=2, keepdims=False),
+            text,
             steps=last,
             sees=ancestry.reshape(*beams.scores.shape, steps * num_beams),
             slot=last * num_beams,

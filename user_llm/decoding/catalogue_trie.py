@@ -46,6 +46,7 @@ class CatalogueTrie:
             `first_child … first_child + num_children`, in order of token, the EOS leaf (if any) first.
         first_title, end_title: int32 `[nodes]`: titles `first_title … end_title` lie under a node.
         leaf_item: int32 `[nodes]`, the item of a leaf; 0 on every other node.
+        tree_node: int32 `[nodes]`, the same node in `tree`; -1 for the root and the leaves.
         title_of_item: int32 `[I+1]`, the row of an item's title among the sorted titles; -1 for item 0.
         canonical_item: int32 `[I+1]`, the lowest item with the same title tokens; 0 for item 0.
         group_size: int32 `[I+1]`, the number of items with these title tokens; 0 for item 0.
@@ -60,6 +61,7 @@ class CatalogueTrie:
     first_title: jax.Array
     end_title: jax.Array
     leaf_item: jax.Array
+    tree_node: jax.Array
     title_of_item: jax.Array
     canonical_item: jax.Array
     group_size: jax.Array
@@ -205,6 +207,7 @@ def _breadth_first(tokens, new, leaf, end_title, canonical) -> dict[str, np.ndar
         "first_title": column(rows, 0),
         "end_title": column(end_title, len(new)),
         "leaf_item": column(np.where(leaf, canonical[:, None], 0), 0),
+        "tree_node": column(np.where(leaf, -1, _number(new & ~leaf, "C")), -1),
     }
 
 

@@ -20,6 +20,7 @@ from user_llm.decoding.beam import BeamResult, beam_search
 from user_llm.decoding.catalogue_trie import CatalogueTrie
 from user_llm.decoding.generate import generate
 from user_llm.decoding.ranking import rank_catalogue
+from user_llm.decoding.text_states import TextStates
 from user_llm.evaluation.baselines import Scores
 from user_llm.evaluation.metrics import ranks_from_scores, ranks_from_titles
 from user_llm.models.model import Model
@@ -154,7 +155,9 @@ _BEAM_OPTIONS = ("num_beams", "max_steps", "eos_id", "constrained", "with_contex
 
 
 @functools.partial(jax.jit, static_argnames=_BEAM_OPTIONS)
-def _beams(model: Model, trie: CatalogueTrie, batch, excluded, *, constrained: bool, with_context: bool, **options):
+def _beams(
+    model: Model, trie: CatalogueTrie, batch, excluded, states, *, constrained: bool, with_context: bool, **options
+):
     llm = cast(UserLLM, model.module())
     return beam_search(
         llm,
@@ -163,6 +166,7 @@ def _beams(model: Model, trie: CatalogueTrie, batch, excluded, *, constrained: b
         _context(llm, batch) if with_context else None,
         trie=trie if constrained else None,
         excluded_items=excluded["item"] if constrained else None,
+        states=states if constrained else None,
         **options,
     )
 
@@ -177,10 +181,11 @@ def user_llm_beams(
     max_steps: int,
     exclude_history: bool,
     with_context: bool = True,
+    states: TextStates | None = None,
 ) -> Beams:
     """Beams of the contextualised LLM, or with `with_context=False` of its LLM alone, on the prompt and no user.
 
-    `constrained` beams answer titles of the catalogue and nothing else.
+    `constrained` beams answer titles of the catalogue and nothing else; `states` (see `beam_search`) speed them up.
     """
     options = dict(num_beams=num_beams, max_steps=max_steps, eos_id=eos_id)
     options |= dict(constrained=constrained, with_context=with_context)
@@ -191,23 +196,29 @@ def user_llm_beams(
         if exclude_history:
             # A user to recommend to has no label.
             excluded = _seen(history, batch.get("label/item", np.zeros(len(history), np.int32)))
-        inputs = put_whole_batch(_inputs(batch), model.mesh)
-        return _beams(model, trie, inputs, put_whole_batch({"item": excluded}, model.mesh), **options), excluded
+        inputs, closed = (put_whole_batch(part, model.mesh) for part in (_inputs(batch), {"item": excluded}))
+        return _beams(model, trie, inputs, closed, states, **options), excluded
 
     return beams
 
 
 @functools.partial(jax.jit, static_argnames=("eos_id", "with_context"))
-def _catalogue_scores(model: Model, trie: CatalogueTrie, batch, *, eos_id: int, with_context: bool):
+def _catalogue_scores(model: Model, trie: CatalogueTrie, batch, states, *, eos_id: int, with_context: bool):
     llm = cast(UserLLM, model.module())
     context = _context(llm, batch) if with_context else None
-    return rank_catalogue(llm, batch["prompt_tokens"], batch["prompt_lengths"], context, trie, eos_id=eos_id)
+    prompt = batch["prompt_tokens"], batch["prompt_lengths"]
+    return rank_catalogue(llm, *prompt, context, trie, eos_id=eos_id, states=states)
 
 
-def user_llm_scores(model: Model, *, trie: CatalogueTrie, eos_id: int, with_context: bool = True) -> Scores:
-    """Log-probability of every name of the trie: exact, and affordable for categories and small catalogues."""
+def user_llm_scores(
+    model: Model, *, trie: CatalogueTrie, eos_id: int, with_context: bool = True, states: TextStates | None = None
+) -> Scores:
+    """Log-probability of every name of the trie: exact, and affordable for categories and small catalogues.
+
+    `states` (see `rank_catalogue`) speed it up.
+    """
     options = dict(eos_id=eos_id, with_context=with_context)
-    return lambda batch: _catalogue_scores(model, trie, put_whole_batch(_inputs(batch), model.mesh), **options)
+    return lambda batch: _catalogue_scores(model, trie, put_whole_batch(_inputs(batch), model.mesh), states, **options)
 
 
 @functools.partial(jax.jit, static_argnames=("eos_id", "max_new_tokens", "with_context"))

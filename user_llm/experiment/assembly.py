@@ -86,7 +86,9 @@ class Assembly:
     def adapted_config(self) -> LanguageModelConfig:
         """The LLM's dims in the contextualised LLM: with adapters, where the strategy trains such."""
         lora = self.config.lora
-        adapters = LoraConfig(lora.rank, lora.alpha, tuple(lora.targets)) if self.config.strategy == "lora" else None
+        adapters = None
+        if self.config.strategy == "lora":
+            adapters = LoraConfig(lora.rank, lora.alpha, tuple(lora.targets), lora.first_layer)
         return dataclasses.replace(self.language_model_config, lora=adapters)
 
     def user_llm(self, rngs: nnx.Rngs) -> UserLLM:
@@ -99,7 +101,9 @@ class Assembly:
         if config.kind == "soft_prompt":
             connector: Connector = SoftPrompt(SoftPromptConfig(config.task_prompt), llm, width, rngs=rngs)
         else:
-            blocks = CrossAttentionConfig(config.every, config.num_heads, config.head_dim, config.hidden)
+            blocks = CrossAttentionConfig(
+                config.every, config.num_heads, config.head_dim, config.hidden, config.first_layer
+            )
             connector = CrossAttention(blocks, llm, width, rngs=rngs)
         return UserLLM(encoder, perceiver, connector, LanguageModel(llm, rngs=rngs))
 

@@ -15,11 +15,14 @@ from user_llm.data.pipeline import TrainSource
 from user_llm.data.sources import TextSource, UserLLMSource
 from user_llm.data.timelines import Catalogue, TimelineTable, load_timelines
 from user_llm.data.vocabularies import Vocabulary, load_vocabulary
+from user_llm.decoding.text_states import TextStates
 from user_llm.encoders import ENCODERS
 from user_llm.evaluation.baselines import label_counts
 from user_llm.experiment.assembly import Assembly
+from user_llm.experiment.text_states import open_states
 from user_llm.experiment.workdir import ANEW, CATALOGUE, FACTS, VOCABULARY
 from user_llm.files import read_json
+from user_llm.models.model import Model
 from user_llm.parallel.mesh import batch_shards, make_mesh
 from user_llm.parallel.processes import several
 from user_llm.tasks import TASKS, Task
@@ -92,6 +95,11 @@ class Experiment(TaskData):
     def vocabulary(self) -> Vocabulary:
         """The LLM's vocabulary."""
         return load_vocabulary(self.workdir / VOCABULARY)
+
+    def text_states(self, task: str, model: Model) -> TextStates | None:
+        """See `Study`."""
+        kept = open_states(self, task, model)
+        return None if kept is None else kept.on(model.mesh)
 
     def answered_prompts(self, split: str) -> UserLLMSource | Mixture:
         """What the contextualised LLM reads of a split: of its task, or of all its tasks in their proportions."""

@@ -16,12 +16,14 @@ from user_llm.models.stack import StackConfig, repeat
 
 @dataclasses.dataclass(frozen=True)
 class CrossAttentionConfig:
-    """Cross-attention before every `every`-th layer of the language model; heads and MLP of each block."""
+    """Cross-attention before every `every`-th layer of the language model from `first_layer` on; heads and MLP of each
+    block."""
 
     every: int
     num_heads: int
     head_dim: int
     hidden: int
+    first_layer: int = 0
 
 
 class CrossBlock(nnx.Module):
@@ -97,7 +99,7 @@ class GatedCrossBlock(CrossBlock):
 
 
 class CrossAttention(nnx.Module):
-    """The connector that adds cross-attention blocks: block g comes before layer g · every of a language model.
+    """The connector that adds cross-attention blocks, g before layer first_layer + g · every of a language model.
 
     Layers that are scanned need blocks that are scanned, so the language model's stack decides on both.
 
@@ -106,19 +108,27 @@ class CrossAttention(nnx.Module):
       context_width: U, of the user embeddings.
 
     Raises:
-      UserError: `every` is no number of the language model's layers.
+      UserError: `first_layer` is no layer of the language model, or `every` more than it has from there on.
     """
 
     def __init__(
         self, config: CrossAttentionConfig, language_model: LanguageModelConfig, context_width: int, *, rngs: nnx.Rngs
     ):
-        if not 1 <= config.every <= language_model.num_layers:
+        layers = language_model.num_layers - config.first_layer
+        if not 0 <= config.first_layer < language_model.num_layers:
             raise UserError(
-                f"Cross-attention every {config.every} layers does not fit a language model of "
-                f"{language_model.num_layers} layers: choose `every` from 1 to {language_model.num_layers}."
+                f"Cross-attention from layer {config.first_layer} on does not fit a language model of "
+                f"{language_model.num_layers} layers: choose `first_layer` from 0 to {language_model.num_layers - 1}."
             )
+        if not 1 <= config.every <= layers:
+            from_there = f" from layer {config.first_layer} on" if config.first_layer else ""
+            raise UserError(
+                f"Cross-attention every {config.every} layers does not fit a language model of {layers} "
+                f"layers{from_there}: choose `every` from 1 to {layers}."
+            )
+        self.first_layer = config.first_layer
         self.every = config.every
-        self.num_blocks = language_model.num_layers // config.every
+        self.num_blocks = layers // config.every
         self.dtype = language_model.dtype
         block = dataclasses.replace(
             language_model.stack,

@@ -136,6 +136,23 @@ class LanguageModel(nnx.Module):
         """`read` of the embeddings of `tokens` int [B, T]."""
         return self.read(self.embed(tokens), positions, mask, cache=cache, offset=offset, cross=cross, context=context)
 
+    def lower(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        mask: jax.Array,
+        end: int,
+        *,
+        cache: Cache | None = None,
+        offset: int | jax.Array = 0,
+    ) -> tuple[jax.Array, Cache | None]:
+        """The states [B, T, D] that layer `end` reads, and the updated cache (`init_cache` with this `end`).
+
+        The arguments are those of `__call__`; `read` with `first=end` goes on from there.
+        """
+        x = self._placed(self.embed(tokens), positions)
+        return apply_layers(self.layers, self.config.stack, x, positions, mask, cache=cache, offset=offset, end=end)
+
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Embeddings [..., D] of `tokens` int [...], as `read` takes them; NaN for an id outside the vocabulary."""
         x = lookup(self.embedding_VD, tokens, self.config.dtype)
@@ -151,11 +168,13 @@ class LanguageModel(nnx.Module):
         offset: int | jax.Array = 0,
         cross: CrossBlocks | None = None,
         context: Context | None = None,
+        first: int = 0,
     ) -> tuple[jax.Array, Cache | None]:
         """Hidden states [B, T, D] (after the final norm) and the updated cache.
 
         Args:
-          x_BTD: embeddings of tokens (`embed`), or of anything else the model shall read as such.
+          x_BTD: embeddings of tokens (`embed`), or of anything else the model shall read as such. Above layer 0, the
+            states that layer `first` reads (`lower`).
           positions: int [B, T], counted in tokens from 0; a learned position from `max_length` on gives NaN.
           mask: bool [B, T, S], the key slots each query sees; S = T without a cache, else the cache's length.
             It decides who sees whom, and local layers leave out of it what is too many positions away: beams
@@ -163,10 +182,9 @@ class LanguageModel(nnx.Module):
           cache: from `init_cache`; the T new keys and values go to slots offset … offset + T - 1 (offset may
             be traced) before any query looks.
           cross, context: the connector's blocks and their users; None is the language model alone.
+          first: the first layer that runs; the cache is one of `init_cache` with this `first`.
         """
-        x = x_BTD.astype(self.config.dtype)
-        if self.config.learned_positions:
-            x = x + lookup(self.position_TD, positions, self.config.dtype)
+        x = x_BTD.astype(self.config.dtype) if first else self._placed(x_BTD, positions)
         x, cache = apply_layers(
             self.layers,
             self.config.stack,
@@ -177,8 +195,14 @@ class LanguageModel(nnx.Module):
             offset=offset,
             cross=cross,
             context=context,
+            first=first,
         )
         return self.final_norm(x), cache
+
+    def _placed(self, x_BTD: jax.Array, positions: jax.Array) -> jax.Array:
+        """Embeddings at their learned positions, where the model has such."""
+        x = x_BTD.astype(self.config.dtype)
+        return x + lookup(self.position_TD, positions, self.config.dtype) if self.config.learned_positions else x
 
     def output_table(self) -> jax.Array:
         """[V, D]: logits are hidden states times its transpose."""
@@ -190,11 +214,17 @@ class LanguageModel(nnx.Module):
         logits = jnp.einsum("...D,VD->...V", hidden, table, preferred_element_type=jnp.float32)
         return logits if self.config.final_softcap is None else softcap(logits, self.config.final_softcap)
 
-    def init_cache(self, batch: int, length: int, context: Context | None = None) -> Cache:
-        """Empty keys and values of `length` slots for `batch` rows; a `context` of cross-attention takes none."""
+    def init_cache(
+        self, batch: int, length: int, context: Context | None = None, *, first: int = 0, end: int | None = None
+    ) -> Cache:
+        """Empty keys and values of `length` slots for `batch` rows; a `context` of cross-attention takes none.
+
+        Of layers `first` … `end - 1`; `end` None is the last.
+        """
         del context
         config = self.config
-        shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
+        layers = (config.num_layers if end is None else end) - first
+        shape = (layers, batch, length, config.num_kv_heads, config.head_dim)
         cache = {name: jnp.zeros(shape, config.dtype) for name in ("key", "value")}
         if config.local_layers:
             cache["position"] = jnp.zeros((batch, length), jnp.int32)

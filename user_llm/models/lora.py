@@ -15,11 +15,15 @@ from user_llm.models.layers import PROJECTIONS, Projections, cast, fan_in, param
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """A map x W of the `targets` becomes x W + (alpha / rank)·(x A) B, with A and B of `rank` columns and rows."""
+    """A map x W of the `targets` becomes x W + (alpha / rank)·(x A) B, with A and B of `rank` columns and rows.
+
+    In layers `first_layer` and later; those below stay as they are.
+    """
 
     rank: int = 8
     alpha: float = 16.0
     targets: tuple[str, ...] = ("q", "v")
+    first_layer: int = 0
 
     def __post_init__(self):
         if self.rank < 1:

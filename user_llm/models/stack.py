@@ -1,5 +1,6 @@
 """The one Transformer stack of encoder and language model: layers unrolled or scanned, remat or not."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -174,8 +175,21 @@ def repeat(make: Callable[[nnx.Rngs], Module], count: int, *, scan: bool, rngs: 
 
 
 def init_layers(config: StackConfig, *, rngs: nnx.Rngs) -> nnx.Module:
-    """The layers `apply_layers` runs, in the layout the config chooses."""
-    return repeat(lambda rngs: Layer(config, rngs=rngs), config.num_layers, scan=config.scan_layers, rngs=rngs)
+    """The layers `apply_layers` runs, in the layout the config chooses.
+
+    Raises:
+      UserError: the layers are scanned, and some of them have adapters while others have none.
+    """
+    first = 0 if config.lora is None else config.lora.first_layer
+    if not first:
+        return repeat(lambda rngs: Layer(config, rngs=rngs), config.num_layers, scan=config.scan_layers, rngs=rngs)
+    if first >= config.num_layers:
+        raise UserError(f"lora.first_layer is {first}; this model has layers 0 to {config.num_layers - 1}.")
+    if config.scan_layers:
+        raise UserError(f"lora.first_layer is {first}, but scanned layers are all alike: set scan_layers=False.")
+    plain = dataclasses.replace(config, lora=None)
+    configs = [plain] * first + [config] * (config.num_layers - first)
+    return nnx.List([Layer(config, rngs=rngs) for config in configs])
 
 
 class View(NamedTuple):
@@ -202,8 +216,9 @@ def _views(
 
 
 class CrossBlocks(Protocol):
-    """Blocks between the layers, block g before layer g · every; `blocks` has the layout of the layers."""
+    """Blocks between the layers, g before layer first_layer + g · every; `blocks` has the layout of the layers."""
 
+    first_layer: int
     every: int
     num_blocks: int
 
@@ -223,16 +238,20 @@ def apply_layers(
     cross: CrossBlocks | None = None,
     context: Context | None = None,
     key: jax.Array | None = None,
+    first: int = 0,
+    end: int | None = None,
 ) -> tuple[jax.Array, Cache | None]:
-    """Runs the layers of `init_layers`, block g of `cross` before layer g · every when there is a `context`.
+    """Runs the layers of `init_layers`, and the blocks of `cross` in between when there is a `context`.
 
     Args:
       x: [B, T, D] in the compute dtype; positions: int [B, T], for rotary positions.
       mask: bool [B, T, S], the key slots each query sees; S = T without a cache, else the cache's length.
-      cache: keys and values [layers, B, S, K, H], and positions [B, S] where the stack has local layers; the T
-        new ones go to slots offset … offset + T - 1.
+      cache: keys and values [layers, B, S, K, H] of the layers that run, and positions [B, S] where the stack has
+        local layers; the T new ones go to slots offset … offset + T - 1.
       cross: a `CrossAttention`; context: its `Context` of the batch's users.
       key: of dropout; None runs without.
+      first, end: layers `first` … `end - 1` run, `x` being what layer `first` and the block before it read; `end` None
+        is the last layer. A context is read by all its blocks, none of which may be before a layer that does not run.
     Returns:
       [B, T, D] (before any final norm) and the cache, None when none came in.
     """
@@ -262,26 +281,32 @@ def apply_layers(
     # Rounded here and after each layer, a block whose gates are zero passes on the very bits it gets.
     carry = (round_to_dtype(shard(x, "batch", ...)), cache)
     run = _scan if config.scan_layers else _unroll
-    return run(config, layer_step, block_step, carry, layers, keys, cross, context)
+    end = config.num_layers if end is None else end
+    return run(config, layer_step, block_step, carry, layers, keys, cross, context, first, end)
 
 
-def _unroll(config, layer_step, block_step, carry, layers, keys, cross, context):
+def _unroll(config, layer_step, block_step, carry, layers, keys, cross, context, first, end):
     """Runs a list of layers, and of blocks, one after the other; the arguments are those of `_scan`."""
-    for index, layer in enumerate(layers):
-        if context is not None and index % cross.every == 0 and index // cross.every < cross.num_blocks:
-            block = index // cross.every
+    before = {}
+    if context is not None:
+        before = {cross.first_layer + block * cross.every: block for block in range(cross.num_blocks)}
+    for index in range(first, end):
+        if index in before:
+            block = before[index]
             x, cache = carry
             carry = (block_step(x, (cross.blocks[block], context.key[block], context.value[block])), cache)
         local = config.local_layers[index] if config.local_layers else None
-        carry, _ = layer_step(carry, (layer, index, local, None if keys is None else keys[index]))
+        key = None if keys is None else keys[index]
+        carry, _ = layer_step(carry, (layers[index], index - first, local, key))
     return carry
 
 
-def _scan(config, layer_step, block_step, carry, layers, keys, cross, context):
-    """Runs stacked layers: groups of one block and the `every` layers behind it, then the layers left over.
+def _scan(config, layer_step, block_step, carry, layers, keys, cross, context, first, end):
+    """Runs stacked layers: those before any block, groups of one block and the `every` layers behind it, then the rest.
 
     Args:
-      layer_step: (carry, (layer, index, is it local?, dropout key)) → (carry, None), carry being (x, cache).
+      layer_step: (carry, (layer, its place in the cache, is it local?, dropout key)) → (carry, None), carry being
+        (x, cache).
       block_step: (x, (block, its context's keys, values)) → x.
     """
 
@@ -291,13 +316,17 @@ def _scan(config, layer_step, block_step, carry, layers, keys, cross, context):
         return jax.lax.scan(layer_step, (block_step(x, block), cache), layers)
 
     local = jnp.array(config.local_layers) if config.local_layers else None
-    steps = (layers, jnp.arange(config.num_layers), local, keys)
-    grouped = 0
-    if context is not None:
-        shape = (cross.num_blocks, cross.every)
-        grouped = cross.num_blocks * cross.every
-        groups = jax.tree.map(lambda leaf: leaf[:grouped].reshape(*shape, *leaf.shape[1:]), steps)
-        carry, _ = jax.lax.scan(group_step, carry, ((cross.blocks, context.key, context.value), groups))
-    if grouped < config.num_layers:
-        carry, _ = jax.lax.scan(layer_step, carry, jax.tree.map(lambda leaf: leaf[grouped:], steps))
-    return carry
+    steps = (layers, jnp.arange(config.num_layers) - first, local, keys)
+
+    def run(carry, start: int, stop: int):
+        if start == stop:
+            return carry
+        return jax.lax.scan(layer_step, carry, jax.tree.map(lambda leaf: leaf[start:stop], steps))[0]
+
+    if context is None:
+        return run(carry, first, end)
+    shape = (cross.num_blocks, cross.every)
+    lead, grouped = cross.first_layer, cross.first_layer + cross.num_blocks * cross.every
+    groups = jax.tree.map(lambda leaf: leaf[lead:grouped].reshape(*shape, *leaf.shape[1:]), steps)
+    carry, _ = jax.lax.scan(group_step, run(carry, first, lead), ((cross.blocks, context.key, context.value), groups))
+    return run(carry, grouped, end)

@@ -8,6 +8,7 @@ from flax import nnx
 
 from user_llm.errors import UserError
 from user_llm.models.attention import Cache, Context
+from user_llm.models.cross_attention import CrossAttention
 from user_llm.models.language_model import LanguageModel
 from user_llm.models.perceiver import Perceiver
 from user_llm.models.soft_prompt import Prefix
@@ -102,6 +103,34 @@ class UserLLM(nnx.Module):
             return self.language_model(tokens, positions, mask, cache=cache, offset=offset)
         connector = cast(Connector, self.connector)  # it made the context
         return connector(self.language_model, tokens, positions, mask, context=context, cache=cache, offset=offset)
+
+    @property
+    def first_layer(self) -> int:
+        """The layer of the language model below which no state depends on the user."""
+        return self.connector.first_layer if isinstance(self.connector, CrossAttention) else 0
+
+    def above(
+        self,
+        x_BTD: jax.Array,
+        positions: jax.Array,
+        mask: jax.Array,
+        *,
+        context: Context | None = None,
+        cache: Cache | None = None,
+        offset: int | jax.Array = 0,
+    ) -> tuple[jax.Array, Cache | None]:
+        """As `__call__`, of a text whose states `x_BTD` are what layer `first_layer` reads (`LanguageModel.lower`)."""
+        cross = None if context is None else cast(CrossAttention, self.connector)
+        return self.language_model.read(
+            x_BTD,
+            positions,
+            mask,
+            cache=cache,
+            offset=offset,
+            cross=cross,
+            context=context,
+            first=self.first_layer,
+        )
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """float32 [..., V] of hidden states [..., D]."""

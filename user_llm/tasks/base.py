@@ -14,6 +14,7 @@ from user_llm.data.timelines import Catalogue, TimelineTable
 from user_llm.data.vocabularies import NameTokens, Vocabulary
 from user_llm.data.windows import Windows
 from user_llm.decoding.catalogue_trie import CatalogueTrie
+from user_llm.decoding.text_states import TextStates
 from user_llm.evaluation.evaluator import best
 from user_llm.evaluation.text_metrics import recall_of_names
 from user_llm.models.model import Model
@@ -65,6 +66,10 @@ class Study(Protocol):
 
     def source(self, task: str, split: str) -> UserLLMSource:
         """The windows of a split with the task's prompts and answers."""
+        ...
+
+    def text_states(self, task: str, model: Model) -> TextStates | None:
+        """What layers of `model` that know no user have made of the task's prompt and names, where that is kept."""
         ...
 
 

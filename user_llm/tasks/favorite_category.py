@@ -148,4 +148,5 @@ class FavoriteCategory(Task):
 
     def _scores(self, study: Study, model: Model, *, with_context: bool):
         trie, eos_id = study.answer_trie(self.name), study.vocabulary.eos_id
-        return user_llm_scores(model, trie=trie, eos_id=eos_id, with_context=with_context)
+        states = study.text_states(self.name, model)
+        return user_llm_scores(model, trie=trie, eos_id=eos_id, with_context=with_context, states=states)

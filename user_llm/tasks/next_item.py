@@ -144,7 +144,8 @@ class NextItem(Task):
 
     def _by_scores(self, study: Study, model: Model, k: int) -> Asker:
         titles, trie = study.catalogue.titles, study.answer_trie(self.name)
-        scores = user_llm_scores(model, trie=trie, eos_id=study.vocabulary.eos_id)
+        states = study.text_states(self.name, model)
+        scores = user_llm_scores(model, trie=trie, eos_id=study.vocabulary.eos_id, states=states)
 
         def ask(batch: Batch) -> list[list[Answer]]:
             values, history = np.array(fetch(scores(batch))), batch["history/item"]
@@ -163,6 +164,7 @@ class NextItem(Task):
             eos_id=study.vocabulary.eos_id,
             num_beams=num_beams,
             max_steps=len(trie.fan_out),
+            states=study.text_states(self.name, model),
             **{"exclude_history": True, **options},
         )
 
@@ -171,8 +173,8 @@ class NextItem(Task):
         config, trie = study.config.evaluation, study.answer_trie(self.name)
         shown = dict(batch_size=config.batch_size, description=row.name)
         if config.answers == "exact":
-            eos_id = study.vocabulary.eos_id
-            scores = user_llm_scores(model, trie=trie, eos_id=eos_id, with_context=row.with_context)
+            eos_id, states = study.vocabulary.eos_id, study.text_states(self.name, model)
+            scores = user_llm_scores(model, trie=trie, eos_id=eos_id, with_context=row.with_context, states=states)
             return rank_by_scores(scores, row.source, exclude_history=config.exclude_history, **shown)
         beams = self._beams(
             study,

@@ -14,8 +14,10 @@ from user_llm.data.timelines import Catalogue, TimelineTable
 from user_llm.data.vocabularies import NameTokens, Vocabulary
 from user_llm.data.windows import Windows
 from user_llm.decoding.catalogue_trie import CatalogueTrie
+from user_llm.decoding.text_states import TextStates
 from user_llm.errors import UserError
 from user_llm.evaluation.baselines import item_counts
+from user_llm.models.model import Model
 from user_llm.tasks import TASKS
 
 _logger = logging.getLogger(__name__)
@@ -115,6 +117,11 @@ class TaskData(abc.ABC):
                 raise UserError(f"task {task!r} answers in free text: only the names of `answer_names` make a trie.")
             self._tries[task] = CatalogueTrie.build(names.tokens, names.lengths, self.vocabulary.eos_id)
         return self._tries[task]
+
+    def text_states(self, task: str, model: Model) -> TextStates | None:
+        """None: data alone keep no states of a model."""
+        del task, model
+        return None
 
     def source(self, task: str, split: str) -> UserLLMSource:
         """The windows of a split with a task's prompts and answers."""

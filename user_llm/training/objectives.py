@@ -172,8 +172,11 @@ def contextualised_objective(chunk_rows: int) -> Objective:
     def objective(model, batch: Batch, key: jax.Array | None):
         features, mask = history(batch)
         context = model.encode(features, mask, key=key)
+        read, text = model, "decoder_input_tokens"
+        if "decoder_states" in batch:  # the layers below the user have read the text already
+            read, text = model.above, "decoder_states"
         loss, weight, metrics = _text_loss(
-            model, model.language_model, batch, chunk_rows, slots=_answer_slots(batch), context=context
+            read, model.language_model, batch, chunk_rows, text=text, slots=_answer_slots(batch), context=context
         )
         rows = _example_weights(batch)
         dropped = jnp.sum(rows * batch["dropped_events"]), rows.sum()
@@ -189,12 +192,24 @@ def _answer_slots(batch: Batch) -> jax.Array:
     return first[:, None] + jnp.arange(room)
 
 
-def _text_loss(model, language_model, batch: Batch, chunk_rows: int, *, slots: jax.Array | None = None, **context):
-    """The loss over all text, or over the `slots` `[B, A]` that hold all that is learnt."""
-    tokens = batch["decoder_input_tokens"]
+def _text_loss(
+    read,
+    language_model,
+    batch: Batch,
+    chunk_rows: int,
+    *,
+    text: str = "decoder_input_tokens",
+    slots: jax.Array | None = None,
+    **context,
+):
+    """The loss over all text, or over the `slots` `[B, A]` that hold all that is learnt.
+
+    `read` is a model that reads tokens, or what of it reads the batch's `text`.
+    """
+    positions = batch["decoder_positions"]
     # Padding is on the right, behind the causal mask: no target position can see it.
-    mask = causal_mask(jnp.ones(tokens.shape, bool))
-    hidden, _ = model(tokens, batch["decoder_positions"], mask, **context)
+    mask = causal_mask(jnp.ones(positions.shape, bool))
+    hidden, _ = read(batch[text], positions, mask, **context)
     targets, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"] * _example_weights(batch)[:, None]
     if slots is not None:  # the softmax over the vocabulary is half of a small LLM's step: spare it the prompts
         # Along their axis: indexed by rows too, half a batch would be moved between devices.

@@ -4,7 +4,7 @@ import abc
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,8 @@ from user_llm.training.objectives import Objective
 from user_llm.training.trainable import EVERYTHING, Rules, trainable
 
 Validation = Callable[[Model], dict[str, float]]
+Reader = Callable[[Any], Source]
+"""What gathers the examples of a `TrainSource` or a `Mixture`: it, or something around it."""
 
 
 class Stage(abc.ABC):
@@ -112,9 +114,15 @@ class Stage(abc.ABC):
         """Its model before the first step: what is pretrained, the rest random."""
         return self._model(experiment, *self.pretrained(experiment, finished))
 
+    def reader(self, experiment: Experiment, model: Model) -> Reader:
+        """How its examples are gathered for `model`."""
+        del experiment, model
+        return lambda source: source
+
     def training_run(self, experiment: Experiment, model: Model) -> TrainingRun:
         """All that the training loop wants to know."""
         config, objective = experiment.config, self.objective(experiment)
+        reader = self.reader(experiment, model)
         return TrainingRun(
             name=self.name,
             config=config.training[self.name],
@@ -122,18 +130,18 @@ class Stage(abc.ABC):
             axes=parameters.logical_axes(parameters.abstract(self.builder(experiment.assembly))),
             rules=self.rules(config),
             objective=objective,
-            batches=self.batches(experiment),
-            evaluate=self.validation(experiment, objective) if config.data.validation else None,
+            batches=self.batches(experiment, reader),
+            evaluate=self.validation(experiment, objective, reader) if config.data.validation else None,
         )
 
-    def batches(self, experiment: Experiment) -> Batches:
+    def batches(self, experiment: Experiment, reader: Reader) -> Batches:
         """What it trains on, in order."""
         config, size = experiment.config, experiment.config.training[self.name].batch_size
         rows = local_rows(experiment.mesh, size)
         if config.data.reader == "seqio":
             return self.seqio_batches(experiment, size, rows)
         source = self.source(experiment, "train")
-        return train_batches(source, size, config.seed, rows=rows, shards=config.data.shards)
+        return train_batches(source, size, config.seed, rows=rows, shards=config.data.shards, reader=reader(source))
 
     def seqio_batches(self, experiment: Experiment, batch_size: int, rows: np.ndarray) -> Batches:
         """The same through SeqIO: the `rows` of batches of `batch_size`. A source of windows is read as it is."""
@@ -141,13 +149,15 @@ class Stage(abc.ABC):
 
         return reader.encoder_batches(self.source(experiment, "train"), batch_size, experiment.config.seed, rows=rows)
 
-    def validation_source(self, experiment: Experiment) -> Source:
+    def validation_source(self, experiment: Experiment, reader: Reader) -> Source:
         """Of the validation windows, as many as the config looks at."""
-        return Subset.evenly(self.source(experiment, "validation"), experiment.config.evaluation.max_validation)
+        source = reader(self.source(experiment, "validation"))
+        return Subset.evenly(source, experiment.config.evaluation.max_validation)
 
-    def validation(self, experiment: Experiment, objective: Objective) -> Validation:
+    def validation(self, experiment: Experiment, objective: Objective, reader: Reader) -> Validation:
         """Metrics on the validation windows: the objective's own."""
-        return mean_metrics(objective, self.validation_source(experiment), experiment.config.evaluation.batch_size)
+        source = self.validation_source(experiment, reader)
+        return mean_metrics(objective, source, experiment.config.evaluation.batch_size)
 
     def restore(self, experiment: Experiment, finished: Mapping[str, Model]) -> Model:
         """The model of a finished run, without its data, optimizer or metrics.

@@ -66,9 +66,9 @@ class EncoderStage(Stage):
         """See `Stage`."""
         return assembly.config.data.history_length, max(len(assembly.item_categories), assembly.num_categories + 1)
 
-    def validation(self, experiment, objective):
+    def validation(self, experiment, objective, reader):
         """The loss, and for an encoder of items how it ranks them."""
-        config, source = experiment.config, self.validation_source(experiment)
+        config, source = experiment.config, self.validation_source(experiment, reader)
         options = dict(batch_size=config.evaluation.batch_size, exclude_history=config.evaluation.exclude_history)
         losses = mean_metrics(objective, source, config.evaluation.batch_size)
         if ENCODERS[config.encoder.kind].ranks(config.encoder) != "item":

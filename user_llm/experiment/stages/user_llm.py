@@ -1,5 +1,7 @@
 """Stage `user_llm`: the language model learns to read the user (paper 3.2)."""
 
+import functools
+
 import numpy as np
 
 from user_llm.checkpoints import huggingface
@@ -8,6 +10,7 @@ from user_llm.checkpoints.transfer import with_prefix, without_prefix
 from user_llm.config import reads_pretrained_encoder, task_rates
 from user_llm.evaluation.evaluator import Subset, mean_metrics
 from user_llm.experiment.stages.base import Stage, on_hosts
+from user_llm.experiment.text_states import make_states, with_states
 from user_llm.files import replacing
 from user_llm.models import parameters
 from user_llm.models.parameters import Parameters
@@ -64,14 +67,19 @@ class UserLLMStage(Stage):
         """See `Stage`."""
         return contextualised_objective(experiment.config.encoder.chunk_rows)
 
-    def validation(self, experiment, objective):
+    def reader(self, experiment, model):
+        """See `Stage`: what layers below the user make of texts is computed once, where it can be."""
+        make_states(experiment, model)
+        return functools.partial(with_states, experiment, model)
+
+    def validation(self, experiment, objective, reader):
         """See `Stage`. Of several tasks each has a loss of its own; the whole weighs them as the training does."""
         if len(experiment.tasks) == 1:
-            return super().validation(experiment, objective)
+            return super().validation(experiment, objective, reader)
         config, rates = experiment.config.evaluation, task_rates(experiment.config)
         each = {}
         for task in experiment.tasks:
-            source = Subset.evenly(experiment.source(task.name, "validation"), config.max_validation)
+            source = Subset.evenly(reader(experiment.source(task.name, "validation")), config.max_validation)
             each[task.name] = mean_metrics(objective, source, config.batch_size)
 
         def evaluate(model):
