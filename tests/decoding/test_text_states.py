@@ -56,12 +56,15 @@ def states(model, trie):
 def test_they_are_those_of_every_text_by_itself(model, catalogue, trie, states):
     rows = name_rows(trie, len(PROMPT), WIDTH + 4)
     assert states.table.shape == (len(PROMPT) + len(trie.tree.token), 16)
+    texts = np.zeros((len(rows), WIDTH + 4), np.int32)
     for item, title in catalogue.titles.items():
-        text = jnp.array([[*PROMPT, *title]])
-        mask = causal_mask(jnp.ones(text.shape, bool))
-        expected, _ = model.language_model.lower(text, jnp.arange(text.shape[1])[None], mask, 1)
-        np.testing.assert_allclose(states.table[rows[item]][: text.shape[1]], expected[0], atol=1e-5)
-        assert not rows[item][text.shape[1] :].any()
+        texts[item, : len(PROMPT) + len(title)] = [*PROMPT, *title]
+    positions, mask = jnp.broadcast_to(jnp.arange(WIDTH + 4), texts.shape), causal_mask(jnp.ones(texts.shape, bool))
+    expected, _ = model.language_model.lower(texts, positions, mask, 1)
+    for item, title in catalogue.titles.items():
+        length = len(PROMPT) + len(title)
+        np.testing.assert_allclose(states.table[rows[item]][:length], expected[item, :length], atol=1e-5)
+        assert not rows[item][length:].any()
 
 
 def test_the_layers_above_go_on_from_them(model, context, prompts):
