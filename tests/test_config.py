@@ -138,6 +138,13 @@ def test_a_value_off_its_list_is_answered_with_the_nearest():
         (dict(integration__kind="none"), "set --config.data.text_history"),
         (dict(encoder__init="random", encoder__checkpoint="."), "is not read with config.encoder.init='random'"),
         (dict(integration__kind="none", encoder__checkpoint="."), "is not read with config.integration.kind='none'"),
+        (dict(integration__kind="soft_prompt", integration__first_layer=2), "config.integration.first_layer=2 is for"),
+        (dict(integration__first_layer=4), "config.integration.first_layer=4: expected below config.llm.num_layers=4"),
+        (dict(lora__first_layer=9), "config.lora.first_layer=9: expected below config.llm.num_layers=4"),
+        (
+            dict(strategy="lora", lora__first_layer=1, compute__scan_layers=True),
+            "config.lora.first_layer=1: scanned layers are all alike",
+        ),
         (dict(evaluation__answers="exact", evaluation__constrained=False), "is for beams"),
         (dict(integration__kind="none", integration__perceiver__enabled=True), "leave it out"),
         (dict(integration__perceiver__num_heads=3), "expected a multiple of config.integration.perceiver.num_heads=3"),

@@ -127,6 +127,21 @@ def test_every_setting_of_peft_is_read_or_of_no_effect(base, tmp_path, monkeypat
     assert not {field.name for field in dataclasses.fields(peft.LoraConfig)} - read - NO_EFFECT
 
 
+def test_adapters_of_the_upper_layers_alone_are_peft_s_layers_to_transform(base, tmp_path):
+    peft = pytest.importorskip("peft", reason="needs the [test] extra's peft")
+    name, folder = base
+    model, ours = adapted(folder, dataclasses.replace(LORA[name], first_layer=1))
+    assert all(path.startswith("layers/1/") for path in ours)
+    save_adapters(ours, model.config, tmp_path)
+    theirs = peft.PeftModel.from_pretrained(their_base(folder), tmp_path)
+    np.testing.assert_allclose(logits(model), their_logits(theirs), atol=1e-4)
+    assert theirs.peft_config["default"].layers_to_transform == [1]
+    found = load_adapters(tmp_path, model.config)
+    assert found.keys() == ours.keys()
+    with pytest.raises(CheckpointError, match=r"layers_to_transform is \[1\]; this model needs None"):
+        load_adapters(tmp_path, dataclasses.replace(model.config, lora=LORA[name]))
+
+
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_saved_adapters_load_back_exactly_in_any_layout(base, tmp_path, scan_layers):
     name, folder = base
