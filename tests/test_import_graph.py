@@ -122,6 +122,7 @@ MAY_IMPORT = {
         "user_llm.parallel",
         "user_llm.checkpoints",
         "user_llm.training",
+        "user_llm.decoding",
         "user_llm.evaluation",
         "user_llm.encoders",
         "user_llm.tasks",
