@@ -1,6 +1,7 @@
 """What every vocabulary can do: text to tokens and back, without TensorFlow."""
 
 import abc
+import functools
 import hashlib
 import os
 import shutil
@@ -30,6 +31,7 @@ class Vocabulary(abc.ABC):
         vocab_size: 1 + the highest id.
         rows: how many rows an embedding table must have: one for every token that a text, BOS and EOS can have.
         adds_bos: whether the checkpoint's texts begin with BOS.
+        kept: the checkpoint's ids of these tokens, int64 `[rows]`, ascending; None: they are the checkpoint's.
     """
 
     file: Path
@@ -41,6 +43,7 @@ class Vocabulary(abc.ABC):
     vocab_size: int
     rows: int
     adds_bos: bool
+    kept: np.ndarray | None = None
 
     def __init__(self, file: str | os.PathLike, content: bytes):
         self.file = Path(file)
@@ -62,6 +65,12 @@ class Vocabulary(abc.ABC):
     @abc.abstractmethod
     def save(self, folder: str | os.PathLike) -> None:
         """Writes files into `folder` (made where missing) from which `load_vocabulary` gives this vocabulary again."""
+
+    @functools.cached_property
+    def space(self) -> str:
+        """What is written between a text and the one it stands behind: "" where the vocabulary puts the space itself."""
+        letter = self.encode("a")
+        return "" if self.decode_rows([letter + letter]) == ["a a"] else " "
 
     def encode(self, text: str) -> list[int]:
         """Tokens of one text, without BOS and EOS."""
