@@ -298,7 +298,7 @@ def _language_model(config: ConfigDict) -> Iterator[str]:
     if llm.architecture and llm.checkpoint:
         yield f"{says(config, 'llm.architecture')}: the checkpoint says its own; leave one of the two out"
     if llm.trim_vocabulary and not llm.checkpoint:
-        yield f"{says(config, 'llm.trim_vocabulary')} is for a checkpoint's: name one with --config.llm.checkpoint=FOLDER"
+        yield f"{says(config, 'llm.trim_vocabulary')} needs a checkpoint's: add --config.llm.checkpoint=FOLDER"
     if llm.checkpoint or llm.architecture:  # whose dimensions replace those of the config
         return
     if llm.num_heads % llm.num_kv_heads:

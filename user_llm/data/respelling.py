@@ -1,4 +1,4 @@
-"""Texts spelt in some pieces of a vocabulary alone: pieces taken apart as they were merged, down to characters or bytes.
+"""Texts spelt in some pieces of a vocabulary alone: others are taken apart as they were merged, down to bytes.
 
 A speller gives each text whose pieces are not all kept other pieces, of which all are, and which decode to the same.
 """
@@ -34,13 +34,18 @@ def essential_pieces(vocabulary: Vocabulary) -> set[int]:
     ends = {vocabulary.pad_id, vocabulary.bos_id, vocabulary.eos_id}
     if vocabulary.unk_id is not None:
         ends.add(vocabulary.unk_id)
-    atoms = _sentencepiece_atoms if isinstance(vocabulary, SentencePieceVocabulary) else _bpe_atoms
-    return {one for one in ends if one >= 0} | atoms(vocabulary)
+    if isinstance(vocabulary, SentencePieceVocabulary):
+        atoms = _sentencepiece_atoms(vocabulary)
+    else:
+        atoms = _bpe_atoms(_bpe(vocabulary))
+    return {one for one in ends if one >= 0} | atoms
 
 
 def speller(vocabulary: Vocabulary, kept: np.ndarray) -> Speller:
     """What spells texts in the pieces of `vocabulary` for which `kept`, bool `[vocab_size]`, is true."""
-    return (_SentencePieceSpeller if isinstance(vocabulary, SentencePieceVocabulary) else _BpeSpeller)(vocabulary, kept)
+    if isinstance(vocabulary, SentencePieceVocabulary):
+        return _SentencePieceSpeller(vocabulary, kept)
+    return _BpeSpeller(_bpe(vocabulary), kept)
 
 
 def _refused(vocabulary: Vocabulary, kind: str) -> UserError:
@@ -90,20 +95,19 @@ class _SentencePieceSpeller:
         return [self._byte_ids[byte] for byte in self._tokenizer.id_to_piece(character).encode()]
 
 
-def _bpe(vocabulary: Vocabulary) -> dict[str, Any]:
-    """What the `tokenizer.json` holds."""
+def _bpe(vocabulary: Vocabulary) -> HuggingFaceVocabulary:
+    """The vocabulary itself, which is of a kind that can be taken apart."""
     if not isinstance(vocabulary, HuggingFaceVocabulary):
         raise _refused(vocabulary, type(vocabulary).__name__)
     model = vocabulary.tokenizer.model
     if not isinstance(model, models.BPE) or model.continuing_subword_prefix or model.end_of_word_suffix:
         kind = type(model).__name__
         raise _refused(vocabulary, f"{kind} with prefixes or suffixes" if isinstance(model, models.BPE) else kind)
-    file: dict[str, Any] = json.loads(vocabulary.tokenizer.to_str())
-    return file
+    return vocabulary
 
 
-def _bpe_atoms(vocabulary: Vocabulary) -> set[int]:
-    model = _bpe(vocabulary)["model"]
+def _bpe_atoms(vocabulary: HuggingFaceVocabulary) -> set[int]:
+    model = json.loads(vocabulary.tokenizer.to_str())["model"]
     ids: dict[str, int] = model["vocab"]
     if model["byte_fallback"]:
         return {ids[piece] for piece in (*_BYTES, _SPACE) if piece in ids}
@@ -114,7 +118,7 @@ class _BpeSpeller:
     """Takes pieces of a `tokenizers` BPE apart as they were merged; added tokens, which were not, by their text."""
 
     def __init__(self, vocabulary: HuggingFaceVocabulary, kept: np.ndarray):
-        file = _bpe(vocabulary)
+        file = json.loads(vocabulary.tokenizer.to_str())
         self._ids: dict[str, int] = file["model"]["vocab"]
         self._kept, self._unknown = kept.tolist(), vocabulary.unk_id
         falls_back = file["model"]["byte_fallback"]
@@ -123,7 +127,9 @@ class _BpeSpeller:
         added = {number: token.content for number, token in vocabulary.tokenizer.get_added_tokens_decoder().items()}
         if "ByteLevel" in json.dumps(file["decoder"]):
             letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-            added = {one: "".join(text for text, _ in letters.pre_tokenize_str(content)) for one, content in added.items()}
+            added = {
+                one: "".join(text for text, _ in letters.pre_tokenize_str(content)) for one, content in added.items()
+            }
         self._texts |= added
         self._parts: dict[int, tuple[int, int]] = {}
         for left, right in file["model"]["merges"]:  # the first of them is what is merged first

@@ -4,7 +4,7 @@ import itertools
 import logging
 import os
 import threading
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,8 @@ class TrimmedVocabulary(Vocabulary):
     """The `kept` pieces of another vocabulary, numbered anew from 0, in the same order.
 
     A text has the pieces that the whole vocabulary gives it, where all of them are kept. Any other is spelt in
-    smaller pieces that are, down to bytes or characters (`respelling.py`), and is the same text when it is decoded. Such
-    texts are counted, and warned of: the model reads them as it seldom did when it was trained.
+    smaller pieces that are, down to bytes or characters (`respelling.py`), and decodes to the same text. Such texts are
+    counted, and warned of: the model reads them as it seldom did when it was trained.
 
     Args:
         whole: the vocabulary.
@@ -39,21 +39,22 @@ class TrimmedVocabulary(Vocabulary):
         UserError: `kept` has an id that `whole` does not have, or lacks the padding's or EOS.
     """
 
-    def __init__(self, whole: Vocabulary, kept: Collection[int], file: str | os.PathLike | None = None):
-        ids = np.unique(np.fromiter(kept, np.int64, len(kept)))
-        if not {whole.pad_id, whole.eos_id} <= {*ids.tolist()} or ids[0] < 0 or ids[-1] >= whole.vocab_size:
+    def __init__(self, whole: Vocabulary, kept: Iterable[int], file: str | os.PathLike | None = None):
+        old = sorted({*kept})
+        if not {whole.pad_id, whole.eos_id} <= {*old} or old[0] < 0 or old[-1] >= whole.vocab_size:
             where = f"{file}: the" if file else "the"
             raise UserError(
                 f"{where} ids of the kept pieces must be from 0 to {whole.vocab_size - 1}, those of {whole.file}, with "
                 f"{whole.pad_id} and {whole.eos_id} among them."
             )
+        ids = np.array(old, np.int64)
         super().__init__(whole.file, bytes.fromhex(whole.digest) + ids.tobytes())
         self.whole, self.kept, self.respelt = whole, ids, 0
         self._kept_file = file
         self.files = [*whole.files, *([Path(file)] if file else [])]
         self._new = np.full(whole.vocab_size, -1)
         self._new[ids] = np.arange(len(ids))
-        self._old = ids.tolist()
+        self._old = old
         self.bos_id = int(self._new[whole.bos_id]) if whole.bos_id >= 0 else -1
         self.eos_id = int(self._new[whole.eos_id])
         unknown = -1 if whole.unk_id is None else int(self._new[whole.unk_id])

@@ -68,7 +68,7 @@ class Vocabulary(abc.ABC):
 
     @functools.cached_property
     def space(self) -> str:
-        """What is written between a text and the one it stands behind: "" where the vocabulary puts the space itself."""
+        """What is written in front of a text that stands behind another: "" where the vocabulary puts the space itself."""
         letter = self.encode("a")
         return "" if self.decode_rows([letter + letter]) == ["a a"] else " "
 

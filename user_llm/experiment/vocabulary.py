@@ -1,4 +1,4 @@
-"""The vocabulary of an experiment: the one it names, whole or trimmed to the words there are, or one trained on them."""
+"""The vocabulary of an experiment: the one it names, whole or trimmed to the texts there are, or one of its own."""
 
 import logging
 from pathlib import Path
