@@ -49,7 +49,7 @@ class TrimmedVocabulary(Vocabulary):
             )
         ids = np.array(old, np.int64)
         super().__init__(whole.file, bytes.fromhex(whole.digest) + ids.tobytes())
-        self.whole, self.kept, self.respelt = whole, ids, 0
+        self._whole, self.kept, self.respelt = whole, ids, 0
         self._kept_file = file
         self.files = [*whole.files, *([Path(file)] if file else [])]
         self._new = np.full(whole.vocab_size, -1)
@@ -63,6 +63,10 @@ class TrimmedVocabulary(Vocabulary):
         self.adds_bos = whole.adds_bos
         self.space = whole.space
         self._lock = threading.Lock()
+
+    @property
+    def whole(self) -> Vocabulary:
+        return self._whole
 
     @classmethod
     def load(cls, whole: Vocabulary, file: Path) -> "TrimmedVocabulary":

@@ -1,4 +1,4 @@
-"""Vocabularies (SentencePiece, `tokenizer.json`, GGUF) by file or folder, and what is done with any: names tokenised once.
+"""Vocabularies (SentencePiece, `tokenizer.json`, GGUF) by file or folder, and what is done with any of them.
 
 Token 0 fills up every array. Lengths, not token values, say where a text ends, because in some checkpoints
 token 0 is no padding piece: it is Llama's unknown piece, and "!" in GPT-2.

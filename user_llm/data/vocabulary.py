@@ -31,7 +31,9 @@ class Vocabulary(abc.ABC):
         vocab_size: 1 + the highest id.
         rows: how many rows an embedding table must have: one for every token that a text, BOS and EOS can have.
         adds_bos: whether the checkpoint's texts begin with BOS.
-        kept: the checkpoint's ids of these tokens, int64 `[rows]`, ascending; None: they are the checkpoint's.
+        kept: the ids that these tokens have in the vocabulary of which some are kept, int64 `[rows]`, ascending; None
+            where all are.
+        whole: that vocabulary, or this one.
     """
 
     file: Path
@@ -66,9 +68,13 @@ class Vocabulary(abc.ABC):
     def save(self, folder: str | os.PathLike) -> None:
         """Writes files into `folder` (made where missing) from which `load_vocabulary` gives this vocabulary again."""
 
+    @property
+    def whole(self) -> "Vocabulary":
+        return self
+
     @functools.cached_property
     def space(self) -> str:
-        """What is written in front of a text that stands behind another: "" where the vocabulary puts the space itself."""
+        """What parts a text from the one it stands behind: " ", or "" where the vocabulary puts the space itself."""
         letter = self.encode("a")
         return "" if self.decode_rows([letter + letter]) == ["a a"] else " "
 
