@@ -62,15 +62,15 @@ def _proto(vocabulary: SentencePieceVocabulary) -> Any:
 
 
 def _sentencepiece_atoms(vocabulary: SentencePieceVocabulary) -> set[int]:
-    model = _proto(vocabulary)
-    spec = model.trainer_spec
+    spec = _proto(vocabulary).trainer_spec
     if spec.model_type not in (spec.BPE, spec.UNIGRAM):
         raise _refused(vocabulary, spec.ModelType.Name(spec.model_type).lower())
-    pieces = list(enumerate(model.pieces))
-    if not any(piece.type == piece.BYTE for _, piece in pieces):
-        return {number for number, piece in pieces if len(piece.piece) == 1}
-    # In bytes, what stands for a space would be itself.
-    return {number for number, piece in pieces if piece.type == piece.BYTE or piece.piece == _SPACE}
+    tokenizer = vocabulary.tokenizer
+    in_bytes = tokenizer.piece_to_id(_BYTES)
+    if not all(tokenizer.is_byte(in_bytes)):
+        pieces = tokenizer.id_to_piece(list(range(vocabulary.vocab_size)))
+        return {number for number, piece in enumerate(pieces) if len(piece) == 1}
+    return {*in_bytes, tokenizer.piece_to_id(_SPACE)}  # in bytes, what stands for a space would be itself
 
 
 class _SentencePieceSpeller:
