@@ -103,7 +103,7 @@ def finished(folder, data_dir, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment_lib, "make_mesh", lambda sizes: one_device())
-        return workdir, run(configured(data_dir, folder), workdir, Host(tensorboard=False))
+        return workdir, run(configured(data_dir, folder, data__reader="seqio"), workdir, Host(tensorboard=False))
 
 
 def test_a_run_answers_and_its_answers_are_titles(finished, folder):
