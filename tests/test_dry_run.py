@@ -103,6 +103,10 @@ def test_a_downloaded_llm_is_not_trained_and_has_its_own_dims(shared_dir, capsys
     assert list(stages) == ["encoder", "user_llm"]
     layer = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 172 + 2 * 64
     assert stages["user_llm"]["language_model"][0] == 512 * 64 + 5 * layer + 64
+    trimmed = changed(llm__checkpoint=folder, integration__every=1, llm__trim_vocabulary=True)
+    print_dry_run(trimmed)
+    assert "trim_vocabulary keeps is known with the data; this plan keeps all" in capsys.readouterr().out
+    assert printed(trimmed, capsys) == stages
 
 
 def test_large_numbers_are_not_cut(capsys):

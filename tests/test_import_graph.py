@@ -134,6 +134,7 @@ MAY_IMPORT = {
         "user_llm.data",
         "user_llm.models",
         "user_llm.parallel",
+        "user_llm.checkpoints",
         "user_llm.evaluation",
         "user_llm.tasks",
         "user_llm.experiment",

@@ -21,6 +21,7 @@ from user_llm.decoding.generate import generate
 from user_llm.errors import UserError
 from user_llm.experiment.borrowed import contents
 from user_llm.experiment.experiment import Experiment
+from user_llm.experiment.export import save_language_model
 from user_llm.experiment.seal import check_kept, refuse_swapped
 from user_llm.experiment.training import RestoredStages
 from user_llm.experiment.workdir import BORROWED, read_config
@@ -224,6 +225,18 @@ class UserModel:
         prompt = {"prompt_tokens": tokens, "prompt_lengths": lengths}
         (answers,) = self._asker(task, k)({**prompt, "history/item": history[0], "history/rating": history[1]})
         return answers
+
+    def save_language_model(self, folder: str | Path) -> None:
+        """Writes the run's language model by itself, as a Hugging Face folder that `load_language_model` loads.
+
+        What tells it about users is left out, adapters are merged. Of a run with a trimmed vocabulary, the table is the
+        checkpoint's with the run's rows put in, and the tokenizer whole.
+
+        Raises:
+          UserError: `folder` is none.
+          CheckpointError: it holds weights already.
+        """
+        save_language_model(self._experiment, self._model, folder_path("folder", folder))
 
     def _asker(self, task: str, k: int) -> Asker:
         if (task, k) not in self._askers:

@@ -306,6 +306,8 @@ def _language_model(config: ConfigDict) -> Iterator[str]:
     llm, prompt = config.llm, config.prompt
     if llm.architecture and llm.checkpoint:
         yield f"{says(config, 'llm.architecture')}: the checkpoint says its own; leave one of the two out"
+    if llm.trim_vocabulary and not llm.checkpoint:
+        yield f"{says(config, 'llm.trim_vocabulary')} needs a checkpoint's: add --config.llm.checkpoint=FOLDER"
     if llm.checkpoint or llm.architecture:  # whose dimensions replace those of the config
         return
     for key in ("integration.first_layer", "lora.first_layer"):

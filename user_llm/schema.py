@@ -97,6 +97,7 @@ def get_config() -> ConfigDict:
             architecture="",  # Hugging Face config.json whose dims replace those below, as configs/llm/gpt2.json
             vocabulary="",  # tokenizer.model or tokenizer.json; "" = the checkpoint's, or one trained on the catalogue
             vocabulary_size=2048,  # pieces, when one is trained
+            trim_vocabulary=False,  # keep only the checkpoint's pieces that catalogue, prompts and answers have
             num_layers=4,  # Transformer layers
             width=128,  # D, of the hidden states
             num_heads=4,  # attention heads; a multiple of num_kv_heads

@@ -8,6 +8,7 @@ import seqio
 import tensorflow as tf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from user_llm.data.trimmed_vocabulary import trimmed
 from user_llm.data.vocabularies import load_vocabulary, pad_rows, train_sentencepiece
 from user_llm.seqio_road.vocabularies import SeqIOVocabulary
 
@@ -91,3 +92,18 @@ def test_equal_vocabularies_may_be_mixed(vocabulary, files, kind):
     assert vocabulary == SeqIOVocabulary(load_vocabulary(files[kind])) == pickle.loads(pickle.dumps(vocabulary))
     (other,) = (file for name, file in files.items() if name != kind)
     assert vocabulary != SeqIOVocabulary(load_vocabulary(other))
+
+
+def test_a_trimmed_vocabulary_has_its_own_ids_and_the_same_texts(files, kind):
+    whole = load_vocabulary(files[kind])
+    ours = trimmed(whole, whole.encode_batch(TITLES[:2]))
+    vocabulary = SeqIOVocabulary(ours)
+    assert vocabulary.vocab_size == ours.rows < whole.rows
+    rows = vocabulary.encode_tf(tf.constant(TITLES)).to_list()
+    assert rows == [vocabulary.encode(title) for title in TITLES] == ours.encode_batch(TITLES)
+    assert max(map(max, rows)) < ours.rows
+    assert [
+        text.decode()
+        for text in vocabulary.decode_tf(tf.constant(pad_rows([[*row, ours.eos_id] for row in rows])[0])).numpy()
+    ] == TITLES
+    assert pickle.loads(pickle.dumps(vocabulary)) == vocabulary != SeqIOVocabulary(whole)

@@ -25,6 +25,7 @@ from user_llm.checkpoints.gguf.weights import open_weights
 from user_llm.checkpoints.tensors import (
     ANEW,
     CheckpointError,
+    ChosenRows,
     Shapes,
     Tensor,
     check_dtype,
@@ -52,6 +53,7 @@ TOKENIZER_NAMES = (
     "added_tokens.json",
     "generation_config.json",
 )
+TABLES = ("embedding_VD", "head_VD")  # with a row for each piece of the vocabulary
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
@@ -162,31 +164,67 @@ def _abstract(config: LanguageModelConfig) -> LanguageModel:
     return parameters.abstract(lambda rngs: LanguageModel(config, rngs=rngs))
 
 
-def load_parameters(name: str | Path, config: LanguageModelConfig, mesh: Mesh | None = None) -> Parameters:
+def load_parameters(
+    name: str | Path, config: LanguageModelConfig, mesh: Mesh | None = None, *, rows: np.ndarray | None = None
+) -> Parameters:
     """The parameters of the model `name` (folder, GGUF file or hub name), straight from its files onto the devices.
 
     Args:
       config: from `load_config`, with dtypes and layout of choice; adapters of its `lora` are no part of a checkpoint.
       mesh: where `parallel/rules.py` puts them; each device's slice is read apart. None: whole, on the default device.
+      rows: int `[K]`, ascending, those of the embedding table (and of the head's, where they are two) to read; the
+        config's `vocab_size` is K then. None: all.
 
     Raises:
       CheckpointError: naming the key that is missing, left over, of a shape `config.json` does not give, or that holds
         NaN or infinity.
     """
-    place = resolve(name)
-    file = _options_file(place)
-    family = family_of(_read_options(file), file)
     model = _abstract(dataclasses.replace(config, lora=None))
     shapes = parameters.split(model)[1]
     shardings = None if mesh is None else rules.parameter_shardings(shapes, parameters.logical_axes(model), mesh)
+    vocab_size = config.vocab_size if rows is None else load_config(name).vocab_size
+    with _open_model(name, config, shapes, vocab_size) as (tensors, slices, files):
+        if rows is not None:
+            tables = [tensor.key for tensor in tensors if tensor.path in TABLES]
+            slices |= {key: ChosenRows(slices[key], rows) for key in tables}
+        return read_parameters(tensors, slices, files, shapes, shardings)
+
+
+def load_tables(name: str | Path, config: LanguageModelConfig) -> Parameters:
+    """The embedding table and, where it is another, the head's of the model `name`, with all their rows.
+
+    Args:
+      config: as for `load_parameters`; its `vocab_size` need not be the model's.
+
+    Raises:
+      CheckpointError: as `load_parameters`.
+    """
+    config = dataclasses.replace(config, lora=None, vocab_size=load_config(name).vocab_size)
+    shapes = parameters.split(_abstract(config))[1]
+    with _open_model(name, config, shapes, config.vocab_size) as (tensors, slices, files):
+        tables = [tensor for tensor in tensors if tensor.path in TABLES]
+        return read_parameters(tables, slices, files, shapes, None)
+
+
+@contextlib.contextmanager
+def _open_model(
+    name: str | Path, config: LanguageModelConfig, shapes: Shapes, vocab_size: int
+) -> Iterator[tuple[list[Tensor], dict[str, Any], dict[str, Path]]]:
+    """The tensors of a model with parameters `shapes`, and the slices and the files of their keys, all checked; its
+    tables have `vocab_size` rows there.
+    """
+    place = resolve(name)
+    file = _options_file(place)
+    family = family_of(_read_options(file), file)
     tensors = tensors_of(family.rows, shapes, config.num_layers, config.scan_layers)
+    whole = {path: jax.ShapeDtypeStruct((vocab_size, config.width), config.param_dtype) for path in TABLES}
     with _open_weights(place, config.param_dtype) as (handles, files):
         names = _match(place, family, tensors, files)
         file_of = {key: files[name] for key, name in names.items()}
         slices = {key: handles[file_of[key]].get_slice(name) for key, name in names.items()}
         for tensor in tensors:
-            _check(slices[tensor.key], tensor, shapes, file_of[tensor.key])
-        return read_parameters(tensors, slices, file_of, shapes, shardings)
+            _check(slices[tensor.key], tensor, {**shapes, **whole}, file_of[tensor.key])
+        yield tensors, slices, file_of
 
 
 @contextlib.contextmanager

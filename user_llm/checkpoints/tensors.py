@@ -23,6 +23,7 @@ Index = tuple[slice, ...]
 ANEW = "fetch or copy it anew"
 _BLOCK = 1 << 20  # numbers looked at in one go
 _ALIGNMENT = 64
+_ROWS = 64  # of a table, of which some are chosen, that are read in one go
 
 
 @contextlib.contextmanager
@@ -63,6 +64,19 @@ def empty(shape: Sequence[int], dtype: Any) -> np.ndarray:
     memory = np.empty(size + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
     return memory[start : start + size].view(dtype).reshape(shape)
+
+
+class ChosenRows:
+    """The `rows` of a tensor (sliceable), ascending, as if it had no others: what lies between them is hardly read."""
+
+    def __init__(self, theirs: Any, rows: np.ndarray):
+        self._theirs, self._rows = theirs, rows
+
+    def __getitem__(self, index: Index) -> np.ndarray:
+        rows, rest = self._rows[index[0]], index[1:]
+        blocks = np.split(rows, np.flatnonzero(np.diff(rows // _ROWS)) + 1)
+        read = [self._theirs[(slice(one[0], one[-1] + 1), *rest)][one - one[0]] for one in blocks if len(one)]
+        return np.concatenate(read) if read else self._theirs[(slice(0, 0), *rest)]
 
 
 class Row(NamedTuple):

@@ -1,4 +1,4 @@
-"""Vocabularies (SentencePiece, `tokenizer.json`, GGUF) by file, and what is done with any: names tokenised once.
+"""Vocabularies (SentencePiece, `tokenizer.json`, GGUF) by file or folder, and what is done with any of them.
 
 Token 0 fills up every array. Lengths, not token values, say where a text ends, because in some checkpoints
 token 0 is no padding piece: it is Llama's unknown piece, and "!" in GPT-2.
@@ -16,6 +16,7 @@ from user_llm.checksums import checksums
 from user_llm.data.gguf_vocabulary import load_gguf_vocabulary
 from user_llm.data.huggingface_vocabulary import TOKENIZER_JSON, HuggingFaceVocabulary
 from user_llm.data.sentencepiece_vocabulary import TOKENIZER_FILE, SentencePieceVocabulary, train_sentencepiece
+from user_llm.data.trimmed_vocabulary import KEPT_FILE, TrimmedVocabulary
 from user_llm.data.vocabulary import Vocabulary
 from user_llm.errors import MissingFile, UserError
 from user_llm.gguf_header import is_gguf
@@ -38,13 +39,18 @@ def load_vocabulary(path: str | os.PathLike) -> Vocabulary:
     """Loads a SentencePiece model file, a `tokenizer.json`, a GGUF file's, or what of them a Hugging Face folder has.
 
     A folder with both gives its SentencePiece model. A file that ends in `.json` is a `tokenizer.json`
-    (`HuggingFaceVocabulary` says which files beside it are read too).
+    (`HuggingFaceVocabulary` says which files beside it are read too). A folder in which a `TrimmedVocabulary` has been
+    saved gives that.
 
     Raises:
         MissingFile: there is no such file.
         UserError: the file is none of them, or nothing says what ends a text.
     """
-    file = _tokenizer_file(Path(path))
+    kept, vocabulary = Path(path) / KEPT_FILE, _whole_vocabulary(_tokenizer_file(Path(path)))
+    return TrimmedVocabulary.load(vocabulary, kept) if kept.is_file() else vocabulary
+
+
+def _whole_vocabulary(file: Path) -> Vocabulary:
     if is_gguf(file):
         return load_gguf_vocabulary(file)
     return HuggingFaceVocabulary(file) if file.suffix == ".json" else SentencePieceVocabulary(file)
@@ -80,9 +86,7 @@ def encode_continuations(vocabulary: Vocabulary, texts: Sequence[str]) -> list[l
     SentencePiece usually puts that space itself. Where a vocabulary does not (Gemma, byte-level BPE) it is written
     in front, as those models expect words to begin with it; decoding such a text alone then gives the space back.
     """
-    letter = vocabulary.encode("a")
-    space = "" if vocabulary.decode_rows([letter + letter]) == ["a a"] else " "
-    return vocabulary.encode_batch([space + text if text else "" for text in texts])
+    return vocabulary.encode_batch([vocabulary.space + text if text else "" for text in texts])
 
 
 def pad_rows(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:

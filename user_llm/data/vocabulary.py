@@ -1,6 +1,7 @@
 """What every vocabulary can do: text to tokens and back, without TensorFlow."""
 
 import abc
+import functools
 import hashlib
 import os
 import shutil
@@ -30,6 +31,9 @@ class Vocabulary(abc.ABC):
         vocab_size: 1 + the highest id.
         rows: how many rows an embedding table must have: one for every token that a text, BOS and EOS can have.
         adds_bos: whether the checkpoint's texts begin with BOS.
+        kept: the ids that these tokens have in the vocabulary of which some are kept, int64 `[rows]`, ascending; None
+            where all are.
+        whole: that vocabulary, or this one.
     """
 
     file: Path
@@ -41,6 +45,7 @@ class Vocabulary(abc.ABC):
     vocab_size: int
     rows: int
     adds_bos: bool
+    kept: np.ndarray | None = None
 
     def __init__(self, file: str | os.PathLike, content: bytes):
         self.file = Path(file)
@@ -62,6 +67,16 @@ class Vocabulary(abc.ABC):
     @abc.abstractmethod
     def save(self, folder: str | os.PathLike) -> None:
         """Writes files into `folder` (made where missing) from which `load_vocabulary` gives this vocabulary again."""
+
+    @property
+    def whole(self) -> "Vocabulary":
+        return self
+
+    @functools.cached_property
+    def space(self) -> str:
+        """What parts a text from the one it stands behind: " ", or "" where the vocabulary puts the space itself."""
+        letter = self.encode("a")
+        return "" if self.decode_rows([letter + letter]) == ["a a"] else " "
 
     def encode(self, text: str) -> list[int]:
         """Tokens of one text, without BOS and EOS."""

@@ -27,7 +27,7 @@ class Assembly:
       config: the whole experiment.
       item_categories: int32 `[I+1, C]`, category ids of each item, 0-padded.
       num_categories, num_ratings: classes, without the padding class 0.
-      vocabulary_size: rows of the LLM's table where no checkpoint names them.
+      vocabulary_size: rows of the LLM's table where no checkpoint names them, or they are trimmed.
     """
 
     config: ConfigDict
@@ -63,7 +63,8 @@ class Assembly:
         config = self.config.llm
         if config.checkpoint or config.architecture:
             read = huggingface.load_config(config.checkpoint or config.architecture)
-            return dataclasses.replace(read, **self._compute)
+            rows = self.vocabulary_size if config.trim_vocabulary else read.vocab_size
+            return dataclasses.replace(read, vocab_size=rows, **self._compute)
         return LanguageModelConfig(
             vocab_size=self.vocabulary_size,
             num_layers=config.num_layers,

@@ -9,24 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from user_llm.checkpoints import huggingface
 from user_llm.config import ConfigError
-from user_llm.data.prompts import category_noun_of, noun_of
-from user_llm.data.vocabularies import (
-    TOKENIZER_FILE,
-    Vocabulary,
-    load_vocabulary,
-    train_sentencepiece,
-)
 from user_llm.experiment.experiment import Experiment
 from user_llm.experiment.memory import check_memory
 from user_llm.experiment.stages.encoder import lender_of
+from user_llm.experiment.vocabulary import named_vocabulary, write_vocabulary
 from user_llm.experiment.workdir import CATALOGUE, FACTS, VOCABULARY
 from user_llm.files import replacing, write_json
 from user_llm.models import parameters
 from user_llm.parallel.processes import lead_makes
 
-MAX_VOCABULARY_REVIEWS = 200_000  # read by a vocabulary of our own, evenly spread over the training windows
 _SAMPLE = 1000  # windows looked at, to say what prompts and answers lose
 
 _NEEDED = {"category": "categories", "review": "reviews"}  # what a task may need of a dataset, in words
@@ -42,7 +34,7 @@ def prepare(experiment: Experiment) -> None:
         the data or the config alone can tell.
     """
     check_memory(experiment.config)
-    vocabulary = _named_vocabulary(experiment)
+    vocabulary = named_vocabulary(experiment)
     _check_fields(experiment)
     _check_windows(experiment)
     catalogue = experiment.workdir / CATALOGUE
@@ -50,39 +42,8 @@ def prepare(experiment: Experiment) -> None:
     _check_data(experiment)
     lender_of(experiment)
     folder = experiment.workdir / VOCABULARY
-    lead_makes(folder, lambda: _write_vocabulary(experiment, vocabulary, folder))
+    lead_makes(folder, lambda: write_vocabulary(experiment, vocabulary, folder))
     _check_models(experiment)
-
-
-def vocabulary_events(experiment: Experiment) -> np.ndarray:
-    """Places int64 of the events whose reviews a vocabulary of our own reads: labels of training windows."""
-    llm = experiment.config.llm
-    if llm.vocabulary or llm.checkpoint or not any(task.answers_reviews for task in experiment.tasks):
-        return np.zeros(0, np.int64)
-    windows = experiment.windows("train")
-    ids = np.linspace(0, len(windows) - 1, min(len(windows), MAX_VOCABULARY_REVIEWS)).astype(np.int64)
-    return windows.label_positions(ids)
-
-
-def _named_vocabulary(experiment: Experiment) -> Vocabulary | None:
-    """The vocabulary that the config names, or whose checkpoint it names; None where one is to be trained.
-
-    Raises:
-      ConfigError: the model has not a row for each of its tokens.
-    """
-    llm = experiment.config.llm
-    source = llm.vocabulary or llm.checkpoint
-    if not source:
-        return None
-    vocabulary = load_vocabulary(huggingface.resolve(source) if source == llm.checkpoint else source)
-    if named := llm.checkpoint or llm.architecture:
-        needed, rows = vocabulary.rows, huggingface.load_config(named).vocab_size
-        if needed > rows:
-            raise ConfigError(
-                f"the vocabulary of {source} has {needed} pieces, but the model of {named} has rows for {rows}: "
-                "use its own tokenizer"
-            )
-    return vocabulary
 
 
 def _check_fields(experiment: Experiment) -> None:
@@ -135,26 +96,6 @@ def _check_data(experiment: Experiment) -> None:
             f"this host reads other raw files of {experiment.config.data.dataset} than those {experiment.workdir} was "
             "made of (their content's hash differs): name the same with config.data.raw_path"
         )
-
-
-def _write_vocabulary(experiment: Experiment, vocabulary: Vocabulary | None, folder: Path) -> None:
-    with replacing(folder) as partial:
-        if vocabulary is not None:
-            vocabulary.save(partial)
-        else:
-            partial.mkdir()
-            size = experiment.config.llm.vocabulary_size
-            train_sentencepiece(_texts(experiment), size, partial / TOKENIZER_FILE)
-
-
-def _texts(experiment: Experiment) -> list[str]:
-    """What a vocabulary is trained on: catalogue, the tasks' words, and training reviews where a task writes them."""
-    dataset, tasks = experiment.config.data.dataset, experiment.tasks
-    nouns = noun_of(dataset), category_noun_of(dataset)
-    texts = [*experiment.documents, *(text for task in tasks for text in task.wording(*nouns).texts())]
-    if any(task.answers_reviews for task in tasks):
-        texts += [*experiment.rating_names, *experiment.table.reviews(vocabulary_events(experiment))]
-    return texts
 
 
 def _check_models(experiment: Experiment) -> None:

@@ -29,8 +29,9 @@ from user_llm.evaluation.evaluator import Subset, rank_by_scores
 from user_llm.evaluation.leaks import Finding, leak, noteworthy
 from user_llm.evaluation.places import Places
 from user_llm.experiment.experiment import Experiment
-from user_llm.experiment.prepare import prepare, vocabulary_events
+from user_llm.experiment.prepare import prepare
 from user_llm.experiment.seal import check_kept
+from user_llm.experiment.vocabulary import vocabulary_events
 from user_llm.experiment.workdir import CONFIG, fingerprint, read_config
 from user_llm.inspect.ties import other_orders
 from user_llm.tasks import Task
@@ -245,7 +246,7 @@ def _statistics(
         "vocabulary without held-out reviews",
         int(held_out.holds(read).sum()),
         len(read),
-        "test or validation reviews that the vocabulary was trained on",
+        "test or validation reviews that the vocabulary was made of",
     )
     item, test = experiment.table.item, windows["test"]
     cold = sum(int(np.count_nonzero(counts[item[labels]] == 0)) for labels in label_blocks(test))

@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
+from user_llm.checkpoints import huggingface
 from user_llm.experiment.assembly import Assembly
 from user_llm.experiment.parameter_table import print_parameter_table
 from user_llm.experiment.stages import stages_of
@@ -44,12 +45,15 @@ def dataset_sizes(config: ConfigDict) -> tuple[int, int, int]:
 def assembly_of(config: ConfigDict) -> Assembly:
     """The models of `config`, without its data."""
     items, categories, ratings = dataset_sizes(config)
+    llm = config.llm
+    # How many pieces are kept is known with the data: all of them are the most.
+    pieces = huggingface.load_config(llm.checkpoint).vocab_size if llm.trim_vocabulary else llm.vocabulary_size
     return Assembly(
         config=config,
         item_categories=np.zeros((items + 1, 1), np.int32),
         num_categories=categories,
         num_ratings=ratings,
-        vocabulary_size=config.llm.vocabulary_size,
+        vocabulary_size=pieces,
     )
 
 
@@ -61,6 +65,8 @@ def print_dry_run(config: ConfigDict) -> None:
     if dataset_sizes(config) is ASSUMED and is_lead():
         counts = "{:,} items, {:,} categories and {} ratings".format(*ASSUMED)
         print(f"{config.data.dataset} is not built yet, so its sizes are not known; this plan assumes {counts}.")
+    if config.llm.trim_vocabulary and is_lead():
+        print("Which pieces config.llm.trim_vocabulary keeps is known with the data; this plan keeps all of them.")
     assembly, mesh = assembly_of(config), _abstract_mesh(config.compute.mesh)
     for stage in stages_of(config):
         model = parameters.abstract(stage.builder(assembly))

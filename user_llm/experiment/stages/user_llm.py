@@ -43,9 +43,8 @@ class UserLLMStage(Stage):
             trained = with_prefix("encoder", finished["encoder"].parameters)
             earlier |= {path: value for path, value in trained.items() if path in places}  # its pretraining has more
         if config.llm.checkpoint:
-            loaded |= huggingface.load_parameters(
-                config.llm.checkpoint, assembly.language_model_config, experiment.mesh
-            )
+            llm, rows = assembly.language_model_config, experiment.vocabulary.kept
+            loaded |= huggingface.load_parameters(config.llm.checkpoint, llm, experiment.mesh, rows=rows)
         elif "llm" in finished:
             earlier |= with_prefix("language_model", finished["llm"].parameters)
         if config.strategy == "lora" and config.lora.checkpoint:
