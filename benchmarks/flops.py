@@ -102,9 +102,7 @@ class UserLLMStep:
         # Keys and values are made of events, not of the block's own positions.
         token = blocks.forward(events) - blocks.num_layers * 2 * heads * blocks.width
         event = encoder_layers(encoder).forward(events) + 2 * width**2 + blocks.num_layers * 2 * heads * width
-        trained = 3 * (self.tokens * token + events * event)
-        # Nobody asks for the gradient of what comes into the first block.
-        return trained - (self.tokens * heads * blocks.width if self.frozen else 0)
+        return 3 * (self.tokens * token + events * event)
 
 
 def layers_of(config: Mapping[str, Any]) -> Layers:
