@@ -91,8 +91,8 @@ def pretrained_entries(facts: dict[str, Any]) -> tuple[Entry, Sequence[Entry]]:
     upper = {**base, "integration.first_layer": first}
     ours = (
         (PLAIN, base),
-        (FIRST_LAYER, {**upper, "integration.stored_gib": 0.0}),
-        (TRIMMED, {**upper, "integration.stored_gib": 0.0, **_TRIM}),
+        (FIRST_LAYER, {**upper, "integration.stored_gib": 0}),
+        (TRIMMED, {**upper, "integration.stored_gib": 0, **_TRIM}),
         (STATES, {**upper, **_TRIM}),
         (BFLOAT16, {**upper, **_TRIM, **_BFLOAT16}),
     )

@@ -87,7 +87,7 @@ def test_entries_change_what_they_are_named_after():
     added = {name: options["overrides"].items() - plain.items() for name, options in entries.items()}
     upper, alone, trims = (
         ("integration.first_layer", 12),
-        ("integration.stored_gib", 0.0),
+        ("integration.stored_gib", 0),
         ("llm.trim_vocabulary", True),
     )
     low = {("compute.dtype", "bfloat16"), ("compute.frozen_dtype", "bfloat16")}
@@ -141,6 +141,10 @@ def test_a_report_has_shares_of_the_peak_and_speedups_over_the_same_work():
             "bfloat16": {"amx_bf16": False},
             "matmul_gflops": {"jax": {"float32": 10.0, "bfloat16": 40.0}, "torch": {"float32": 20.0, "bfloat16": 5.0}},
         },
+        "encoder": [
+            row(report.REFERENCE, [1.0], 1.0, batch_size=128),
+            {"contender": report.RECTOOLS_WIDE, "malloc": "tuned", "batch_size": 128, "skipped": "no RecTools"},
+        ],
         "llm": {
             "dataset": "movielens/1m",
             "llm": "a.gguf",
@@ -158,6 +162,8 @@ def test_a_report_has_shares_of_the_peak_and_speedups_over_the_same_work():
     text = report.render(results)
     assert "A CPU, 2 cores, L2 1M; no amx_bf16" in text
     assert "| jax | 10 | 40 |" in text
+    assert f"| 128 | tuned | {report.REFERENCE} | 1.00 | 1.00 | 0.50 | 1.00 | 1.000 | 4 | 20% |" in text
+    assert f"| 128 | tuned | {report.RECTOOLS_WIDE} | skipped: no RecTools |{6 * '  |'}" in text
     assert f"| {llm_report.PLAIN} | 2.00 | 16.0 | 1.00 | 0.50 | 4 | 10% | 30 | 100 | 2.00 |" in text
     assert f"| {llm_report.TRIMMED} | skipped: a / b |{8 * '  |'}" in text
 
