@@ -1,9 +1,10 @@
-"""Measures the data pipeline, the encoder's training step, the beam search and data on disk, side by side with peers.
+"""Measures the data pipeline, the training steps, the beam search and data on disk, side by side with peers.
 
-    python -m benchmarks            # 2 cores: about 11 minutes, and what the data take
+    python -m benchmarks
     python -m benchmarks --quick    # batch 128, tuned malloc, a million events
     python -m benchmarks --only=beams
     python -m benchmarks --only=data --data_sizes=1,20
+    python -m benchmarks --only=llm --llm=gemma-3-270m-q4_k_m.gguf
 
 Prints the tables of README.md and writes the numbers to `benchmarks/results/<date>.json`.
 """
@@ -11,13 +12,10 @@ Prints the tables of README.md and writes the numbers to `benchmarks/results/<da
 import argparse
 import dataclasses
 import datetime
-import importlib.util
 import json
-import os
-import platform
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,31 +24,18 @@ from benchmarks import report
 from benchmarks.beam_workload import BeamWorkload
 from benchmarks.data_building import MILLION, measure_building
 from benchmarks.data_reading import measure_reading
+from benchmarks.llm import measure_llm
+from benchmarks.machine import machine, matmul_peaks
 from benchmarks.peers_environment import peers_python
-from benchmarks.protocol import MALLOC, Contender, ContenderFailed, Unavailable, main_python
+from benchmarks.protocol import MALLOC, Contender, main_python, torch_python
 from benchmarks.raw_files import MOVIELENS
+from benchmarks.turns import Entry, measure_in_turns
 from benchmarks.workload import Workload
 
 PIPELINE_BATCH = 8_192
-PARTS = ("pipeline", "encoder", "beams", "data")
+PARTS = ("pipeline", "encoder", "beams", "llm", "data")
+OF_THE_PEAK = {"encoder", "llm"}  # parts whose rows say what share of the machine's peak they reach
 DATA_SIZES = "1,20,200"  # millions of events
-
-
-def torch_python() -> Path:
-    if importlib.util.find_spec("torch") is None:
-        raise Unavailable("PyTorch is not installed; the extra `test` has it on Python 3.11.")
-    return main_python()
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """A contender of a table. `python` finds its environment, or raises `Unavailable`."""
-
-    name: str
-    python: Callable[[], Path]
-    module: str
-    options: dict[str, Any]
-
 
 REFERENCE = Entry(report.REFERENCE, main_python, "jax_encoder", {"loss": "chunked", "microbatch": 32})
 RIVALS = (
@@ -60,6 +45,14 @@ RIVALS = (
     Entry(report.TORCH_COMPILE, torch_python, "torch_encoder", {"loss": "dense", "compile": True}),
     Entry(report.TORCH_CHUNKED, torch_python, "torch_encoder", {"loss": "chunked", "compile": True}),
     Entry(report.RECTOOLS, peers_python, "rectools_encoder", {}),
+)
+_BFLOAT16 = {"dtype": "bfloat16"}
+SLOW_RIVALS = (  # left out by --quick
+    Entry(report.BFLOAT16, main_python, "jax_encoder", {"loss": "chunked", "microbatch": 32, **_BFLOAT16}),
+    Entry(report.TORCH_EAGER_BF16, torch_python, "torch_encoder", {"loss": "dense", "compile": False, **_BFLOAT16}),
+    Entry(report.TORCH_COMPILE_BF16, torch_python, "torch_encoder", {"loss": "dense", "compile": True, **_BFLOAT16}),
+    Entry(report.RECTOOLS_BF16, peers_python, "rectools_encoder", _BFLOAT16),
+    Entry(report.RECTOOLS_WIDE, peers_python, "rectools_encoder", {"wide": True}),
 )
 BEAMS = Entry(report.BEAMS, main_python, "jax_beams", {})
 BEAM_RIVALS = (Entry(report.TRANSFORMERS, torch_python, "transformers_beams", {}),)
@@ -94,13 +87,15 @@ def measure_road(road: str, reads: str, batches: int, malloc: str, rounds: int) 
     }
 
 
-def measure_encoder(batch_size: int, malloc: str, rounds: int) -> list[dict[str, Any]]:
+def measure_encoder(rivals: Sequence[Entry], batch_size: int, malloc: str, rounds: int) -> list[dict[str, Any]]:
     setting = {"batch_size": batch_size, "malloc": malloc}
-    return measure_in_turns(REFERENCE, RIVALS, Workload(batch_size), setting, rounds)
+    shared = {"workload": dataclasses.asdict(Workload(batch_size))}
+    return measure_in_turns(REFERENCE, rivals, shared, setting, rounds)
 
 
 def measure_beams(malloc: str, rounds: int) -> list[dict[str, Any]]:
-    return measure_in_turns(BEAMS, BEAM_RIVALS, BeamWorkload(), {"malloc": malloc}, rounds)
+    shared = {"workload": dataclasses.asdict(BeamWorkload())}
+    return measure_in_turns(BEAMS, BEAM_RIVALS, shared, {"malloc": malloc}, rounds)
 
 
 def measure_data(
@@ -111,55 +106,6 @@ def measure_data(
         "reading": [row for size in sizes for malloc in mallocs for row in measure_reading(size, data_dir, malloc, 5)],
         "building": measure_building(sizes, data_dir, raw, rounds),
     }
-
-
-def measure_in_turns(
-    reference_entry: Entry,
-    rivals: Sequence[Entry],
-    workload: Workload | BeamWorkload,
-    setting: dict[str, Any],
-    rounds: int,
-) -> list[dict[str, Any]]:
-    """Every rival in turns with the reference, two at a time: dense logits of more would not fit in memory."""
-
-    def start(entry: Entry) -> Contender:
-        options = {**entry.options, "workload": dataclasses.asdict(workload)}
-        return Contender(entry.python(), f"benchmarks.contenders.{entry.module}", options, setting["malloc"])
-
-    rows, all_reference = [], []
-    with start(reference_entry) as reference:
-        for entry in rivals:
-            try:
-                with start(entry) as rival:
-                    pairs = [(reference.round(), rival.round()) for _ in range(rounds)]
-            except (Unavailable, ContenderFailed) as error:
-                rows.append({"contender": entry.name, **setting, "skipped": str(error)})
-            else:
-                ours, theirs = map(list, zip(*pairs, strict=True))
-                all_reference += ours
-                rows.append(report.row(entry.name, setting, theirs, ours, rival.versions))
-            _progress(rows[-1])
-        if not all_reference:
-            all_reference = [reference.round() for _ in range(rounds)]
-        first = report.row(reference_entry.name, setting, all_reference, all_reference, reference.versions)
-    return [first, *rows]
-
-
-def machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "load_at_start": os.getloadavg()[0],
-    }
-
-
-def _progress(row: dict[str, Any]) -> None:
-    outcome = row.get("skipped") or f"{median(row['seconds']):.2f} s, ours/its {row['time_ratio']:.2f}"
-    batch = f"batch {row['batch_size']}, " if "batch_size" in row else ""
-    print(f"{batch}{row['malloc']}: {row['contender']}: {outcome}", file=sys.stderr, flush=True)
 
 
 def millions(text: str) -> list[int]:
@@ -185,19 +131,29 @@ def main() -> None:
     folder = Path(tempfile.gettempdir()) / "user_llm_benchmarks"
     parser.add_argument("--data_dir", type=Path, default=folder, help=f"keeps the files of part data ({folder})")
     parser.add_argument("--raw", type=Path, help="folder with MovieLens' movies.csv and ratings.csv, for 20 million")
+    parser.add_argument(
+        "--llm", type=Path, help="GGUF file or Hugging Face folder for part llm; by default a random one"
+    )
     arguments = parser.parse_args()
     if arguments.raw and not (arguments.raw / MOVIELENS.ratings).is_file():
         parser.error(f"--raw: {arguments.raw} has no {MOVIELENS.ratings}")
 
     mallocs = ["tuned"] if arguments.quick else list(MALLOC)
     rounds = {128: 2} if arguments.quick else {128: 3, 512: 1}
+    rivals = RIVALS if arguments.quick else (*RIVALS, *SLOW_RIVALS)
+    chosen = [name for name in PARTS if arguments.only in (None, name)]
     described = machine()
+    if OF_THE_PEAK & set(chosen):
+        described["matmul_gflops"] = matmul_peaks()
     parts = {
         "pipeline": lambda: [row for malloc in mallocs for row in measure_pipeline(malloc, 5)],
         "encoder": lambda: [
-            row for size in rounds for malloc in mallocs for row in measure_encoder(size, malloc, rounds[size])
+            row for size in rounds for malloc in mallocs for row in measure_encoder(rivals, size, malloc, rounds[size])
         ],
         "beams": lambda: [row for malloc in mallocs for row in measure_beams(malloc, 5)],
+        "llm": lambda: measure_llm(
+            arguments.llm and arguments.llm.resolve(), arguments.data_dir.resolve(), rounds=1 if arguments.quick else 3
+        ),
         "data": lambda: measure_data(
             arguments.data_sizes or millions("1" if arguments.quick else DATA_SIZES),
             arguments.data_dir.resolve(),
@@ -206,8 +162,9 @@ def main() -> None:
             1 if arguments.quick else 3,
         ),
     }
-    measured = {name: parts[name]() for name in PARTS if arguments.only in (None, name)}
+    measured = {name: parts[name]() for name in chosen}
     results = {"date": today, "machine": described, "quick": arguments.quick, **measured}
+    report.add_shares(results)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(results, indent=1) + "\n")
     print(report.render(results))

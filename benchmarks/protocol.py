@@ -2,12 +2,13 @@
 
 One process each, because peak memory belongs to a process and allocators are chosen before one starts; rounds on
 request, because on a shared machine only rounds taken in turns compare. Messages are JSON lines: the child says
-`ready`, answers each `round`, and leaves at the end of its input. Standard library only: the peers' environment
-runs the child's side too.
+`versions` and `facts` when it is ready, answers each `round`, and leaves at the end of its input. Standard library
+only: the peers' environment runs the child's side too.
 """
 
 import ctypes
 import importlib.metadata
+import importlib.util
 import json
 import os
 import resource
@@ -18,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from user_llm.launch import malloc
 
@@ -40,6 +41,17 @@ def main_python() -> Path:
     return Path(sys.executable)
 
 
+def torch_python() -> Path:
+    """The same, where it has PyTorch.
+
+    Raises:
+      Unavailable: it has not.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise Unavailable("PyTorch is not installed; the extra `test` has it on Python 3.11.")
+    return main_python()
+
+
 def environment(malloc: str) -> dict[str, str]:
     """A process' environment: ours, with the settings of `MALLOC[malloc]`, and without accelerators."""
     variables = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
@@ -56,6 +68,13 @@ def failure(code: int, log: IO[str]) -> ContenderFailed:
     log.seek(0)
     lines = [line.strip() for line in log if line.strip()]
     return ContenderFailed(f"ended with {code}: {' | '.join(lines[-2:])}")
+
+
+class Work(NamedTuple):
+    """What a contender does: its `round`, and `facts` (JSON values) that its row of the results carries."""
+
+    round: Callable[[], float]
+    facts: dict[str, Any]
 
 
 class Contender:
@@ -86,7 +105,9 @@ class Contender:
             stderr=self._log,
             text=True,
         )
-        self.versions: dict[str, str] = self._answer()["versions"]
+        ready = self._answer()
+        self.versions: dict[str, str] = ready["versions"]
+        self.facts: dict[str, Any] = ready["facts"]
 
     def round(self) -> dict[str, float]:
         """`seconds` of one round and its `value`; of memory so far `peak_gb` and `peak_above_imports_gb`, and
@@ -130,12 +151,12 @@ class Contender:
 
 
 def serve(
-    setup: Callable[[dict[str, Any]], Callable[[], float]], packages: tuple[str, ...], *, warm: bool = True
+    setup: Callable[[dict[str, Any]], Callable[[], float] | Work], packages: tuple[str, ...], *, warm: bool = True
 ) -> None:
     """The child's side. Call it when everything is imported.
 
     Args:
-      setup: from the options makes the round, which returns a number worth keeping (a loss, a count).
+      setup: from the options makes the round, which returns a number worth keeping (a loss, a count), or a `Work`.
       packages: whose versions are reported.
       warm: whether to do two rounds before the first that is asked for; not where the first ones are measured too.
     """
@@ -146,7 +167,8 @@ def serve(
     # Dense logits can ask for more than there is: fail here, by name, before the kernel kills somebody else.
     available = available_bytes()
     resource.setrlimit(resource.RLIMIT_DATA, (available, available))
-    one_round = setup(json.loads(sys.argv[1]))
+    work = setup(json.loads(sys.argv[1]))
+    one_round, facts = work if isinstance(work, Work) else (work, {})
     if warm:
         one_round()  # compiles
         # What a compiler used is no memory of a step: return it, and start the count of the peak anew.
@@ -155,7 +177,7 @@ def serve(
     if warm:
         one_round()  # fills pools and caches again
     versions = {package: importlib.metadata.version(package) for package in packages}
-    print(json.dumps({"versions": versions}), file=messages, flush=True)
+    print(json.dumps({"versions": versions, "facts": facts}), file=messages, flush=True)
     for _ in sys.stdin:
         start = time.perf_counter()
         value = one_round()

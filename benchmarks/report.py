@@ -1,13 +1,21 @@
 """Results of a run as tables in Markdown, and against the targets of the project."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from statistics import median
 from typing import Any
+
+from benchmarks import llm_report
+from benchmarks.machine import SIZE, peak
+from benchmarks.markdown import number, of_the_peak, skipped, table
+from benchmarks.protocol import Contender
 
 REFERENCE, DENSE = "ours: chunked loss, microbatches of 32", "ours: dense logits"
 CHUNKED = "ours: chunked loss"
 TORCH_EAGER, TORCH_COMPILE = "PyTorch", "torch.compile"
 TORCH_CHUNKED, RECTOOLS = "torch.compile + linear_cross_entropy", "RecTools SASRec softmax"
+BFLOAT16 = "ours: chunked loss, microbatches of 32, bfloat16"
+TORCH_EAGER_BF16, TORCH_COMPILE_BF16 = "PyTorch, bfloat16", "torch.compile, bfloat16"
+RECTOOLS_BF16, RECTOOLS_WIDE = f"{RECTOOLS}, bf16-mixed", f"{RECTOOLS}, feed-forward layers 512 wide"
 COLUMNS, ARROW = "ours: windows of mapped columns", "datasets: mapped Arrow, a row a user"
 RECTOOLS_DATASET = "pandas + RecTools Dataset.construct"
 BUILD, PANDAS = "ours: user-llm build", RECTOOLS_DATASET
@@ -25,7 +33,7 @@ BEAM_TARGET = 0.40
 
 
 def row(
-    name: str, setting: dict[str, Any], rounds: list[dict], reference: list[dict], versions: dict[str, str]
+    name: str, setting: Mapping[str, Any], rounds: list[dict], reference: list[dict], contender: Contender
 ) -> dict[str, Any]:
     """A contender's result; its rounds were taken in turns with those of the reference.
 
@@ -42,17 +50,18 @@ def row(
         "time_ratio": round(median(ours["seconds"] / theirs["seconds"] for ours, theirs in pairs), 3),
         "memory_ratio": round(reference[-1]["peak_gb"] / rounds[-1]["peak_gb"], 3),
         "value": round(rounds[-1]["value"], 4),
-        "versions": versions,
+        "versions": contender.versions,
+        **contender.facts,
     }
 
 
 def render(results: dict[str, Any]) -> str:
     """The tables of a run, Markdown; a run may have measured one part alone."""
-    sections = [f"{results['machine']['cpu']}, {results['machine']['cores']} cores, {results['date']}."]
+    sections = _machine(results)
     if "pipeline" in results:
         sections += [
             "**Data pipeline**: windows of 50 events, batch 8,192, 20 M events in memory, one core.",
-            _table(
+            table(
                 ["malloc", "reader", "what", "thousand examples/s"],
                 [
                     [row["malloc"], row["road"], row["reads"], f"{row['examples_per_second'] / 1e3:,.1f}"]
@@ -64,33 +73,62 @@ def render(results: dict[str, Any]) -> str:
     if "encoder" in results:
         sections += [
             "**Encoder step**: forward, backward, optimizer; 26,744 items, S = 50, 6 layers of width 128.",
-            _table(["batch", *costs], [[str(row["batch_size"]), *_costs(row)] for row in results["encoder"]]),
+            table(
+                ["batch", *costs, "GFLOP", "share of peak"],
+                [[str(row["batch_size"]), *_costs(row), *_shares(row)] for row in results["encoder"]],
+            ),
         ]
     if "beams" in results:
         sections += [
             "**Beam search**: 8 users, 10 beams, 27,278 titles of up to 15 tokens; 6 layers of width 384, 32k.",
-            _table(costs, [_costs(row) for row in results["beams"]]),
+            table(costs, [_costs(row) for row in results["beams"]]),
         ]
+    if "llm" in results:
+        sections += llm_report.sections(results["llm"])
     if "data" in results:
         sections += [
             "**Reading**: windows of 50 events and a label from files in the page cache, batch 8,192, one core.",
-            _table(_READING, [_reading(row) for row in results["data"]["reading"]]),
+            table(_READING, [_reading(row) for row in results["data"]["reading"]]),
             "**Building**: from raw files, whole processes.",
-            _table(_BUILDING, [_building(row) for row in results["data"]["building"]]),
+            table(_BUILDING, [_building(row) for row in results["data"]["building"]]),
         ]
     if targets := _targets(results):
         sections += ["**Targets**", "\n".join(targets)]
     return "\n\n".join(sections)
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    marks = ["---" if heading in ("malloc", "contender", "reader", "what", "files") else "---:" for heading in headings]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, marks, *rows))
+def add_shares(results: dict[str, Any]) -> None:
+    """Writes into every row of known FLOPs which share of the machine's peak it reached."""
+    rows = [*results.get("encoder", []), *llm_report.steps(results.get("llm", {}))]
+    for row in rows:
+        if "flops" in row:
+            most = peak(results["machine"]["matmul_gflops"], row["dtype"])
+            row["share_of_peak"] = round(row["flops"] / median(row["seconds"]) / 1e9 / most, 3)
+
+
+def _shares(row: dict[str, Any]) -> list[str]:
+    return [] if "skipped" in row else of_the_peak(row)
+
+
+def _machine(results: dict[str, Any]) -> list[str]:
+    machine = results["machine"]
+    caches = "".join(f", {name} {size}" for name, size in machine["caches"].items())
+    flags = ", ".join(f"{'has' if there else 'no'} {flag}" for flag, there in machine["bfloat16"].items())
+    lines = [f"{machine['cpu']}, {machine['cores']} cores{caches}; {flags}; {results['date']}."]
+    if speeds := machine.get("matmul_gflops"):
+        lines += [
+            f"**Peak**: products of square matrices of {SIZE} rows, GFLOP/s.",
+            table(
+                ["library", "float32", "bfloat16"],
+                [[library, *(f"{speed:,.0f}" for speed in dtypes.values())] for library, dtypes in speeds.items()],
+            ),
+        ]
+    return lines
 
 
 def _costs(row: dict[str, Any]) -> list[str]:
     if "skipped" in row:
-        return [row["malloc"], row["contender"], _skipped(row), *4 * [""]]
+        return [row["malloc"], row["contender"], skipped(row)]
     return [
         row["malloc"],
         row["contender"],
@@ -120,38 +158,30 @@ _BUILDING = ("files", "thousand rows", "contender", "s", "thousand rows/s", "pea
 def _reading(row: dict[str, Any]) -> list[str]:
     setting = [f"{row['events'] / 1e6:,.0f}", row["malloc"], row["contender"]]
     if "skipped" in row:
-        return [*setting, _skipped(row), *6 * [""]]
+        return [*setting, skipped(row)]
     windows = row.get("windows_per_second")
     return [
         *setting,
         f"{row['open_seconds']:.3f}",
-        _number(row.get("index_seconds"), 3),
-        _number(row["peak_mb"], 0),
-        _number(row["private_open_mb"], 1),
-        _number(row.get("private_reading_mb"), 1),
-        _number(windows and windows / 1e6, 3),
-        _number(row.get("bytes_per_event"), 2),
+        number(row.get("index_seconds"), 3),
+        number(row["peak_mb"], 0),
+        number(row["private_open_mb"], 1),
+        number(row.get("private_reading_mb"), 1),
+        number(windows and windows / 1e6, 3),
+        number(row.get("bytes_per_event"), 2),
     ]
 
 
 def _building(row: dict[str, Any]) -> list[str]:
     setting = [row["files"], f"{row['rows'] / 1e3:,.0f}", row["contender"]]
     if "skipped" in row:
-        return [*setting, _skipped(row), *2 * [""]]
+        return [*setting, skipped(row)]
     return [
         *setting,
         f"{median(row['seconds']):.1f}",
         f"{row['rows_per_second'] / 1e3:,.0f}",
         f"{row['peak_mb']:,.0f}",
     ]
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "\N{EN DASH}" if value is None else f"{value:,.{digits}f}"
-
-
-def _skipped(row: dict[str, Any]) -> str:
-    return f"skipped: {row['skipped'].replace('|', '/')}"
 
 
 def _targets(results: dict[str, Any]) -> list[str]:

@@ -1,4 +1,7 @@
-"""Our encoder's training step, as the training loop compiles it, with the chunked loss or dense logits."""
+"""Our encoder's training step, as the training loop compiles it, with the chunked loss or dense logits.
+
+In bfloat16 too, where parameters, gradients and the optimizer stay float32.
+"""
 
 from typing import Any
 
@@ -7,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from benchmarks.protocol import serve
+from benchmarks.flops import encoder_step
+from benchmarks.protocol import Work, serve
 from benchmarks.workload import Workload
 from user_llm.models import parameters
 from user_llm.models.autoregressive_encoder import AutoregressiveEncoder, EncoderConfig
@@ -29,7 +33,7 @@ def dense_objective(model, batch, key):
     return loss, weight, {"loss": (loss, weight)}
 
 
-def build_encoder(workload: Workload) -> AutoregressiveEncoder:
+def build_encoder(workload: Workload, dtype: str = "float32") -> AutoregressiveEncoder:
     config = EncoderConfig(
         max_length=workload.history_length,
         features=("item",),
@@ -37,6 +41,7 @@ def build_encoder(workload: Workload) -> AutoregressiveEncoder:
         width=workload.width,
         num_heads=workload.num_heads,
         hidden=workload.hidden,
+        dtype=dtype,
     )
     no_categories = np.zeros((workload.num_items + 1, 1), np.int32)
     return AutoregressiveEncoder(
@@ -56,7 +61,8 @@ def build_batch(sequences: np.ndarray) -> dict[str, np.ndarray]:
 
 def setup(options: dict[str, Any]):
     workload = Workload(**options["workload"])
-    encoder = build_encoder(workload)
+    dtype = options.get("dtype", "float32")
+    encoder = build_encoder(workload, dtype)
     graphdef, tuned, buffers = parameters.split(encoder)
     accumulate = workload.batch_size // options["microbatch"] if options["microbatch"] else 1
     config = training(batch_size=workload.batch_size, accumulate=accumulate, clip_norm=0.0)
@@ -85,7 +91,7 @@ def setup(options: dict[str, Any]):
         total, weight = metrics["loss"]
         return float(total / weight)
 
-    return step
+    return Work(step, {"dtype": dtype, "flops": encoder_step(workload)})
 
 
 if __name__ == "__main__":

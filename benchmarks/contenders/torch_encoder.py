@@ -1,6 +1,7 @@
 """The same encoder in PyTorch, written as one would: fused kernels, causal attention without a mask tensor.
 
-It gets what PyTorch has to offer: `scaled_dot_product_attention`, `rms_norm`, fused AdamW, no padding mask.
+It gets what PyTorch has to offer: `scaled_dot_product_attention`, `rms_norm`, fused AdamW, no padding mask. In bfloat16
+autocast decides what is computed in it; parameters, gradients and the optimizer stay float32.
 """
 
 from typing import Any
@@ -9,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.protocol import serve
+from benchmarks.flops import encoder_step
+from benchmarks.protocol import Work, serve
 from benchmarks.workload import Workload
 
 
@@ -48,11 +50,15 @@ class Encoder(nn.Module):
         self.final_norm = nn.RMSNorm(width, eps=1e-6)
         self.head = nn.Linear(width, width, bias=False)
 
-    def forward(self, items: torch.Tensor) -> torch.Tensor:
+    def embeddings(self, items: torch.Tensor) -> torch.Tensor:
+        """User embeddings [B, S, U]: what a language model reads."""
         x = self.projection(functional.embedding(items, self.table)) + self.position
         for layer in self.layers:
             x = layer(x)
-        return self.head(self.final_norm(x))
+        return self.final_norm(x)
+
+    def forward(self, items: torch.Tensor) -> torch.Tensor:
+        return self.head(self.embeddings(items))
 
 
 def dense_loss(encoder: Encoder, items: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -71,7 +77,7 @@ def chunked_loss(encoder: Encoder, items: torch.Tensor, targets: torch.Tensor) -
 
 
 def setup(options: dict[str, Any]):
-    workload = Workload(**options["workload"])
+    workload, dtype = Workload(**options["workload"]), options.get("dtype", "float32")
     torch.manual_seed(0)
     encoder = Encoder(workload)
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-3, betas=(0.9, 0.98), fused=True)
@@ -87,12 +93,13 @@ def setup(options: dict[str, Any]):
 
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)
-        value = loss(encoder, items, targets)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            value = loss(encoder, items, targets)
         value.backward()
         optimizer.step()
         return float(value.detach())
 
-    return step
+    return Work(step, {"dtype": dtype, "flops": encoder_step(workload)})
 
 
 if __name__ == "__main__":
