@@ -1,5 +1,6 @@
 """The one attention of the package: self or cross, grouped key/value heads, cached or not."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -8,7 +9,7 @@ from flax import nnx
 
 from user_llm.errors import UserError
 from user_llm.models.layers import NormOptions, Projections, fan_in, make_norm, parameter, rotate
-from user_llm.models.sharding import shard
+from user_llm.models.sharding import deal, shard
 
 MASKED = -1e30  # finite, so that a query without any slot gives no NaN
 # {"key", "value"}: [layers, B, S, K, H]; and {"position"}: int32 [B, S] where layers look through a sliding window.
@@ -21,6 +22,11 @@ class Context(NamedTuple):
     key: jax.Array  # [G, B, L, K, H]
     value: jax.Array  # [G, B, L, K, H]
     mask: jax.Array  # bool [B, L]
+
+    def deal(self, sizes: Sequence[int]) -> "list[Context]":
+        """That of each group of users (`sharding.deal`)."""
+        parts = (deal(x, sizes, axis) for x, axis in zip(self, (1, 1, 0), strict=True))
+        return [Context(*group) for group in zip(*parts, strict=True)]
 
 
 def softcap(x: jax.Array, cap: float) -> jax.Array:
