@@ -48,6 +48,12 @@ def shard(x: jax.Array, *axes: str | EllipsisType | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
+def batch_shards(x: jax.Array) -> int:
+    """Number of slices that the mesh of a traced `x` cuts batches into; 1 outside of a trace."""
+    shape = jax.typeof(x).sharding.mesh.shape
+    return math.prod(shape.get(name, 1) for name in BATCH) if isinstance(x, jax.core.Tracer) else 1
+
+
 def deal(x: jax.Array, sizes: Sequence[int], axis: int = 0) -> list[jax.Array]:
     """Deals the rows of `x` [..., B, ...] by turns to groups [..., size, ...], whose `sizes` sum to B.
 
