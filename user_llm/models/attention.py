@@ -64,7 +64,7 @@ def attend(
         seen = mask if mask.shape[1] == 1 else jax.lax.dynamic_slice_in_dim(mask, start, size, axis=1)
         return _attend(q_BTNH, k_BSKH, v_BSKH, seen, scale=scale, cap=cap)
 
-    blocks = q_BTNH[:, :full].reshape(len(q_BTNH), -1, size, *q_BTNH.shape[2:])
+    blocks = q_BTNH[:, :full].reshape(len(q_BTNH), full // size, size, *q_BTNH.shape[2:])
     blocks = jnp.concatenate([blocks, q_BTNH[:, None, queries - size :]], axis=1)
     starts = jnp.minimum(jnp.arange(blocks.shape[1]) * size, queries - size)
     mixed = jnp.moveaxis(jax.lax.map(some, (jnp.moveaxis(blocks, 1, 0), starts)), 0, 1)
