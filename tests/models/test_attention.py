@@ -1,11 +1,14 @@
 """Attention against loops over single queries, written without looking at it."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from user_llm.models import attention
 from user_llm.models.attention import Attention, attend, write_cache
 from user_llm.models.layers import rotary_angles, rotate
 
@@ -129,3 +132,41 @@ def test_biases_and_head_norms_come_before_the_rotation(inputs):
 def test_key_value_heads_must_divide_heads():
     with pytest.raises(ValueError, match=r"num_heads \(4\) must be a multiple of num_kv_heads \(3\)"):
         _attention(num_heads=4, num_kv_heads=3)
+
+
+# Queries, slots, scores at a time, rows of the mask, cap: blocks that divide the queries and not, of one query too.
+BLOCKS = [(8, 8, 16, 8, None), (7, 5, 20, 7, 1.5), (9, 12, 5, 1, None), (1, 9, 5, 1, None)]
+
+
+@pytest.mark.parametrize(("queries", "slots", "block", "mask_rows", "cap"), BLOCKS)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_in_blocks_of_queries_it_is_the_same(monkeypatch, queries, slots, block, mask_rows, cap, dtype):
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(B, *shape)), dtype) for shape in [(queries, N, H), *[(slots, K, H)] * 2])
+    mask = rng.random((B, mask_rows, slots)) < 0.6
+    mask[0, 0] = False
+    weight = jnp.asarray(rng.normal(size=q.shape), jnp.float32)
+
+    def value_and_gradients():
+        loss = lambda q, k, v: jnp.sum(weight * attend(q, k, v, jnp.asarray(mask), cap=cap))  # noqa: E731
+        return jax.tree.leaves(jax.value_and_grad(loss, argnums=(0, 1, 2))(q, k, v))
+
+    at_once = value_and_gradients()
+    monkeypatch.setattr(attention, "AT_ONCE", 1)
+    monkeypatch.setattr(attention, "_BLOCK", block)
+    tolerance = 1e-5 if dtype == jnp.float32 else 0.05
+    for got, expected in zip(value_and_gradients(), at_once, strict=True):
+        assert got.dtype == expected.dtype
+        np.testing.assert_allclose(np.float32(got), np.float32(expected), rtol=tolerance, atol=tolerance)
+
+
+def test_of_many_slots_only_some_queries_have_scores_at_a_time():
+    length = 640
+    assert length * length > attention.AT_ONCE
+    q, k = jnp.ones((1, length, 2, 4)), jnp.ones((1, length, 1, 4))
+    mask = jnp.ones((1, 1, length), bool)
+    gradient = jax.grad(lambda q, k: jnp.sum(attend(q, k, k, mask)), argnums=(0, 1))
+    program = jax.jit(gradient).lower(q, k).compile()
+    shapes = re.findall(r"f32\[([\d,]+)\]", program.as_text())
+    sizes = [np.prod([int(size) for size in shape.split(",")]) for shape in shapes]
+    assert max(sizes) <= 2 * attention._BLOCK < 2 * length * length

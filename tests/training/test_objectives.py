@@ -5,10 +5,14 @@ import functools
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
+from user_llm.data.by_length import ByLength, Cut, text_lengths
 from user_llm.models import parameters
-from user_llm.models.language_model import causal_mask
+from user_llm.models.language_model import LanguageModel, LanguageModelConfig, causal_mask
+from user_llm.models.soft_prompt import SoftPrompt, SoftPromptConfig
 from user_llm.models.user_llm import UserLLM
+from user_llm.parallel.mesh import AXES, put_batch
 from user_llm.training.objectives import autoregressive_objective, contextualised_objective, text_objective
 
 CHUNK = 5  # rows; divides nothing here
@@ -161,3 +165,57 @@ def test_a_key_turns_dropout_on(name, request, lively, build_encoder, build_user
     noisy = {run(objective, model, batch, jax.random.key(seed))[0] for seed in (0, 0, 1)}
     assert len(noisy) == 2
     assert quiet[0] not in noisy
+
+
+class Stream:
+    """One batch, again and again."""
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def whole_batch(self, step):
+        return self.batch
+
+
+def soft_prompted(rngs, build_encoder):
+    llm = LanguageModelConfig(vocab_size=23, num_layers=1, width=12, num_heads=2, num_kv_heads=1, head_dim=6, hidden=16)
+    return UserLLM(
+        build_encoder(rngs), None, SoftPrompt(SoftPromptConfig(2), llm, 8, rngs=rngs), LanguageModel(llm, rngs=rngs)
+    )
+
+
+@pytest.mark.parametrize("cut", [(1, 1), (3, 1), (1, 3)])
+@pytest.mark.parametrize("kind", ["cross_attention", "soft_prompt", "text"])
+def test_texts_in_groups_have_the_loss_and_gradients_of_the_whole(kind, cut, lively, user_llm, build_encoder, batch):
+    objective, model = CONTEXTUALISED, user_llm
+    if kind == "soft_prompt":
+        model = lively(functools.partial(soft_prompted, build_encoder=build_encoder))
+    if kind == "text":
+        objective, model = text_objective(CHUNK), user_llm.language_model
+        batch = {name: values for name, values in batch.items() if name.startswith("decoder_")}
+    width = int(np.sort(text_lengths(batch))[16 * cut[0] // sum(cut) - 1])
+    grouped = ByLength(Stream(batch), Cut(*cut, width)).group(batch)
+    assert grouped["texts"][0]["decoder_input_tokens"].shape == (16 * cut[0] // sum(cut), width)
+    assert width < batch["decoder_input_tokens"].shape[1]
+    assert_same_step(objective, model, grouped, batch)
+
+
+def test_on_several_devices_too(user_llm, batch):
+    grouped = ByLength(Stream(batch), Cut(1, 1, int(np.sort(text_lengths(batch))[7]))).group(batch)
+    mesh = Mesh(np.array(jax.devices()[:4]).reshape(4, 1, 1), AXES)
+    assert_same_step(CONTEXTUALISED, user_llm, put_batch(grouped, mesh), batch)
+
+
+def assert_same_step(objective, model, grouped, batch):
+    graphdef, values, buffers = parameters.split(model)
+
+    @jax.jit
+    @jax.value_and_grad
+    def step(values, batch):
+        total, weight, _ = objective(parameters.merge(graphdef, values, buffers), batch, None)
+        return total / weight
+
+    (loss, gradients), (expected, expected_gradients) = step(values, grouped), step(values, batch)
+    assert loss == pytest.approx(float(expected), rel=1e-6)
+    for path, gradient in expected_gradients.items():
+        np.testing.assert_allclose(gradients[path], gradient, rtol=1e-4, atol=1e-6, err_msg=path)

@@ -1,5 +1,6 @@
 """The one attention of the package: self or cross, grouped key/value heads, cached or not."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -8,8 +9,10 @@ from flax import nnx
 
 from user_llm.errors import UserError
 from user_llm.models.layers import NormOptions, Projections, fan_in, make_norm, parameter, rotate
-from user_llm.models.sharding import shard
+from user_llm.models.sharding import deal, shard
 
+AT_ONCE = 512 * 512  # most scores of a head that exist at a time
+_BLOCK = 128 * 1024  # of them, where there are more: a block of queries has at most so many
 MASKED = -1e30  # finite, so that a query without any slot gives no NaN
 # {"key", "value"}: [layers, B, S, K, H]; and {"position"}: int32 [B, S] where layers look through a sliding window.
 Cache = dict[str, jax.Array]
@@ -21,6 +24,11 @@ class Context(NamedTuple):
     key: jax.Array  # [G, B, L, K, H]
     value: jax.Array  # [G, B, L, K, H]
     mask: jax.Array  # bool [B, L]
+
+    def deal(self, sizes: Sequence[int]) -> "list[Context]":
+        """That of each group of users (`sharding.deal`)."""
+        parts = (deal(x, sizes, axis) for x, axis in zip(self, (1, 1, 0), strict=True))
+        return [Context(*group) for group in zip(*parts, strict=True)]
 
 
 def softcap(x: jax.Array, cap: float) -> jax.Array:
@@ -41,7 +49,33 @@ def attend(
 
     Scores are `scale` q·k, by default 1/√H of it, and soft-capped at ±`cap` if that is given.
     A query that sees no slot gets their plain mean, finite in value and gradient: callers mask such rows out.
+    Where there are many slots for many queries, the scores of some queries exist at a time, and are made once more for
+    the gradient.
     """
+    queries, slots = q_BTNH.shape[1], k_BSKH.shape[1]
+    if queries * slots <= AT_ONCE:
+        return _attend(q_BTNH, k_BSKH, v_BSKH, mask, scale=scale, cap=cap)
+    size = max(1, _BLOCK // slots)
+    full = (queries - 1) // size * size  # queries before the last block, which begins further left if it is no full one
+
+    @jax.checkpoint
+    def some(part: tuple[jax.Array, jax.Array]) -> jax.Array:
+        q_BTNH, start = part
+        seen = mask if mask.shape[1] == 1 else jax.lax.dynamic_slice_in_dim(mask, start, size, axis=1)
+        return _attend(q_BTNH, k_BSKH, v_BSKH, seen, scale=scale, cap=cap)
+
+    blocks = q_BTNH[:, :full].reshape(len(q_BTNH), full // size, size, *q_BTNH.shape[2:])
+    blocks = jnp.concatenate([blocks, q_BTNH[:, None, queries - size :]], axis=1)
+    starts = jnp.minimum(jnp.arange(blocks.shape[1]) * size, queries - size)
+    mixed = jnp.moveaxis(jax.lax.map(some, (jnp.moveaxis(blocks, 1, 0), starts)), 0, 1)
+    first = mixed[:, :-1].reshape(len(mixed), full, *mixed.shape[3:])
+    return jnp.concatenate([first, mixed[:, -1, full - queries :]], axis=1)
+
+
+def _attend(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: jax.Array, *, scale: float | None, cap: float | None
+) -> jax.Array:
+    """`attend`, all queries at once."""
     num_kv_heads, head_dim = k_BSKH.shape[2:]
     scale = head_dim**-0.5 if scale is None else scale
     grouped = q_BTNH.reshape(*q_BTNH.shape[:2], num_kv_heads, -1, head_dim) * scale

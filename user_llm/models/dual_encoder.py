@@ -11,6 +11,7 @@ from flax import nnx
 from user_llm.errors import UserError
 from user_llm.models.event_embedding import FeatureEmbeddings
 from user_llm.models.layers import cast, fan_in, lookup, parameter
+from user_llm.models.linear import linear
 from user_llm.models.perceiver import Perceiver, PerceiverConfig
 from user_llm.models.user_encoder import EncoderConfig, History, HistoryTransformer, both_ways
 
@@ -101,7 +102,7 @@ class LabelTower(FeatureEmbeddings):
             joined = lookup(self.table("category"), labels, self.dtype)
         else:
             joined = jnp.concatenate([self.embed(feature, {"item": labels}) for feature in self.features], axis=-1)
-        return _unit(joined @ cast(self.projection_EU, self.dtype))
+        return _unit(linear(joined, cast(self.projection_EU, self.dtype)))
 
 
 class DualEncoder(nnx.Module):
@@ -152,7 +153,7 @@ class DualEncoder(nnx.Module):
     def user_vectors(self, history: History, mask: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
         """[B, U], all of a user's embeddings as one vector; times `label_vectors` transposed they are logits."""
         joined = self(history, mask, key=key).reshape(len(mask), -1)
-        unit = _unit(joined @ cast(self.user_head_UU, self.config.dtype))
+        unit = _unit(linear(joined, cast(self.user_head_UU, self.config.dtype)))
         return unit * jnp.exp(cast(self.log_scale, self.config.dtype))
 
     def label_vectors(self, labels: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ from flax import nnx
 
 from user_llm.errors import UserError
 from user_llm.models.layers import Buffer, cast, fan_in, lookup, normal, parameter
+from user_llm.models.linear import linear
 from user_llm.models.sharding import ANY, shard
 
 FEATURES = ("item", "category", "rating")
@@ -92,4 +93,4 @@ class EventEmbedding(FeatureEmbeddings):
     def __call__(self, history: Mapping[str, jax.Array]) -> jax.Array:
         """[..., U] of events given as `item` and (where it is a feature) `rating`, int [...]."""
         joined = jnp.concatenate([self.embed(feature, history) for feature in self.features], axis=-1)
-        return joined @ cast(self.projection_EU, self.dtype)
+        return linear(joined, cast(self.projection_EU, self.dtype))

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from user_llm.errors import UserError
+from user_llm.models.linear import linear
 from user_llm.models.sharding import ANY, shard
 
 Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
@@ -160,7 +161,7 @@ class Projections(nnx.Module):
         """Map `name` of `x`, whose last dimensions are the map's inputs."""
         inputs, outputs = PROJECTIONS[name]
         weight = cast(getattr(self, f"{name}_{inputs}{outputs}"), self.dtype)
-        y = jnp.einsum(f"...{inputs},{inputs}{outputs}->...{outputs}", x, weight)
+        y = linear(x, weight, len(inputs))
         bias = getattr(self, f"{name}_bias_{outputs}", None)
         if bias is not None:
             y = y + cast(bias, self.dtype)

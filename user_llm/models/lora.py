@@ -11,6 +11,7 @@ from flax import nnx
 
 from user_llm.errors import UserError
 from user_llm.models.layers import PROJECTIONS, Projections, cast, fan_in, parameter
+from user_llm.models.linear import linear
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,7 @@ class Adapter(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         inputs, outputs = PROJECTIONS[self.target]
         a, b = (cast(getattr(self, name), self.dtype) for name in (f"a_{inputs}R", f"b_R{outputs}"))
-        low = jnp.einsum(f"...{inputs},{inputs}R->...R", x, a)
-        return jnp.einsum(f"...R,R{outputs}->...{outputs}", low * self.scale, b)
+        return linear(linear(x, a, len(inputs)) * self.scale, b)
 
 
 def add_lora(config: LoraConfig, *modules: Projections, rngs: nnx.Rngs) -> None:

@@ -6,10 +6,13 @@ in scope, and programs on one device hold no constraint.
 """
 
 import math
+from collections.abc import Sequence
 from types import EllipsisType
 from typing import Final
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 BATCH = ("data", "fsdp")  # the mesh axes that cut the leading axis of batches and activations
@@ -43,3 +46,21 @@ def shard(x: jax.Array, *axes: str | EllipsisType | None) -> jax.Array:
 
     spec = PartitionSpec(*(cut(size, axis) for size, axis in zip(x.shape, named, strict=True)))
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+def batch_shards(x: jax.Array) -> int:
+    """Number of slices that the mesh of a traced `x` cuts batches into; 1 outside of a trace."""
+    shape = jax.typeof(x).sharding.mesh.shape
+    return math.prod(shape.get(name, 1) for name in BATCH) if isinstance(x, jax.core.Tracer) else 1
+
+
+def deal(x: jax.Array, sizes: Sequence[int], axis: int = 0) -> list[jax.Array]:
+    """Deals the rows of `x` [..., B, ...] by turns to groups [..., size, ...], whose `sizes` sum to B.
+
+    With sizes in the proportion 3 : 1, of every four rows the first three go to the first group. So each device keeps
+    its share of every group, where `axis` is cut over devices.
+    """
+    turns = math.gcd(*sizes)
+    shape = (*x.shape[:axis], turns, sum(sizes) // turns, *x.shape[axis + 1 :])
+    parts = jnp.split(x.reshape(shape), np.cumsum(sizes)[:-1] // turns, axis + 1)
+    return [part.reshape(*x.shape[:axis], size, *x.shape[axis + 1 :]) for part, size in zip(parts, sizes, strict=True)]

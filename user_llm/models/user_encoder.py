@@ -12,6 +12,7 @@ from flax import nnx
 from user_llm.errors import UserError
 from user_llm.models.event_embedding import FEATURES, EventEmbedding
 from user_llm.models.layers import RMSNorm, cast, dropout, fan_in, normal, parameter
+from user_llm.models.linear import linear
 from user_llm.models.stack import StackConfig, apply_layers, init_layers
 
 History = Mapping[str, jax.Array]
@@ -169,7 +170,7 @@ class EventEncoder(HistoryTransformer):
     def feature_hidden(self, embeddings: jax.Array, feature: str) -> jax.Array:
         """User embeddings [..., U] projected back to a feature's space: times its tableᵀ they are logits."""
         self.embedding.table(feature)
-        return embeddings @ cast(getattr(self, f"{feature}_head_UU"), self.config.dtype)
+        return linear(embeddings, cast(getattr(self, f"{feature}_head_UU"), self.config.dtype))
 
     def item_logits(self, embeddings: jax.Array) -> jax.Array:
         """float32 [..., I + 1], an item's logits at the event of each embedding; -inf for the padding item 0."""

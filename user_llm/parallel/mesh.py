@@ -58,7 +58,7 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     """Puts this process' rows of a batch on its devices, as slices of the global batch. Does not wait for the copy.
 
     Args:
-      batch: arrays `[rows, …]` of the rows that `local_rows` names.
+      batch: arrays `[rows, …]` of the rows that `local_rows` names, and of groups that they are cut to alike.
     """
     shards = batch_shards(mesh)
     blocks = local_rows(mesh, shards)  # slices of the global batch, as many rows each
@@ -73,7 +73,7 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
         shape, sharding = (size * shards, *local.shape[1:]), NamedSharding(mesh, BATCH)
         return jax.make_array_from_callback(shape, sharding, read)  # type: ignore[arg-type]  # an index is never None
 
-    return {key: put(value) for key, value in batch.items()}
+    return jax.tree.map(put, dict(batch))
 
 
 def put_whole_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

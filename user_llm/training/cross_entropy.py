@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from user_llm.models import attention
-from user_llm.models.sharding import ANY, shard
+from user_llm.models.sharding import ANY, batch_shards, shard
 
 
 def chunked_cross_entropy(
@@ -38,11 +38,12 @@ def chunked_cross_entropy(
 ) -> tuple[jax.Array, jax.Array]:
     """Weighted cross-entropy of `softmax(hidden @ table.T)`; loss and gradients equal the dense to rounding.
 
-    Differentiable in `hidden`, `table` and `weights` (reverse mode, once). Without differentiation only the
-    loss is computed. Matmuls run in the dtype of `hidden`; bfloat16 operands are accumulated in float32, and
-    the softmax and the sums are float32. Gradients come back in the dtype of their argument. A chunk takes
-    every n-th row, so a batch axis sharded over a mesh stays sharded inside each chunk as long as its number
-    of shards divides the rows of a chunk; the class axis of `table` may be sharded too.
+    Differentiable in `hidden` and `table` (reverse mode, once); weights are constants. Without differentiation
+    only the loss is computed. Positions of weight 0 cost next to nothing, wherever they are. Matmuls run in the
+    dtype of `hidden`; bfloat16 operands are accumulated in float32, and the softmax and the sums are float32.
+    Gradients come back in the dtype of their argument. A chunk takes rows of every shard, so a batch axis sharded
+    over a mesh stays sharded inside each chunk as long as its number of shards divides the rows of a chunk; the
+    class axis of `table` may be sharded too.
 
     Args:
       hidden: float `[..., U]`.
@@ -144,32 +145,38 @@ def _cross_entropy(chunk_rows, first_class, cap, hidden, table, targets, shares,
     """
     table = table.astype(hidden.dtype)
 
-    def log_partition(_, chunk):
-        logits = _capped(_matmul("ru,vu->rv", chunk, table), cap)
-        return None, _softmax_parts(logits, first_class, bias)[0]
+    chunks = _Chunks(weights, chunk_rows)
+    hidden_chunks = chunks.split(hidden)
+
+    def log_partition(index, log_partitions):
+        logits = _capped(_matmul("ru,vu->rv", hidden_chunks[index], table), cap)
+        return log_partitions.at[index].set(_softmax_parts(logits, first_class, bias)[0])
 
     def target_logits(total, column):
         targets, shares = column
         logits = _capped(_row_products(hidden, table[targets]), cap)
         return total + shares * _biased(logits, targets, weights, bias), None
 
-    _, log_partitions = jax.lax.scan(log_partition, None, _split(hidden, chunk_rows))
+    log_partitions = jax.lax.fori_loop(0, chunks.used, log_partition, jnp.zeros(hidden_chunks.shape[:2]))
     chosen, _ = jax.lax.scan(target_logits, jnp.zeros_like(weights), (targets, shares))
-    return jnp.sum(weights * (_join(log_partitions, len(weights)) - chosen))
+    return jnp.sum(weights * (chunks.join(log_partitions) - chosen))
 
 
 def _forward(chunk_rows, first_class, cap, hidden, table, targets, shares, weights, bias):
     cast_table = table.astype(hidden.dtype)
+    chunks = _Chunks(weights, chunk_rows)
+    hidden_chunks, weight_chunks = chunks.split(hidden), chunks.split(weights)
 
-    def softmax_gradients(d_table, chunk):
-        hidden, weights = chunk
+    def softmax_gradients(index, carry):
+        d_table, log_partitions, d_hiddens = carry
+        hidden, weights = hidden_chunks[index], weight_chunks[index]
         logits = _capped(_matmul("ru,vu->rv", hidden, cast_table), cap)
         log_partition, exponentials, partition = _softmax_parts(logits, first_class, bias)
         scale = (weights / partition)[:, None]
         exponentials = (exponentials * _slope(logits, cap)).astype(hidden.dtype)
         d_hidden = scale * _matmul("rv,vu->ru", exponentials, cast_table)
         d_table += _matmul("rv,ru->vu", exponentials, (scale * hidden).astype(hidden.dtype))
-        return d_table, (log_partition, d_hidden)
+        return d_table, log_partitions.at[index].set(log_partition), d_hiddens.at[index].set(d_hidden)
 
     def target_gradients(carry, column):
         chosen, d_hidden, d_table = carry
@@ -180,18 +187,18 @@ def _forward(chunk_rows, first_class, cap, hidden, table, targets, shares, weigh
         chosen = chosen + shares * _biased(logits, targets, weights, bias)
         return (chosen, d_hidden - share * target_rows, d_table.at[targets].add(-share * hidden)), None
 
-    chunks = _split(hidden, chunk_rows), _split(weights, chunk_rows)
-    d_table, parts = jax.lax.scan(softmax_gradients, jnp.zeros(table.shape, jnp.float32), chunks)
-    log_partitions, d_hidden = (_join(part, len(weights)) for part in parts)
+    zeros = (jnp.zeros(x.shape, jnp.float32) for x in (table, weight_chunks, hidden_chunks))
+    d_table, *parts = jax.lax.fori_loop(0, chunks.used, softmax_gradients, tuple(zeros))
+    log_partitions, d_hidden = (chunks.join(part) for part in parts)
     carry = jnp.zeros_like(weights), d_hidden, d_table
     (chosen, d_hidden, d_table), _ = jax.lax.scan(target_gradients, carry, (targets, shares))
-    losses = log_partitions - chosen
-    return jnp.sum(weights * losses), (d_hidden.astype(hidden.dtype), d_table.astype(table.dtype), losses)
+    loss = jnp.sum(weights * (log_partitions - chosen))
+    return loss, (d_hidden.astype(hidden.dtype), d_table.astype(table.dtype))
 
 
 def _backward(chunk_rows, first_class, cap, gradients, cotangent):
-    d_hidden, d_table, d_weights = ((cotangent * gradient).astype(gradient.dtype) for gradient in gradients)
-    return d_hidden, d_table, None, None, d_weights, None
+    d_hidden, d_table = ((cotangent * gradient).astype(gradient.dtype) for gradient in gradients)
+    return d_hidden, d_table, None, None, None, None
 
 
 _cross_entropy.defvjp(_forward, _backward)
@@ -240,16 +247,41 @@ def _num_chunks(total, chunk_rows):
     return next((n for n in range(fewest, 2 * fewest) if total % n == 0), fewest)
 
 
-def _split(rows, chunk_rows):
-    """[M, ...] -> [chunks, R, ...], R <= chunk_rows: chunk j has rows j, j + chunks, …; zeros at the end."""
-    chunks = _num_chunks(len(rows), chunk_rows)
-    padding = -len(rows) % chunks
-    if padding:
-        rows = jnp.pad(rows, ((0, padding),) + ((0, 0),) * (rows.ndim - 1))
-    return rows.reshape(-1, chunks, *rows.shape[1:]).swapaxes(0, 1)
+class _Chunks:
+    """Rows [M, ...] as chunks [chunks, R, ...], R <= `chunk_rows`: first those that have a weight, zeros at the end.
 
+    Rows stay on their device: each of D shards has its own first ones in the first chunk, and so on. `used` chunks
+    (traced) hold all that have a weight.
+    """
 
-def _join(chunks, total):
-    """Undoes `_split`: [chunks, R, ...] -> [total, ...]."""
-    rows = chunks.swapaxes(0, 1)
-    return rows.reshape(-1, *rows.shape[2:])[:total]
+    def __init__(self, weights, chunk_rows):
+        self._rows, self._chunks = len(weights), _num_chunks(len(weights), chunk_rows)
+        self._padding = -self._rows % self._chunks
+        size = (self._rows + self._padding) // self._chunks
+        shards = batch_shards(weights)
+        self._shards = 1 if self._padding or size % shards else shards
+        empty = self._padded(weights).reshape(self._shards, -1) == 0
+        self._order = jnp.argsort(empty, axis=1, stable=True)
+        self._place = jnp.argsort(self._order, axis=1)
+        fullest = jnp.max(jnp.sum(~empty, axis=1))
+        self.used = -(-fullest // (size // self._shards))
+
+    def split(self, rows):
+        """[M, ...] -> [chunks, R, ...]."""
+        rows = self._take(self._padded(rows), self._order)
+        rows = rows.reshape(self._shards, self._chunks, -1, *rows.shape[1:]).swapaxes(0, 1)
+        return rows.reshape(self._chunks, -1, *rows.shape[3:])
+
+    def join(self, chunks):
+        """Undoes `split`."""
+        rows = chunks.reshape(self._chunks, self._shards, -1, *chunks.shape[2:]).swapaxes(0, 1)
+        return self._take(rows.reshape(-1, *rows.shape[3:]), self._place)[: self._rows]
+
+    def _padded(self, rows):
+        return jnp.pad(rows, ((0, self._padding),) + ((0, 0),) * (rows.ndim - 1)) if self._padding else rows
+
+    def _take(self, rows, places):
+        """Rows of each shard, at these of its places [D, M / D]."""
+        split = rows.reshape(*places.shape, *rows.shape[1:])
+        places = places.reshape(*places.shape, *(1,) * (rows.ndim - 1))
+        return jnp.take_along_axis(split, places, axis=1).reshape(rows.shape)

@@ -4,6 +4,7 @@ Sums instead of means, so that microbatches and hosts with different numbers of 
 A metric is a pair (sum, weight) too.
 """
 
+import math
 from collections.abc import Callable, Mapping
 
 import jax
@@ -172,11 +173,8 @@ def contextualised_objective(chunk_rows: int) -> Objective:
     def objective(model, batch: Batch, key: jax.Array | None):
         features, mask = history(batch)
         context = model.encode(features, mask, key=key)
-        read, text = model, "decoder_input_tokens"
-        if "decoder_states" in batch:  # the layers below the user have read the text already
-            read, text = model.above, "decoder_states"
         loss, weight, metrics = _text_loss(
-            read, model.language_model, batch, chunk_rows, text=text, slots=_answer_slots(batch), context=context
+            model, model.language_model, batch, chunk_rows, answers=True, context=context
         )
         rows = _example_weights(batch)
         dropped = jnp.sum(rows * batch["dropped_events"]), rows.sum()
@@ -185,39 +183,48 @@ def contextualised_objective(chunk_rows: int) -> Objective:
     return objective
 
 
-def _answer_slots(batch: Batch) -> jax.Array:
-    """int32 `[B, A]`: where a prompt's answer has its targets; A is the longest answer the batch has room for."""
-    room = batch["decoder_input_tokens"].shape[1] + 1 - batch["prompt_tokens"].shape[1]
-    first = jnp.maximum(batch["prompt_lengths"], 1) - 1  # a filler's prompt is empty
-    return first[:, None] + jnp.arange(room)
+def _text_loss(model, language_model, batch: Batch, chunk_rows: int, *, answers: bool = False, context=None):
+    """The loss over all text, or where all that is learnt are `answers`, over those alone.
 
-
-def _text_loss(
-    read,
-    language_model,
-    batch: Batch,
-    chunk_rows: int,
-    *,
-    text: str = "decoder_input_tokens",
-    slots: jax.Array | None = None,
-    **context,
-):
-    """The loss over all text, or over the `slots` `[B, A]` that hold all that is learnt.
-
-    `read` is a model that reads tokens, or what of it reads the batch's `text`.
+    A batch may bring its `texts` in groups that are padded to widths of their own (`data.by_length`).
     """
-    positions = batch["decoder_positions"]
-    # Padding is on the right, behind the causal mask: no target position can see it.
-    mask = causal_mask(jnp.ones(positions.shape, bool))
-    hidden, _ = read(batch[text], positions, mask, **context)
-    targets, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"] * _example_weights(batch)[:, None]
-    if slots is not None:  # the softmax over the vocabulary is half of a small LLM's step: spare it the prompts
-        # Along their axis: indexed by rows too, half a batch would be moved between devices.
-        hidden = jnp.take_along_axis(hidden, slots[..., None], axis=1)
-        targets, weights = (jnp.take_along_axis(x, slots, axis=1) for x in (targets, weights))
+    texts = batch.get("texts", (batch,))
+    rows = [len(text["decoder_input_tokens"]) for text in texts]
+    contexts = [None] * len(texts) if context is None else context.deal(rows)
+    room = None
+    if answers:  # A: the longest answer the batch has room for
+        room = max(text["decoder_input_tokens"].shape[1] for text in texts) + 1 - batch["prompt_tokens"].shape[1]
+    parts = [_read(model, text, room, part) for text, part in zip(texts, contexts, strict=True)]
+    turns = math.gcd(*rows)  # one behind the other along the second axis, as the first may be cut over devices
+    hidden, targets, weights = (
+        jnp.concatenate([x.reshape(turns, -1, *x.shape[2:]) for x in part], axis=1) for part in zip(*parts, strict=True)
+    )
     table, cap = language_model.output_table(), language_model.config.final_softcap
     loss, weight = chunked_cross_entropy(hidden, table, targets, weights, chunk_rows=chunk_rows, softcap=cap)
     return loss, weight, {"loss": (loss, weight)}
+
+
+def _read(model, text: Batch, room: int | None, context) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Hidden states [B, A, D] of texts, their targets and weights [B, A]: all, or an answer's in up to `room` slots."""
+    positions = text["decoder_positions"]
+    # Padding is on the right, behind the causal mask: no target position can see it.
+    mask = causal_mask(jnp.ones(positions.shape, bool))
+    if "decoder_states" in text:  # the layers below the user have read the tokens already
+        hidden, _ = model.above(text["decoder_states"], positions, mask, context=context)
+    else:
+        hidden, _ = model(text["decoder_input_tokens"], positions, mask, context=context)
+    targets, weights = text["decoder_target_tokens"], text["decoder_loss_weights"] * _example_weights(text)[:, None]
+    if room is None:
+        return hidden, targets, weights
+    # The softmax over the vocabulary is half of a small LLM's step: spare it the prompts.
+    last = positions.shape[1] - 1
+    first = jnp.maximum(text["prompt_lengths"], 1) - 1  # a filler's prompt is empty
+    slots = first[:, None] + jnp.arange(min(room, last + 1))
+    inside, slots = slots <= last, jnp.minimum(slots, last)
+    # Along their axis: indexed by rows too, half a batch would be moved between devices.
+    hidden = jnp.take_along_axis(hidden, slots[..., None], axis=1)
+    targets, weights = (jnp.take_along_axis(x, slots, axis=1) for x in (targets, weights))
+    return hidden, targets, weights * inside
 
 
 def _example_weights(batch: Batch) -> jax.Array:

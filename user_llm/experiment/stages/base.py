@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from user_llm.checkpoints.damage import complete_steps, refuse_damaged
 from user_llm.checkpoints.manager import StageCheckpoints
 from user_llm.checkpoints.transfer import Layout, initialise
+from user_llm.data.by_length import by_length
 from user_llm.data.mixture import Mixture, train_batches
 from user_llm.data.pipeline import Source, TrainSource
 from user_llm.evaluation.evaluator import Subset, mean_metrics
@@ -23,8 +24,8 @@ from user_llm.experiment.workdir import NoRun
 from user_llm.models import parameters
 from user_llm.models.model import Model
 from user_llm.models.parameters import Builder, Parameters
-from user_llm.parallel.mesh import local_rows
-from user_llm.parallel.processes import fetch
+from user_llm.parallel.mesh import batch_shards, local_rows
+from user_llm.parallel.processes import fetch, several
 from user_llm.training.loop import Batches, TrainingRun
 from user_llm.training.objectives import Objective
 from user_llm.training.trainable import EVERYTHING, Rules, trainable
@@ -32,6 +33,8 @@ from user_llm.training.trainable import EVERYTHING, Rules, trainable
 Validation = Callable[[Model], dict[str, float]]
 Reader = Callable[[Any], Source]
 """What gathers the examples of a `TrainSource` or a `Mixture`: it, or something around it."""
+
+_WORTH_COMPILING = 1000  # steps
 
 
 class Stage(abc.ABC):
@@ -42,11 +45,13 @@ class Stage(abc.ABC):
       metrics: of its validation, those that `keep_best` may name.
       held_at_once: keys whose product is held at once, in weights or in what a batch becomes in the first layer: far
         below what a step needs, and known without building a model, which takes as long as it has layers.
+      reads_text: whether its batches have the decoder's features.
     """
 
     name: str
     held_at_once: tuple[tuple[str, ...], ...] = ()
     metrics: tuple[str, ...] = ("loss",)
+    reads_text: bool = False
 
     @abc.abstractmethod
     def builder(self, assembly: Assembly) -> Builder:
@@ -130,7 +135,7 @@ class Stage(abc.ABC):
             axes=parameters.logical_axes(parameters.abstract(self.builder(experiment.assembly))),
             rules=self.rules(config),
             objective=objective,
-            batches=self.batches(experiment, reader),
+            batches=self._grouped(experiment, reader),
             evaluate=self.validation(experiment, objective, reader) if config.data.validation else None,
         )
 
@@ -142,6 +147,18 @@ class Stage(abc.ABC):
             return self.seqio_batches(experiment, size, rows)
         source = self.source(experiment, "train")
         return train_batches(source, size, config.seed, rows=rows, shards=config.data.shards, reader=reader(source))
+
+    def _grouped(self, experiment: Experiment, reader: Reader) -> Batches:
+        """What it trains on, texts grouped by their length where that pays."""
+        batches, mesh, training = (
+            self.batches(experiment, reader),
+            experiment.mesh,
+            experiment.config.training[self.name],
+        )
+        # Microbatches would cut the groups. Of several processes none sees the whole batch, and where weights are cut
+        # (fsdp), every group would gather them anew. A short training takes less time than what groups cost to compile.
+        plain = training.accumulate > 1 or several() or mesh.shape["fsdp"] > 1 or training.steps < _WORTH_COMPILING
+        return by_length(batches, batch_shards(mesh)) if self.reads_text and not plain else batches
 
     def seqio_batches(self, experiment: Experiment, batch_size: int, rows: np.ndarray) -> Batches:
         """The same through SeqIO: the `rows` of batches of `batch_size`. A source of windows is read as it is."""

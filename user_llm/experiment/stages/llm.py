@@ -12,6 +12,7 @@ class LanguageModelStage(Stage):
     """The LLM alone. It is left as a Hugging Face folder too, `<workdir>/llm/huggingface`."""
 
     name = "llm"
+    reads_text = True
     held_at_once = (
         ("llm.num_layers", "llm.width", "llm.hidden"),
         ("llm.vocabulary_size", "llm.width"),

@@ -23,6 +23,7 @@ class UserLLMStage(Stage):
     """The contextualised LLM. Its adapters, if any, are left in PEFT's layout, `<workdir>/user_llm/adapters`."""
 
     name = "user_llm"
+    reads_text = True
     held_at_once = (("training.user_llm.batch_size", "prompt.max_targets"),)
 
     def builder(self, assembly):
