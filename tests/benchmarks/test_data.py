@@ -213,11 +213,12 @@ def test_tables():
         {"contender": "c", "files": "f", "rows": 1000, "seconds": [1, 3, 2], "rows_per_second": 500, "peak_mb": 7}
     ]
     results = {
-        "machine": {"cpu": "cpu", "cores": 1},
+        "machine": {"cpu": "cpu", "cores": 1, "caches": {"L2": "2 MiB"}, "bfloat16": {"avx512_bf16": False}},
         "date": "today",
         "data": {"reading": reading, "building": building},
     }
     lines = report.render(json.loads(json.dumps(results))).splitlines()
+    assert lines[0] == "cpu, 1 cores, L2 2 MiB; no avx512_bf16; today."
     assert "| 1,000 | tuned | a | skipped: no / room |  |  |  |  |  |  |" in lines
     assert "| 2 | tuned | b | 0.500 | - | 3 | 2.0 | - | - | - |".replace(" - ", " \N{EN DASH} ") in lines
     assert "| f | 1 | c | 2.0 | 0 | 7 |" in lines
