@@ -127,7 +127,7 @@ class Stage(abc.ABC):
             axes=parameters.logical_axes(parameters.abstract(self.builder(experiment.assembly))),
             rules=self.rules(config),
             objective=objective,
-            batches=self._grouped(experiment),
+            batches=self.grouped_batches(experiment),
             evaluate=self.validation(experiment, objective) if config.data.validation else None,
         )
 
@@ -140,7 +140,7 @@ class Stage(abc.ABC):
         source = self.source(experiment, "train")
         return train_batches(source, size, config.seed, rows=rows, shards=config.data.shards)
 
-    def _grouped(self, experiment: Experiment) -> Batches:
+    def grouped_batches(self, experiment: Experiment) -> Batches:
         """What it trains on, texts grouped by their length where that pays."""
         batches, mesh, training = self.batches(experiment), experiment.mesh, experiment.config.training[self.name]
         # Microbatches would cut the groups. Of several processes none sees the whole batch, and where weights are cut
