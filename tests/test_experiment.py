@@ -7,6 +7,7 @@ from ml_collections.config_flags import config_path
 
 from user_llm import schema
 from user_llm.config import ConfigError
+from user_llm.data import by_length
 from user_llm.encoders import dual_encoder
 from user_llm.experiment.experiment import Experiment
 from user_llm.experiment.prepare import prepare
@@ -69,3 +70,28 @@ def test_the_dual_encoder_is_told_how_often_an_item_is_a_label_and_not_how_often
     config.encoder.dual_encoder.sampling_correction = False
     STAGES["encoder"].objective(experiment)
     assert given[1] is None
+
+
+def test_long_trainings_in_one_piece_read_their_texts_in_groups(tmp_path, config, monkeypatch):
+    """Groups take longer to compile, and microbatches would cut them."""
+    monkeypatch.setattr(by_length, "_WORTH", 1.0)  # whatever they spare
+    for stage in config.training.values():
+        stage.steps = 1000
+    experiment = Experiment(config, tmp_path, one_device())
+    prepare(experiment)
+
+    def batches_of(stage):
+        return stage.grouped_batches(experiment, lambda source: source)
+
+    def grouped():
+        return {stage.name for stage in STAGES if isinstance(batches_of(stage), by_length.ByLength)}
+
+    assert grouped() == {"llm", "user_llm"}
+    batch = next(batches_of(STAGES["user_llm"]).iterator(3, threads=1, prefetch=1))
+    whole = batches_of(STAGES["user_llm"]).whole_batch(3)
+    learnt = sum(text["decoder_loss_weights"].sum() for text in batch["texts"])
+    assert learnt == whole["decoder_loss_weights"].sum() > 0
+    config.training.user_llm.accumulate = 2
+    assert grouped() == {"llm"}
+    config.training.llm.steps = 999
+    assert grouped() == set()

@@ -1,6 +1,8 @@
 """The one attention of the package: self or cross, grouped key/value heads, cached or not."""
 
-from collections.abc import Sequence
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -34,6 +36,17 @@ class Context(NamedTuple):
 def softcap(x: jax.Array, cap: float) -> jax.Array:
     """Squashes `x` smoothly into ±cap, as Gemma 2 does with its scores and logits (Bello et al. 2016)."""
     return cap * jnp.tanh(x / cap)
+
+
+@contextlib.contextmanager
+def all_at_once() -> Iterator[None]:
+    """Programs that are traced herein attend without a loop: XLA counts what a loop does once."""
+    global AT_ONCE
+    most, AT_ONCE = AT_ONCE, sys.maxsize
+    try:
+        yield
+    finally:
+        AT_ONCE = most
 
 
 def attend(

@@ -135,7 +135,7 @@ class Stage(abc.ABC):
             axes=parameters.logical_axes(parameters.abstract(self.builder(experiment.assembly))),
             rules=self.rules(config),
             objective=objective,
-            batches=self._grouped(experiment, reader),
+            batches=self.grouped_batches(experiment, reader),
             evaluate=self.validation(experiment, objective, reader) if config.data.validation else None,
         )
 
@@ -148,13 +148,10 @@ class Stage(abc.ABC):
         source = self.source(experiment, "train")
         return train_batches(source, size, config.seed, rows=rows, shards=config.data.shards, reader=reader(source))
 
-    def _grouped(self, experiment: Experiment, reader: Reader) -> Batches:
+    def grouped_batches(self, experiment: Experiment, reader: Reader) -> Batches:
         """What it trains on, texts grouped by their length where that pays."""
-        batches, mesh, training = (
-            self.batches(experiment, reader),
-            experiment.mesh,
-            experiment.config.training[self.name],
-        )
+        batches, training = self.batches(experiment, reader), experiment.config.training[self.name]
+        mesh = experiment.mesh
         # Microbatches would cut the groups. Of several processes none sees the whole batch, and where weights are cut
         # (fsdp), every group would gather them anew. A short training takes less time than what groups cost to compile.
         plain = training.accumulate > 1 or several() or mesh.shape["fsdp"] > 1 or training.steps < _WORTH_COMPILING
