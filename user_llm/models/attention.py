@@ -13,8 +13,8 @@ from user_llm.errors import UserError
 from user_llm.models.layers import NormOptions, Projections, fan_in, make_norm, parameter, rotate
 from user_llm.models.sharding import deal, shard
 
-AT_ONCE = 512 * 512  # most scores of a head that exist at a time
-_BLOCK = 128 * 1024  # of them, where there are more: a block of queries has at most so many
+AT_ONCE = 2048 * 1024  # most scores of a head that exist at a time
+_BLOCK = 512 * 1024  # of them, where there are more: a block of queries has at most so many
 MASKED = -1e30  # finite, so that a query without any slot gives no NaN
 # {"key", "value"}: [layers, B, S, K, H]; and {"position"}: int32 [B, S] where layers look through a sliding window.
 Cache = dict[str, jax.Array]
