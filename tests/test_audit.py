@@ -17,8 +17,9 @@ from user_llm.evaluation import blocks, leaks
 from user_llm.evaluation.leaks import as_results
 from user_llm.experiment import experiment as experiment_lib
 from user_llm.experiment.experiment import Experiment
-from user_llm.experiment.prepare import prepare, vocabulary_events
+from user_llm.experiment.prepare import prepare
 from user_llm.experiment.seal import claim
+from user_llm.experiment.vocabulary import vocabulary_events
 from user_llm.experiment.workdir import FACTS
 from user_llm.files import write_json
 from user_llm.inspect import audit as auditor

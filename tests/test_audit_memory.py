@@ -87,7 +87,7 @@ def test_the_audit_holds_what_it_says(users, events, monkeypatch):
     config = dict(
         data=dict(history_length=HISTORY, validation=True),
         encoder=dict(checkpoint=""),
-        llm=dict(checkpoint="", vocabulary="none"),
+        llm=dict(checkpoint="", vocabulary="none", trim_vocabulary=False),
         evaluation=dict(batch_size=50, exclude_history=False),
     )
     counts = item_counts(table.item, 50, [windows["validation"], windows["test"]])

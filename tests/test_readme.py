@@ -209,6 +209,7 @@ def test_snippets_of_python_run(tiny_run, tmp_path, monkeypatch):
         '"runs/ml_latest_small"': repr(str(workdir)),
         '"FOLDER"': repr(str(workdir / "llm" / "huggingface")),
         '"NEW_FOLDER"': repr(str(tmp_path / "saved")),
+        '"LLM_FOLDER"': repr(str(tmp_path / "language_model")),
         '"Toy Story (1995)"': repr(titles[1]),
         '"Heat (1995)"': repr(titles[2]),
         'raw_path="ml-latest-small.zip", data_dir="runs/data"': built,
@@ -226,4 +227,4 @@ def test_snippets_of_python_run(tiny_run, tmp_path, monkeypatch):
                 body = body.replace(named, here)
             exec(compile(body, page, "exec"), {})
             ran += 1
-    assert ran == 6
+    assert ran == 7

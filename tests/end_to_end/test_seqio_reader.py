@@ -78,7 +78,9 @@ def test_stopped_and_started_again_it_learns_what_the_array_road_does(make, tmp_
 def test_every_stage_has_batches_of_the_array_road_s_shape(make, tmp_path):
     experiments = {reader: make(reader, tmp_path / reader) for reader in ("windows", "seqio")}
     for stage in STAGES:
-        array_road, seqio_road = (stage.batches(experiments[reader]) for reader in ("windows", "seqio"))
+        array_road, seqio_road = (
+            stage.batches(experiments[reader], lambda source: source) for reader in ("windows", "seqio")
+        )
         assert isinstance(array_road, TrainBatches)
         assert isinstance(seqio_road, SeqIOBatches)
         expected, found = array_road.whole_batch(2), seqio_road.whole_batch(2)

