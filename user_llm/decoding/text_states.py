@@ -44,7 +44,6 @@ class TextStates:
         return tree_nodes + self.prompt_length
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class UpperLayers:
     """The layers of `model` from its `first_layer` on, a `DecodingModel` whose tokens are rows of `states.table`."""

@@ -164,7 +164,7 @@ def with_states(run: Run, model: Model, source: UserLLMSource | Mixture) -> Sour
     return StatesSource(source, cast(list[KeptStates], kept), [run.answer_trie(name) for name in names])
 
 
-def trains_below(config: ConfigDict) -> bool:
+def _trains_below(config: ConfigDict) -> bool:
     """Whether something below `integration.first_layer` is trained."""
     return config.strategy == "full" or (
         config.strategy == "lora" and config.lora.first_layer < config.integration.first_layer
@@ -176,7 +176,7 @@ def _reason_against(run: Run, task: str) -> str:
     config, asked = run.config, TASKS[task]
     if config.integration.kind != "cross_attention" or not config.integration.first_layer:
         return "every layer may read the user"
-    if trains_below(config):
+    if _trains_below(config):
         return f"strategy {config.strategy!r} trains layers below {config.integration.first_layer}"
     if config.data.text_history:
         return "each prompt has a history of its own"
@@ -198,7 +198,8 @@ def _make(run: Run, task: str, model: Model, folder: Path, fingerprint: str) -> 
     prompt, trie = _prompt(run, task), run.answer_trie(task)
     rows = len(prompt) + len(trie.tree.token)
     parts = _parts(model, prompt, trie, run.config.integration.first_layer)
-    width, dtype = run.assembly.language_model_config.width, run.assembly.language_model_config.dtype
+    llm = run.assembly.language_model_config
+    width, dtype = llm.width, llm.dtype
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=rows, desc=f"{task}: states", disable=None if is_lead() else True))
         table = None
@@ -206,9 +207,8 @@ def _make(run: Run, task: str, model: Model, folder: Path, fingerprint: str) -> 
             shutil.rmtree(folder, ignore_errors=True)
             partial = stack.enter_context(replacing(folder))
             partial.mkdir()
-            kind = jnp.dtype(dtype)
-            stored = np.dtype(f"u{kind.itemsize}")  # as bits: NumPy's files know no bfloat16
-            table = np.lib.format.open_memmap(partial / _TABLE, "w+", stored, (rows, width))
+            stored = f"u{jnp.dtype(dtype).itemsize}"  # as bits: NumPy's files know no bfloat16
+            table = np.lib.format.open_memmap(partial / _TABLE, "w+", np.dtype(stored), (rows, width))
         start = 0
         for part in parts:
             if table is not None:
