@@ -88,7 +88,7 @@ def test_the_audit_holds_what_it_says(users, events, monkeypatch):
         data=dict(history_length=HISTORY, validation=True),
         encoder=dict(checkpoint=""),
         llm=dict(checkpoint="", vocabulary="none", trim_vocabulary=False),
-        evaluation=dict(batch_size=50, exclude_history=False),
+        evaluation=dict(batch_size=50, exclude="nothing"),
     )
     counts = item_counts(table.item, 50, [windows["validation"], windows["test"]])
     experiment = SimpleNamespace(table=table, windows=windows.get, item_counts=counts, config=ConfigDict(config))

@@ -82,7 +82,9 @@ def test_losses_gradients_and_answers_are_those_of_the_plain_model(make):
     batch = reader(source).gather(np.arange(0, len(source), len(source) // 7))
     assert batch["decoder_states"].shape == (*batch["decoder_input_tokens"].shape, experiment.config.llm.width)
     assert loss(experiment, model, reader) == pytest.approx(expected, abs=1e-5)
-    assert experiment.text_states("next_item", model) is not None
+    states = experiment.text_states("next_item", model)
+    assert states is not None and experiment.text_states("next_item", model) is states
+    assert experiment.text_states("next_item", changed(model, "language_model/layers/0/mlp/down_FD", 0.1)) is None
     for found, wanted in zip(answers(experiment, model), expected_answers, strict=True):
         assert [answer.text for answer in found] == [answer.text for answer in wanted]
         np.testing.assert_allclose([a.score for a in found], [a.score for a in wanted], atol=1e-4)
@@ -105,8 +107,9 @@ def test_several_devices_read_them_too(make):
     asked = experiment.source("next_item", "test").gather(np.arange(8))
     kept = TASKS["next_item"].asker(experiment, model, 10)(asked)
     (experiment.workdir / text_states.FOLDER / "next_item" / "facts.json").unlink()
-    assert experiment.text_states("next_item", model) is None
-    for found, wanted in zip(kept, TASKS["next_item"].asker(experiment, model, 10)(asked), strict=True):
+    anew = Experiment(experiment.config, experiment.workdir, experiment.mesh)
+    assert anew.text_states("next_item", model) is None
+    for found, wanted in zip(kept, TASKS["next_item"].asker(anew, model, 10)(asked), strict=True):
         assert [answer.text for answer in found] == [answer.text for answer in wanted]
 
 

@@ -38,7 +38,7 @@ def table():
 
 def splits(table):
     return {
-        split: Windows(table, history_length=LENGTH, min_history=2, split=split, validation=True)
+        split: Windows(table, history_length=LENGTH, min_history=2, split=split, validation=True, seen=True)
         for split in ("validation", "test")
     }
 
@@ -63,8 +63,9 @@ def test_orders_equal_those_of_the_whole_table(table, block, monkeypatch):
     held_out, counts = held_out_and_counts(table)
     ids = np.arange(0, len(splits(table)["test"]), 3)
     labels = splits(table)["test"].label_positions(ids)
+    lengths = {"history": LENGTH, "seen": splits(table)["test"].longest}
     before = counts.copy()
-    orders = other_orders(table, Places([held_out], len(table.item)), counts, labels[::-1], LENGTH, range(3))
+    orders = other_orders(table, Places([held_out], len(table.item)), counts, labels[::-1], lengths, range(3))
     for seed, order in enumerate(orders):
         other = shuffled(table, seed)
         assert (other.item != table.item).any()
@@ -82,7 +83,7 @@ def test_ratings_in_bytes_give_the_same_windows(table):
     held_out, counts = held_out_and_counts(table)
     narrow = dataclasses.replace(table, rating=table.rating.astype(np.uint8))
     one, other = (
-        other_orders(of, Places([held_out], len(table.item)), counts, held_out[:5], LENGTH, [0])[0].windows
+        other_orders(of, Places([held_out], len(table.item)), counts, held_out[:5], {"history": LENGTH}, [0])[0].windows
         for of in (table, narrow)
     )
     for name, rows in one.gather(np.arange(5)).items():

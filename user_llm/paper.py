@@ -54,7 +54,7 @@ def experiment(name: str, dataset: str, task: str, encoder: Mapping, tasks: Mapp
     config.training.encoder = schema.training(keep_best="recall@10", **often, **encoder)
     config.training.user_llm = schema.training(keep_best="loss", learning_rate=1e-3, **often, **tasks[task])
     config.evaluation.batch_size = 512
-    config.evaluation.exclude_history = False  # as the paper
+    config.evaluation.exclude = "nothing"  # as the paper
     if task == "review_generation":
         config.prompt.max_inputs = 128  # title, category and rating
         config.prompt.max_targets = 64

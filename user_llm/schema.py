@@ -79,6 +79,7 @@ def get_config() -> ConfigDict:
             num_heads=8,  # attention heads
             hidden=512,  # of a layer's MLP
             dropout=0.0,  # share of activations, in training
+            stride=1,  # events from one training window of a user to the next; history_length = each event learnt once
             chunk_rows=512,  # rows of logits held at once by the softmax over the catalogue
             bert4rec=ConfigDict(dict(mask_rate=0.2)),  # share of a history's events that are masked
             dual_encoder=ConfigDict(
@@ -164,7 +165,7 @@ def get_config() -> ConfigDict:
             answers="beams",  # how an LLM ranks: beams, or exact (log p of every title: small catalogues only)
             num_beams=10,  # of the beam search
             constrained=True,  # beams stay inside the catalogue; False = the paper's free beams
-            exclude_history=True,  # an item of the history is no answer, for every row of the table; False = paper
+            exclude="history",  # what is no answer, for every row of the table: history | timeline (all before) | nothing (paper)
             max_users=0,  # test users, evenly spread; 0 = all
             max_validation=10_000,  # validation windows, evenly spread; 0 = all
             bootstrap_samples=1000,  # resamples of the test users, for the 95 % intervals

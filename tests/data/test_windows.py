@@ -59,6 +59,36 @@ def test_gather_equals_the_definition(make_table, drawn, random):
             assert batch["history/rating"][row].tolist() == padding + table.rating[past].tolist()
 
 
+@settings(max_examples=40, deadline=None)
+@given(drawn=options, stride=st.integers(1, 7))
+def test_a_stride_keeps_every_label_so_far_from_a_users_newest(make_table, drawn, stride):
+    table = make_table(drawn.pop("lengths"))
+    every, some = (Windows(table, split="train", **drawn, stride=step) for step in (1, stride))
+    ids = np.arange(len(every))
+    users, labels = every.users(ids), every.label_positions(ids)
+    newest = {user: label for user, label in zip(users, labels, strict=True)}  # of a user, the last
+    kept = [i for i in ids if (newest[users[i]] - labels[i]) % stride == 0]
+    assert some.label_positions(np.arange(len(some))).tolist() == labels[kept].tolist()
+    for name, values in some.gather(np.arange(len(some))).items():
+        np.testing.assert_array_equal(values, every.gather(np.array(kept, np.int64))[name])
+
+
+def test_with_a_stride_of_a_history_every_event_is_learnt_once(make_table):
+    table = make_table([1, 2, 5, 9, 30])
+    windows = Windows(table, history_length=5, split="train", min_history=1, validation=True, stride=5)
+    batch = windows.gather(np.arange(len(windows)))
+    targets = np.concatenate([batch["history/item"][:, 1:], batch["label/item"][:, None]], axis=1)
+    learnt = np.sort(targets[batch["history/item"] > 0])
+    first_and_held_out = [{0, n - 2, n - 1} for n in (1, 2, 5, 9, 30)]
+    expected = [
+        table.item[table.offsets[user] + place]
+        for user, left_out in enumerate(first_and_held_out)
+        for place in range(int(table.offsets[user + 1] - table.offsets[user]))
+        if place not in left_out
+    ]
+    assert learnt.tolist() == sorted(expected)
+
+
 @pytest.mark.parametrize("validation", [False, True])
 @pytest.mark.parametrize("min_history", [None, 1])
 def test_nothing_later_than_the_label_and_no_held_out_event_is_seen(table, min_history, validation):
@@ -78,6 +108,19 @@ def test_nothing_later_than_the_label_and_no_held_out_event_is_seen(table, min_h
     trained_on = np.union1d(train["history/item"], train["label/item"])
     for split in set(gathered) - {"train"}:
         assert not np.isin(gathered[split]["label/item"], trained_on).any()
+
+
+@settings(max_examples=20, deadline=None)
+@given(drawn=options)
+def test_what_a_user_has_met_is_all_before_the_label(make_table, drawn):
+    table = make_table(drawn.pop("lengths"))
+    windows = Windows(table, split="test", **drawn, seen=True)
+    batch = windows.gather(np.arange(len(windows)))
+    labels = windows.label_positions(np.arange(len(windows)))
+    for user, label, seen in zip(batch["user"], labels, batch["seen/item"], strict=True):
+        before = table.item[table.offsets[user] : label].tolist()
+        assert seen.tolist() == [0] * (windows.longest - len(before)) + before
+    assert batch["seen/item"].shape[1] == max((batch["seen/item"] > 0).sum(axis=1), default=0)
 
 
 def test_batches_are_int32_and_leave_the_table_alone(table):

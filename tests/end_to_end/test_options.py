@@ -80,7 +80,7 @@ VARIANTS = {
         "encoder.kind": "bert4rec",
         "evaluation.max_users": 20,
         "evaluation.max_validation": 10,
-        "evaluation.exclude_history": False,
+        "evaluation.exclude": "nothing",
     },
 }
 

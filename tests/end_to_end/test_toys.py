@@ -70,7 +70,7 @@ class NextCategory(Task):
 
     def evaluate(self, study, trained):
         test = Subset.evenly(study.source(self.name, "test"), 0)
-        options = dict(batch_size=study.config.evaluation.batch_size, exclude_history=False, label="label/answer")
+        options = dict(batch_size=study.config.evaluation.batch_size, exclude_seen=False, label="label/answer")
         batch, found = test.gather(np.arange(len(test))), {}
         for row in llm_rows(study, test):
             scores = self.scores(study, trained["user_llm"], row.with_context)

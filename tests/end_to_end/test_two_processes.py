@@ -21,9 +21,10 @@ MESSAGE = "error: another process of this run has ended"
 NOTICED = 60  # seconds, until the other has ended too
 GIVEN_UP = 280  # seconds, after which a run hangs
 
-# Parameters in slices on both processes, and two exports.
+# Parameters in slices on both processes, two exports, and the states of texts that both compute and one keeps.
 EVERYTHING = [
     *("--config.compute.mesh.data=1", "--config.compute.mesh.fsdp=2", "--config.strategy=lora"),
+    *("--config.integration.every=1", "--config.integration.first_layer=1", "--config.lora.first_layer=1"),
     *(f"--config.training.{stage}.steps=6" for stage in ("llm", "encoder", "user_llm")),
     "--config.evaluation.batch_size=48",
     "--config.data.shards=2",  # each process reads half of the users
@@ -121,7 +122,8 @@ def data_dir(tmp_path_factory):
 def test_two_processes_give_the_results_of_one_with_two_devices(tmp_path, data_dir):
     one = run_one(tmp_path / "one", data_dir, EVERYTHING)
     two = run_pair(tmp_path / "two", data_dir, EVERYTHING)
-    assert_same(two, one, "llm/huggingface/model.safetensors", "user_llm/adapters/adapter_model.safetensors")
+    states = "text_states/next_item/table.npy"
+    assert_same(two, one, "llm/huggingface/model.safetensors", "user_llm/adapters/adapter_model.safetensors", states)
     assert "User-LLM" in log(two, 0).read_text()
     assert "User-LLM" not in log(two, 1).read_text()
 

@@ -40,16 +40,21 @@ def everyone(windows):
     return windows.gather(np.arange(len(windows)))
 
 
-@pytest.mark.parametrize("exclude_history", [False, True])
-def test_ranks_by_scores_are_those_of_a_loop_over_users(windows, everyone, exclude_history):
+@pytest.mark.parametrize("exclude_seen", [False, True])
+@pytest.mark.parametrize("beyond", [False, True])
+def test_ranks_by_scores_are_those_of_a_loop_over_users(windows, everyone, exclude_seen, beyond):
+    if beyond:  # users have met more than their history
+        more = np.random.default_rng(2).integers(0, ITEMS + 1, (len(windows), 3))
+        everyone = {**everyone, "seen/item": np.concatenate([more, everyone["history/item"]], axis=1)}
+        windows = Fixed(**everyone)
     table = np.random.default_rng(1).integers(0, 4, (len(windows), ITEMS + 1)).astype(np.float32)  # many ties
     before = table.copy()
     ranks, best = rank_by_scores(
-        lambda batch: table[batch["user"]], windows, batch_size=BATCH, exclude_history=exclude_history
+        lambda batch: table[batch["user"]], windows, batch_size=BATCH, exclude_seen=exclude_seen
     )
-    users = zip(table, everyone["label/item"], everyone["history/item"], ranks, best, strict=True)
-    for scores, label, history, rank, found in users:
-        seen = set(history) - {label} if exclude_history else set()
+    met = everyone["seen/item" if beyond else "history/item"]
+    for scores, label, items, rank, found in zip(table, everyone["label/item"], met, ranks, best, strict=True):
+        seen = set(items) - {label} if exclude_seen else set()
         rankable = [item for item in range(1, ITEMS + 1) if item not in seen]
         assert rank == sum(scores[item] >= scores[label] for item in rankable)
         ranking = [item for _, item in sorted((-scores[item], item) for item in rankable)]  # of a tie, the lower item
@@ -70,7 +75,7 @@ def test_several_processes_end_an_evaluation_between_the_same_two_batches(window
             lambda batch: seen.append(batch) or np.zeros((BATCH, ITEMS + 1), np.float32),
             windows,
             batch_size=BATCH,
-            exclude_history=False,
+            exclude_seen=False,
         )
     assert len(seen) == 1
     assert numbers[1] == numbers[0] + 1
@@ -162,7 +167,7 @@ def test_all_titles_as_beams_rank_as_the_scores_of_all_items_do(free):
     for seed in range(200):
         answers = Answers.draw(seed)
         exact, _ = rank_by_scores(
-            lambda batch, of=answers: of.scores[batch["user"]], answers.windows, batch_size=BATCH, exclude_history=True
+            lambda batch, of=answers: of.scores[batch["user"]], answers.windows, batch_size=BATCH, exclude_seen=True
         )
         ranks, items = answers.beams(seed, free=free)
         expected = [rank_of(*row) for row in answers.rows()]
@@ -242,7 +247,7 @@ def test_the_encoders_scores_are_its_logits_after_the_newest_event(encoder, ever
 
 def searched(model, trie, batch, **options):
     """(beams, the items that were no answer)"""
-    options = dict(num_beams=5, max_steps=4, exclude_history=False) | options
+    options = dict(num_beams=5, max_steps=4, exclude_seen=False) | options
     result, excluded = user_llm_beams(model, trie=trie, eos_id=EOS, **options)(batch)
     return jax.tree.map(np.asarray, result), excluded
 
@@ -284,7 +289,7 @@ def test_without_context_it_is_the_language_model_alone(user_llm, trie, everyone
 def test_a_model_without_an_encoder_answers_from_the_prompt(text_prompt, trie, everyone):
     alone = expected_beams(text_prompt.module().language_model, everyone, None, trie)
     assert_same(searched(text_prompt, trie, everyone)[0], alone)
-    unseen, excluded = searched(text_prompt, trie, everyone, exclude_history=True)
+    unseen, excluded = searched(text_prompt, trie, everyone, exclude_seen=True)
     np.testing.assert_array_equal(excluded, unanswerable(everyone))
     assert_same(unseen, expected_beams(text_prompt.module().language_model, everyone, None, trie, excluded))
 
@@ -299,7 +304,7 @@ def test_beams_read_each_users_history_and_leave_it_out_of_the_answers(user_llm,
     context = context_of(user_llm, item, batch["history/rating"])
     seen, _ = searched(user_llm, trie, batch)
     assert_same(seen, expected_beams(user_llm.module(), batch, context, trie))
-    unseen, excluded = searched(user_llm, trie, batch, exclude_history=True)
+    unseen, excluded = searched(user_llm, trie, batch, exclude_seen=True)
     np.testing.assert_array_equal(excluded, unanswerable(batch))
     assert ((item > 0) & (excluded == 0)).any(axis=1)[0]
     assert_same(unseen, expected_beams(user_llm.module(), batch, context, trie, excluded))
@@ -312,17 +317,19 @@ def test_beams_read_each_users_history_and_leave_it_out_of_the_answers(user_llm,
     assert not any(answered_again(unseen))
     # Someone to recommend to has no label: nothing of their history comes out.
     nobody = {key: value for key, value in batch.items() if not key.startswith("label/")}
-    excluded = searched(user_llm, trie, nobody, exclude_history=True)[1]
+    excluded = searched(user_llm, trie, nobody, exclude_seen=True)[1]
     np.testing.assert_array_equal(excluded, item)
+    more = {**nobody, "seen/item": np.concatenate([np.full((len(item), 1), 7), item], axis=1)}
+    np.testing.assert_array_equal(searched(user_llm, trie, more, exclude_seen=True)[1], more["seen/item"])
 
 
 def test_a_shuffled_context_is_another_users_and_the_exclusion_the_users_own(user_llm, trie, windows, everyone):
     batch = ShuffledContexts(windows).gather(np.arange(len(windows)))
     context = context_of(user_llm, batch["context/item"], batch["context/rating"])
-    result, excluded = searched(user_llm, trie, batch, exclude_history=True)
+    result, excluded = searched(user_llm, trie, batch, exclude_seen=True)
     np.testing.assert_array_equal(excluded, unanswerable(everyone))
     assert_same(result, expected_beams(user_llm.module(), everyone, context, trie, excluded))
-    own, _ = searched(user_llm, trie, everyone, exclude_history=True)
+    own, _ = searched(user_llm, trie, everyone, exclude_seen=True)
     assert np.abs(result.scores - own.scores).max() > 0.01
 
 
@@ -333,10 +340,10 @@ def test_a_model_ranks_labels_alike_by_beams_and_by_the_scores_of_all_titles(use
     batch = {**everyone, "history/item": history, "label/item": label}
     windows = Fixed(**batch)
     scored = user_llm_scores(user_llm, trie=trie, eos_id=EOS)
-    options = dict(num_beams=len(DISTINCT), max_steps=4, exclude_history=True)
+    options = dict(num_beams=len(DISTINCT), max_steps=4, exclude_seen=True)
     searched = user_llm_beams(user_llm, trie=trie, eos_id=EOS, **options)
     shared = dict(batch_size=len(label), description="")
-    exact, best = rank_by_scores(scored, windows, exclude_history=True, **shared)
+    exact, best = rank_by_scores(scored, windows, exclude_seen=True, **shared)
     ranks, items = rank_by_beams(searched, windows, trie=trie, **shared)
     scores, beams = np.asarray(scored(batch)), jax.tree.map(np.asarray, searched(batch)[0])
     expected = [rank_of(*row) for row in zip(scores, label, (set(row) - {0} for row in history.tolist()), strict=True)]

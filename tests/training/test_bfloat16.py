@@ -98,4 +98,4 @@ def test_training_in_bfloat16_follows_float32_and_keeps_float32(case, folder):
 def ranks_of(experiment, model):
     """Of every test user's label, by the encoder alone, in the dtype it computes in."""
     scores = encoder_scores(model)
-    return rank_by_scores(scores, experiment.windows("test"), batch_size=100, exclude_history=True)[0]
+    return rank_by_scores(scores, experiment.windows("test"), batch_size=100, exclude_seen=True)[0]

@@ -4,6 +4,7 @@ import functools
 
 import numpy as np
 
+from user_llm.arguments import whole
 from user_llm.data.splits import label_ranges, resolve_min_history
 from user_llm.data.timelines import TimelineTable
 from user_llm.errors import UserError
@@ -22,9 +23,15 @@ class Windows:
         split: `train`, `validation` or `test` (see `splits`).
         min_history: the fewest events behind a label, when histories shorter than S are admitted.
         validation: whether position n-2 of every user is held out of `train`.
+        stride: events from one label of a user to the next, counted back from the newest. With S a model that learns
+            at every slot of a history learns each event once.
+        seen: whether batches bring `seen/item`, all that the user has met before the label.
+
+    Attributes:
+        longest: events before a label, at most: the width of `seen/item`.
 
     Raises:
-        UserError: lengths out of range.
+        UserError: lengths or stride out of range.
         ValueError: an unknown split.
     """
 
@@ -36,17 +43,23 @@ class Windows:
         split: str,
         min_history: int | None = None,
         validation: bool = False,
+        stride: int = 1,
+        seen: bool = False,
     ):
         self.table = table
         self.history_length = history_length
         self.split = split
         self.min_history = resolve_min_history(history_length, min_history)
         self.validation = validation
+        self._stride = whole("stride", stride, 1)
         first, end = label_ranges(np.diff(table.offsets), split, self.min_history, validation)
-        counts = end - first
+        counts = -(-(end - first) // stride)
         self._users = np.flatnonzero(counts).astype(np.int32)  # those with windows
         self._starts = np.concatenate([[0], np.cumsum(counts[self._users])])
-        self._shift = table.offsets[self._users] + first[self._users] - self._starts[:-1]
+        newest = table.offsets[self._users] + end[self._users] - 1
+        self._shift = newest - stride * (self._starts[1:] - 1)
+        self.longest = int((end - 1)[self._users].max(initial=0))
+        self._seen = seen
         self._item = _of_length(table.item, history_length)
         self._rating = _of_length(table.rating, history_length)
 
@@ -79,7 +92,7 @@ class Windows:
 
     def label_positions(self, ids: np.ndarray) -> np.ndarray:
         """Where each window's label lies in the flat columns: int64 [B]."""
-        return self._shift[self._rows(ids)] + ids
+        return self._shift[self._rows(ids)] + self._stride * ids
 
     def _rows(self, ids: np.ndarray) -> np.ndarray:
         """Which of the users with windows each window is of: int32 [B]."""
@@ -120,9 +133,10 @@ class Windows:
         Returns:
             history/item, history/rating: int32 [B, S], oldest first; shorter histories are left-padded with
             0, so that the newest event is always at S-1. label/item, label/rating: int32 [B]. user: int32 [B].
+            Where it was asked for, seen/item: int32 [B, `longest`], left-padded likewise.
         """
         row = self._rows(ids)
-        user, label = self._users[row], self._shift[row] + ids
+        user, label = self._users[row], self._shift[row] + self._stride * ids
         history = {
             "history/item": _records(self._item, self.history_length, label),
             "history/rating": _records(self._rating, self.history_length, label),
@@ -133,6 +147,10 @@ class Windows:
             foreign = np.arange(self.history_length) < self.history_length - events[short, None]
             for values in history.values():
                 values[short] = np.where(foreign, 0, values[short])
+        if self._seen:
+            places = label[:, None] + np.arange(-self.longest, 0)
+            own = places >= self.table.offsets[user][:, None]
+            history["seen/item"] = np.where(own, self.table.item[np.maximum(places, 0)], 0)
         return {
             **history,
             "label/item": self.table.item[label].astype(np.int32),

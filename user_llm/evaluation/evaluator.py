@@ -42,23 +42,27 @@ def rank_by_scores(
     source: Source,
     *,
     batch_size: int,
-    exclude_history: bool,
+    exclude_seen: bool,
     label: str = "label/item",
     description: str = "ranking",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ranks `[n]` of the labels of all windows in `source` by `scores(batch) -> [B, I+1]`, and the `TOP` items.
 
     `label` is the batch's entry with the right answers. Where these are not items (but categories, from
-    `label/answer`), no history can be excluded.
+    `label/answer`), nothing can be excluded.
+
+    Args:
+      exclude_seen: whether items that the user has met are no answer: those of `seen/item` where the batch has it, else
+        of the history.
     """
     ranks, items = [], []
     for batch, real in _batches(source, batch_size, description):
-        values, history = np.array(fetch(scores(batch)))[real], batch["history/item"][real]
+        values, seen = np.array(fetch(scores(batch)))[real], _seen(batch)[real]
         labels = batch[label][real]
-        ranks.append(ranks_from_scores(values, labels, history if exclude_history else None))
+        ranks.append(ranks_from_scores(values, labels, seen if exclude_seen else None))
         values[:, 0] = -np.inf
-        if exclude_history:
-            np.put_along_axis(values, _seen(history, labels), -np.inf, axis=1)
+        if exclude_seen:
+            np.put_along_axis(values, _but(seen, labels), -np.inf, axis=1)
         items.append(best(values, TOP))
     return np.concatenate(ranks), np.concatenate(items)
 
@@ -86,7 +90,7 @@ def rank_by_beams(
     for batch, real in _batches(source, batch_size, description):
         result, excluded = beams(batch)
         labels = batch["label/item"]
-        excluded = _seen(excluded, labels)
+        excluded = _but(excluded, labels)
         found = fetch(result.items)
         if read is not None:
             found = _once(np.asarray(trie.open_items(read(fetch(result.tokens)), excluded)))
@@ -126,9 +130,14 @@ def best(scores: np.ndarray, count: int) -> np.ndarray:
     return np.where(np.take_along_axis(scores, top, axis=1) > -np.inf, top, 0)
 
 
-def _seen(history: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Items `[n, S]` that are no answer: the history, but never the label, to which a user may come back."""
-    return np.where(history == labels[:, None], 0, history)
+def _seen(batch: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Items `[n, E]` that the users have met: all of them where the batch brings them, else those of the history."""
+    return batch.get("seen/item", batch["history/item"])
+
+
+def _but(seen: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Items `[n, E]` that are no answer: what is seen, but never the label, to which a user may come back."""
+    return np.where(seen == labels[:, None], 0, seen)
 
 
 @functools.partial(jax.jit, static_argnames="of")
@@ -179,7 +188,7 @@ def user_llm_beams(
     eos_id: int,
     num_beams: int,
     max_steps: int,
-    exclude_history: bool,
+    exclude_seen: bool,
     with_context: bool = True,
     states: TextStates | None = None,
 ) -> Beams:
@@ -191,11 +200,11 @@ def user_llm_beams(
     options |= dict(constrained=constrained, with_context=with_context)
 
     def beams(batch: Mapping[str, np.ndarray]) -> tuple[BeamResult, np.ndarray]:
-        history = batch["history/item"]
-        excluded = np.zeros_like(history)
-        if exclude_history:
+        seen = _seen(batch)
+        excluded = np.zeros_like(seen)
+        if exclude_seen:
             # A user to recommend to has no label.
-            excluded = _seen(history, batch.get("label/item", np.zeros(len(history), np.int32)))
+            excluded = _but(seen, batch.get("label/item", np.zeros(len(seen), np.int32)))
         inputs, closed = (put_whole_batch(part, model.mesh) for part in (_inputs(batch), {"item": excluded}))
         return _beams(model, trie, inputs, closed, states, **options), excluded
 

@@ -15,6 +15,7 @@ from user_llm.data.pipeline import TrainSource
 from user_llm.data.sources import TextSource, UserLLMSource
 from user_llm.data.timelines import Catalogue, TimelineTable, load_timelines
 from user_llm.data.vocabularies import Vocabulary, load_vocabulary
+from user_llm.data.windows import Windows
 from user_llm.decoding.text_states import TextStates
 from user_llm.encoders import ENCODERS
 from user_llm.evaluation.baselines import label_counts
@@ -45,6 +46,7 @@ class Experiment(TaskData):
         self.config = config
         self.workdir = workdir
         self.mesh = make_mesh(config.compute.mesh) if mesh is None else mesh
+        self._states: dict[str, tuple[Model, TextStates]] = {}
         _check_batch_sizes(config, batch_shards(self.mesh))
 
     @functools.cached_property
@@ -88,8 +90,11 @@ class Experiment(TaskData):
 
     @functools.cached_property
     def label_counts(self) -> np.ndarray:
-        """int64 `[I+1]`: how often each item is the label of a training window."""
-        return label_counts(self.table.item, self.table.catalogue.num_items, [self.windows("train")])
+        """int64 `[I+1]`: how often each item is the label of a window that the encoder learns from."""
+        return label_counts(self.table.item, self.table.catalogue.num_items, [self._encoder_windows("train")])
+
+    def _encoder_windows(self, split: str) -> Windows:
+        return self.windows(split, self.config.encoder.stride if split == "train" else 1)
 
     @functools.cached_property
     def vocabulary(self) -> Vocabulary:
@@ -97,9 +102,13 @@ class Experiment(TaskData):
         return load_vocabulary(self.workdir / VOCABULARY)
 
     def text_states(self, task: str, model: Model) -> TextStates | None:
-        """See `Study`."""
-        kept = open_states(self, task, model)
-        return None if kept is None else kept.on(model.mesh)
+        """See `Study`; opened once a model, as weights and texts are read for it."""
+        if task not in self._states or self._states[task][0] is not model:
+            kept = open_states(self, task, model)
+            if kept is None:
+                return None
+            self._states[task] = model, kept.on(model.mesh)
+        return self._states[task][1]
 
     def answered_prompts(self, split: str) -> UserLLMSource | Mixture:
         """What the contextualised LLM reads of a split: of its task, or of all its tasks in their proportions."""
@@ -109,7 +118,7 @@ class Experiment(TaskData):
     def encoder_source(self, split: str) -> TrainSource:
         """What the encoder learns from."""
         config = self.config.encoder
-        return ENCODERS[config.kind].source(config, self.windows(split), self.catalogue.item_categories)
+        return ENCODERS[config.kind].source(config, self._encoder_windows(split), self.catalogue.item_categories)
 
     @functools.cached_property
     def text_source(self) -> TextSource:

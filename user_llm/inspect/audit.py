@@ -293,8 +293,10 @@ def _ties(
     table, config = experiment.table, experiment.config.evaluation
     tied = leaks.tied_labels(table.timestamp, label_blocks(test))
     asked = test.label_positions(Subset.evenly(test, _TIE_USERS).ids)
-    length, seeds = experiment.config.data.history_length, range(_REORDERINGS)
-    orders = other_orders(table, held_out, counts, asked, length, seeds) if tied else []
+    lengths = {"history": experiment.config.data.history_length}
+    if config.exclude == "timeline":
+        lengths["seen"] = test.longest
+    orders = other_orders(table, held_out, counts, asked, lengths, range(_REORDERINGS)) if tied else []
     recalls: dict[str, list[float]] = {}
     for order in orders:
         rows = {
@@ -304,7 +306,7 @@ def _ties(
             ),
             **rankers,
         }
-        options = dict(batch_size=config.batch_size, exclude_history=config.exclude_history, description="ties")
+        options = dict(batch_size=config.batch_size, exclude_seen=config.exclude != "nothing", description="ties")
         for name, scores in rows.items():
             ranks, _ = rank_by_scores(scores, order.windows, **options)
             recalls.setdefault(name, []).append(float((ranks <= RECALL_DEPTH).mean()))

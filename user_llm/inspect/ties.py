@@ -38,7 +38,7 @@ class OtherOrder(NamedTuple):
 
 
 def other_orders(
-    table: TimelineTable, held_out: Places, counts: np.ndarray, labels: np.ndarray, length: int, seeds: Sequence[int]
+    table: TimelineTable, held_out: Places, counts: np.ndarray, labels: np.ndarray, lengths: Mapping[str, int], seeds: Sequence[int]
 ) -> list[OtherOrder]:
     """Shuffles events of equal time within each timeline, once for each seed.
 
@@ -50,7 +50,7 @@ def other_orders(
       held_out: places of test and validation labels.
       counts: int64 `[I+1]`, how often each item occurs outside of them in the order that is.
       labels: int [n], places of the labels of the windows asked for.
-      length: events in a history.
+      lengths: events in `history`, and in `seen` where that is wanted too.
     """
     labels = np.sort(labels)
     users = np.searchsorted(table.offsets, labels, side="right") - 1
@@ -58,7 +58,7 @@ def other_orders(
     asked[users] = True
     generators = [np.random.default_rng(seed) for seed in seeds]
     counts_of = [counts.copy() for _ in seeds]
-    columns_of = [_columns(users, length) for _ in seeds]
+    columns_of = [_columns(users, lengths) for _ in seeds]
     for first, end in user_spans(table.offsets):
         start, stop = table.offsets[first], table.offsets[end]
         offsets = table.offsets[first : end + 1] - start
@@ -75,13 +75,17 @@ def other_orders(
             np.subtract.at(of_order, block["item"][source[held]], 1)
             for name, column in block.items():
                 other, own = column[source], labels[rows] - start
-                columns[f"history/{name}"][rows] = leaks.expected_history(other, offsets, own, length)
+                for group, length in lengths.items():
+                    if f"{group}/{name}" in columns:
+                        columns[f"{group}/{name}"][rows] = leaks.expected_history(other, offsets, own, length)
                 columns[f"label/{name}"][rows] = other[own]
     return [OtherOrder(of_order, Rows(columns)) for of_order, columns in zip(counts_of, columns_of, strict=True)]
 
 
-def _columns(users: np.ndarray, length: int) -> dict[str, np.ndarray]:
+def _columns(users: np.ndarray, lengths: Mapping[str, int]) -> dict[str, np.ndarray]:
     """What `Windows.gather` gives, of the windows of these users int [n], yet to be filled."""
-    shapes = {"history/item": (length,), "history/rating": (length,), "label/item": (), "label/rating": ()}
+    shapes: dict[str, tuple[int, ...]] = {"label/item": (), "label/rating": ()}
+    shapes |= {f"history/{name}": (lengths["history"],) for name in ("item", "rating")}
+    shapes |= {"seen/item": (lengths["seen"],)} if "seen" in lengths else {}
     columns = {name: np.zeros((len(users), *shape), np.int32) for name, shape in shapes.items()}
     return {**columns, "user": users.astype(np.int32)}

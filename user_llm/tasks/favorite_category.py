@@ -94,7 +94,7 @@ class FavoriteCategory(Task):
         """Ranks the favourite category of every test user that has one under every row."""
         config, catalogue = study.config.evaluation, study.catalogue
         test, without = self._with_favorite(study)
-        options = dict(batch_size=config.batch_size, exclude_history=False, label="label/answer")
+        options = dict(batch_size=config.batch_size, exclude_seen=False, label="label/answer")
         counts = self._favorite_counts(study)
         found = {
             MAJORITY: rank_by_scores(popularity_scores(counts), test, **options),

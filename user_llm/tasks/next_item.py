@@ -86,7 +86,7 @@ class NextItem(Task):
     def evaluate(self, study: Study, trained: Mapping[str, Model]) -> Evaluation:
         """Ranks the test labels under every row."""
         config = study.config.evaluation
-        by_scores = dict(batch_size=config.batch_size, exclude_history=config.exclude_history)
+        by_scores = dict(batch_size=config.batch_size, exclude_seen=config.exclude != "nothing")
         test = Subset.evenly(study.windows("test"), config.max_users)
         catalogue, counts = study.catalogue, study.item_counts
         in_category = category_popularity_scores(counts, catalogue.item_categories)
@@ -165,7 +165,7 @@ class NextItem(Task):
             num_beams=num_beams,
             max_steps=len(trie.fan_out),
             states=study.text_states(self.name, model),
-            **{"exclude_history": True, **options},
+            **{"exclude_seen": True, **options},
         )
 
     def _rank(self, study: Study, model: Model, row: LLMRow, read: TitleReader | None) -> tuple[np.ndarray, np.ndarray]:
@@ -175,13 +175,13 @@ class NextItem(Task):
         if config.answers == "exact":
             eos_id, states = study.vocabulary.eos_id, study.text_states(self.name, model)
             scores = user_llm_scores(model, trie=trie, eos_id=eos_id, with_context=row.with_context, states=states)
-            return rank_by_scores(scores, row.source, exclude_history=config.exclude_history, **shown)
+            return rank_by_scores(scores, row.source, exclude_seen=config.exclude != "nothing", **shown)
         beams = self._beams(
             study,
             model,
             num_beams=config.num_beams,
             constrained=read is None,
-            exclude_history=config.exclude_history,
+            exclude_seen=config.exclude != "nothing",
             with_context=row.with_context,
         )
         return rank_by_beams(beams, row.source, trie=trie, read=read, **shown)

@@ -27,7 +27,7 @@ class TaskData(abc.ABC):
     """A `Study` of a config, timelines and a vocabulary, which a subclass brings.
 
     Attributes:
-      config: its sections `data` and `prompt` are read.
+      config: its sections `data`, `prompt` and `evaluation` are read.
       table, catalogue, rating_names, vocabulary: see `Study`.
     """
 
@@ -54,7 +54,7 @@ class TaskData(abc.ABC):
         self._answers: dict[str, Answers] = {}
         self._tries: dict[str, CatalogueTrie] = {}
 
-    def windows(self, split: str) -> Windows:
+    def windows(self, split: str, stride: int = 1) -> Windows:
         """The windows of `train`, `validation` or `test`."""
         data = self.config.data
         return Windows(
@@ -63,6 +63,8 @@ class TaskData(abc.ABC):
             split=split,
             min_history=data.min_history or None,
             validation=data.validation,
+            stride=stride,
+            seen=split != "train" and self.config.evaluation.exclude == "timeline",
         )
 
     @functools.cached_property

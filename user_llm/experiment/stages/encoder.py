@@ -69,7 +69,7 @@ class EncoderStage(Stage):
     def validation(self, experiment, objective, reader):
         """The loss, and for an encoder of items how it ranks them."""
         config, source = experiment.config, self.validation_source(experiment, reader)
-        options = dict(batch_size=config.evaluation.batch_size, exclude_history=config.evaluation.exclude_history)
+        options = dict(batch_size=config.evaluation.batch_size, exclude_seen=config.evaluation.exclude != "nothing")
         losses = mean_metrics(objective, source, config.evaluation.batch_size)
         if ENCODERS[config.encoder.kind].ranks(config.encoder) != "item":
             return losses
