@@ -44,10 +44,9 @@ def encoder_layers(workload: Workload) -> Layers:
     return Layers(workload.num_layers, workload.width, heads, heads, size, workload.hidden, gated=False)
 
 
-def encoder_step(workload: Workload, *, projections: int = 2) -> int:
-    """Of the item encoder's training step; `projections` [U, U] are between its table and its layers (RecTools: 0)."""
-    table = 2 * workload.width * workload.num_items
-    event = encoder_layers(workload).forward(workload.history_length) + projections * 2 * workload.width**2 + table
+def encoder_step(workload: Workload) -> int:
+    """Of the item encoder's training step."""
+    event = encoder_layers(workload).forward(workload.history_length) + 2 * workload.width * workload.num_items
     return 3 * workload.batch_size * workload.history_length * event
 
 
@@ -101,7 +100,7 @@ class UserLLMStep:
         heads = 2 * blocks.num_heads * blocks.head_dim
         # Keys and values are made of events, not of the block's own positions.
         token = blocks.forward(events) - blocks.num_layers * 2 * heads * blocks.width
-        event = encoder_layers(encoder).forward(events) + 2 * width**2 + blocks.num_layers * 2 * heads * width
+        event = encoder_layers(encoder).forward(events) + blocks.num_layers * 2 * heads * width
         return 3 * (self.tokens * token + events * event)
 
 

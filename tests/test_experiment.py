@@ -81,7 +81,7 @@ def test_long_trainings_in_one_piece_read_their_texts_in_groups(tmp_path, config
     prepare(experiment)
 
     def batches_of(stage):
-        return stage.grouped_batches(experiment, lambda source: source)
+        return stage.denser_batches(experiment, lambda source: source)
 
     def grouped():
         return {stage.name for stage in STAGES if isinstance(batches_of(stage), by_length.ByLength)}

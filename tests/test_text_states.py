@@ -83,7 +83,8 @@ def test_losses_gradients_and_answers_are_those_of_the_plain_model(make):
     assert batch["decoder_states"].shape == (*batch["decoder_input_tokens"].shape, experiment.config.llm.width)
     assert loss(experiment, model, reader) == pytest.approx(expected, abs=1e-5)
     states = experiment.text_states("next_item", model)
-    assert states is not None and experiment.text_states("next_item", model) is states
+    assert states is not None
+    assert experiment.text_states("next_item", model) is states
     assert experiment.text_states("next_item", changed(model, "language_model/layers/0/mlp/down_FD", 0.1)) is None
     for found, wanted in zip(answers(experiment, model), expected_answers, strict=True):
         assert [answer.text for answer in found] == [answer.text for answer in wanted]

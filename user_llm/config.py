@@ -32,6 +32,7 @@ _DTYPES = ("float32", "bfloat16")
 # Key → the values it may have.
 CHOICES = {
     "data.reader": ("windows", "seqio"),
+    "encoder.time": ("", "past", "asked"),
     "encoder.init": ("pretrained", "random"),
     "encoder.dual_encoder.label": ("item", "category", "favorite_category"),
     "integration.kind": ("cross_attention", "soft_prompt", "none"),

@@ -70,7 +70,7 @@ def get_config() -> ConfigDict:
     )
     config.encoder = ConfigDict(
         dict(
-            kind="autoregressive",  # autoregressive | dual_encoder | bert4rec
+            kind="autoregressive",  # autoregressive | hstu | dual_encoder | bert4rec
             init="pretrained",  # pretrained | random (the paper's PT | RD)
             checkpoint="",  # workdir of a finished run whose encoder is taken; stage `encoder` is then skipped
             features=("item", "category", "rating"),  # ("item",) with the autoregressive kind is SASRec
@@ -79,6 +79,7 @@ def get_config() -> ConfigDict:
             num_heads=8,  # attention heads
             hidden=512,  # of a layer's MLP
             dropout=0.0,  # share of activations, in training
+            time="",  # what it reads of times: past (of the events) | asked (of what is asked, too) | "" (their order)
             stride=1,  # events from one training window of a user to the next; history_length = each event learnt once
             chunk_rows=512,  # rows of logits held at once by the softmax over the catalogue
             bert4rec=ConfigDict(dict(mask_rate=0.2)),  # share of a history's events that are masked
@@ -165,7 +166,7 @@ def get_config() -> ConfigDict:
             answers="beams",  # how an LLM ranks: beams, or exact (log p of every title: small catalogues only)
             num_beams=10,  # of the beam search
             constrained=True,  # beams stay inside the catalogue; False = the paper's free beams
-            exclude="history",  # what is no answer, for every row of the table: history | timeline (all before) | nothing (paper)
+            exclude="history",  # what is no answer, for every row: history | timeline (all before) | nothing (paper)
             max_users=0,  # test users, evenly spread; 0 = all
             max_validation=10_000,  # validation windows, evenly spread; 0 = all
             bootstrap_samples=1000,  # resamples of the test users, for the 95 % intervals

@@ -78,7 +78,7 @@ def setup(options: dict[str, Any]):
         optimizer.step()
         return float(loss.detach())
 
-    return Work(step, {"dtype": dtype, "flops": encoder_step(workload, projections=0)})
+    return Work(step, {"dtype": dtype, "flops": encoder_step(workload)})
 
 
 if __name__ == "__main__":

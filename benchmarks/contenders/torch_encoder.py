@@ -36,29 +36,24 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Items [B, S] to what the tied softmax multiplies with `table`, [B, S, U]."""
+    """Items [B, S] to user embeddings [B, S, U], which the tied softmax multiplies with `table`."""
 
     def __init__(self, workload: Workload):
         super().__init__()
         width = workload.width
         self.table = nn.Parameter(torch.randn(workload.num_items + 1, width) * width**-0.5)
-        self.projection = nn.Linear(width, width, bias=False)
+        self.embedding_norm = nn.RMSNorm(width, eps=1e-6)
         self.position = nn.Parameter(torch.randn(workload.history_length, width) * 0.02)
         self.layers = nn.ModuleList(
             Layer(width, workload.num_heads, workload.hidden) for _ in range(workload.num_layers)
         )
         self.final_norm = nn.RMSNorm(width, eps=1e-6)
-        self.head = nn.Linear(width, width, bias=False)
 
-    def embeddings(self, items: torch.Tensor) -> torch.Tensor:
-        """User embeddings [B, S, U]: what a language model reads."""
-        x = self.projection(functional.embedding(items, self.table)) + self.position
+    def forward(self, items: torch.Tensor) -> torch.Tensor:
+        x = self.embedding_norm(functional.embedding(items, self.table)) + self.position
         for layer in self.layers:
             x = layer(x)
         return self.final_norm(x)
-
-    def forward(self, items: torch.Tensor) -> torch.Tensor:
-        return self.head(self.embeddings(items))
 
 
 def dense_loss(encoder: Encoder, items: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -78,7 +78,7 @@ class UserLLM(nn.Module):
     def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The mean loss of a batch's answers."""
         tokens = batch["decoder_input_tokens"]
-        self.users = self.encoder.embeddings(batch["history/item"])
+        self.users = self.encoder(batch["history/item"])
         hidden = self.language_model.model(tokens, use_cache=False).last_hidden_state
         answer = tokens.shape[1] + 1 - batch["prompt_tokens"].shape[1]
         slots = batch["prompt_lengths"][:, None] - 1 + torch.arange(answer)

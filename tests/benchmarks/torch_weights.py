@@ -17,15 +17,13 @@ def _one(values, at):
 
 
 def encoder_state(ours, num_layers: int) -> dict[str, torch.Tensor]:
-    """Of `torch_encoder.Encoder`; one that has dropped its pretraining has no head."""
+    """Of `torch_encoder.Encoder`."""
     state = {
         "table": ours["embedding/item_VU"],
-        "projection.weight": _linear(ours["embedding/projection_EU"]),
+        "embedding_norm.weight": _one(ours, "embedding/norm/"),
         "position": ours["position_SU"],
         "final_norm.weight": _one(ours, "final_norm/"),
     }
-    if "item_head_UU" in ours:
-        state["head.weight"] = _linear(ours["item_head_UU"])
     for layer in range(num_layers):
         at, to = f"layers/{layer}/", f"layers.{layer}."
         width = ours[at + "mlp/up_DF"].shape[0]

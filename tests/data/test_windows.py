@@ -66,7 +66,7 @@ def test_a_stride_keeps_every_label_so_far_from_a_users_newest(make_table, drawn
     every, some = (Windows(table, split="train", **drawn, stride=step) for step in (1, stride))
     ids = np.arange(len(every))
     users, labels = every.users(ids), every.label_positions(ids)
-    newest = {user: label for user, label in zip(users, labels, strict=True)}  # of a user, the last
+    newest = dict(zip(users, labels, strict=True))  # of a user, the last
     kept = [i for i in ids if (newest[users[i]] - labels[i]) % stride == 0]
     assert some.label_positions(np.arange(len(some))).tolist() == labels[kept].tolist()
     for name, values in some.gather(np.arange(len(some))).items():

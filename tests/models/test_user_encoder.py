@@ -12,18 +12,23 @@ from user_llm.models import parameters
 from user_llm.models.autoregressive_encoder import AutoregressiveEncoder
 from user_llm.models.bert4rec import Bert4Rec
 from user_llm.models.dual_encoder import DualEncoder, DualEncoderConfig
+from user_llm.models.hstu import HSTU
 from user_llm.models.user_encoder import EncoderConfig
 
 ITEM_CATEGORIES = np.array([[0, 0], [1, 0], [2, 3], [3, 2], [0, 0], [3, 1]])  # those of conftest.py
 DIMS = dict(max_length=7, num_layers=1, width=8, num_heads=2, hidden=12)
 KINDS = {
     "autoregressive": (AutoregressiveEncoder, EncoderConfig(**DIMS)),
+    "hstu": (HSTU, EncoderConfig(**DIMS)),
+    "items alone": (AutoregressiveEncoder, EncoderConfig(**DIMS, features=("item",))),
     "bert4rec": (Bert4Rec, EncoderConfig(**DIMS)),
     "dual_encoder": (DualEncoder, DualEncoderConfig(**DIMS, num_outputs=2)),
 }
 HEADS = {"item_head_UU", "category_head_UU", "rating_head_UU"}
 PRETRAINING = {
     "autoregressive": HEADS,
+    "hstu": HEADS,
+    "items alone": set(),
     "bert4rec": HEADS | {"mask_U"},
     "dual_encoder": {"label_tower", "user_head_UU", "log_scale"},
 }

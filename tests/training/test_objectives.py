@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import Mesh
 
 from user_llm.data.by_length import ByLength, Cut, text_lengths
+from user_llm.data.packing import Packed
 from user_llm.models import parameters
 from user_llm.models.language_model import LanguageModel, LanguageModelConfig, causal_mask
 from user_llm.models.soft_prompt import SoftPrompt, SoftPromptConfig
@@ -81,6 +82,26 @@ def test_the_autoregressive_loss_is_a_dense_softmax_at_every_event(encoder, batc
     assert loss == pytest.approx(sum(total for total, _ in expected.values()), rel=1e-5)
     assert weight == (batch["history/item"] > 0).sum() == expected["item"][1] > expected["category"][1]
     assert metrics["loss"] == (loss, weight)
+
+
+def test_histories_that_share_rows_give_the_same_loss_and_gradients(encoder, batch):
+    dense = Packed(None, rows=12).pack({name: ids for name, ids in batch.items() if name.startswith(("hist", "label"))})
+    assert dense["history/item"].shape == (12, 8)
+    graphdef, values, buffers = parameters.split(encoder)
+
+    @jax.jit
+    def gradients(values, batch):
+        def loss(values):
+            return AUTOREGRESSIVE(parameters.merge(graphdef, values, buffers), batch, None)[:2]
+
+        return jax.value_and_grad(loss, has_aux=True)(values)
+
+    (loss, weight), found = gradients(values, dense)
+    (expected, same_weight), wanted = gradients(values, batch)
+    assert weight == same_weight
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    for path, gradient in wanted.items():
+        np.testing.assert_allclose(found[path], gradient, atol=2e-4, err_msg=path)
 
 
 def test_the_contextualised_loss_is_a_dense_softmax_over_the_answer(user_llm, batch):

@@ -25,6 +25,7 @@ class Windows:
         validation: whether position n-2 of every user is held out of `train`.
         stride: events from one label of a user to the next, counted back from the newest. With S a model that learns
             at every slot of a history learns each event once.
+        times: whether batches bring when events were.
         seen: whether batches bring `seen/item`, all that the user has met before the label.
 
     Attributes:
@@ -44,6 +45,7 @@ class Windows:
         min_history: int | None = None,
         validation: bool = False,
         stride: int = 1,
+        times: bool = False,
         seen: bool = False,
     ):
         self.table = table
@@ -60,6 +62,7 @@ class Windows:
         self._shift = newest - stride * (self._starts[1:] - 1)
         self.longest = int((end - 1)[self._users].max(initial=0))
         self._seen = seen
+        self._time = _of_length(table.timestamp, history_length) if times else None
         self._item = _of_length(table.item, history_length)
         self._rating = _of_length(table.rating, history_length)
 
@@ -133,7 +136,8 @@ class Windows:
         Returns:
             history/item, history/rating: int32 [B, S], oldest first; shorter histories are left-padded with
             0, so that the newest event is always at S-1. label/item, label/rating: int32 [B]. user: int32 [B].
-            Where it was asked for, seen/item: int32 [B, `longest`], left-padded likewise.
+            Where they were asked for: history/ago, int32 [B, S], seconds from an event to the label, at most 2**31 - 1,
+            and label/ago, int32 [B], 0; seen/item, int32 [B, `longest`], left-padded likewise.
         """
         row = self._rows(ids)
         user, label = self._users[row], self._shift[row] + self._stride * ids
@@ -141,12 +145,18 @@ class Windows:
             "history/item": _records(self._item, self.history_length, label),
             "history/rating": _records(self._rating, self.history_length, label),
         }
+        if self._time is not None:
+            now = self.table.timestamp[label]
+            ago = now[:, None] - _records(self._time, self.history_length, label)
+            history["history/ago"] = np.clip(ago, 0, np.iinfo(np.int32).max).astype(np.int32)
         if self.min_history < self.history_length:
             events = label - self.table.offsets[user]
             short = np.flatnonzero(events < self.history_length)
             foreign = np.arange(self.history_length) < self.history_length - events[short, None]
             for values in history.values():
                 values[short] = np.where(foreign, 0, values[short])
+        if self._time is not None:
+            history["label/ago"] = np.zeros(len(label), np.int32)
         if self._seen:
             places = label[:, None] + np.arange(-self.longest, 0)
             own = places >= self.table.offsets[user][:, None]
@@ -165,7 +175,9 @@ def _of_length(column: np.ndarray, length: int) -> np.ndarray:
 
 
 def _records(column: np.ndarray, length: int, end: np.ndarray) -> np.ndarray:
-    """Rows `column[e - length : e]` for every e in `end`, int32 [B, length]; what lies before the column is anything.
+    """Rows `column[e - length : e]` for every e in `end`, [B, length]; what lies before the column is anything.
+
+    Integers of 32 bits or fewer come as int32.
 
     Indexing overlapping void records copies a row at a time; `sliding_window_view` walks the elements and
     takes 1.7 times as long.
@@ -175,4 +187,4 @@ def _records(column: np.ndarray, length: int, end: np.ndarray) -> np.ndarray:
     rows = overlapping[np.maximum(end - length, 0)].view(column.dtype).reshape(-1, length)
     early = np.flatnonzero(end < length)
     rows[early] = rows[early[:, None], np.maximum(np.arange(length) - (length - end[early, None]), 0)]
-    return rows.astype(np.int32, copy=False)
+    return rows.astype(np.int32, copy=False) if column.itemsize <= 4 else rows

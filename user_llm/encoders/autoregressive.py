@@ -9,6 +9,7 @@ class Autoregressive(EncoderKind):
     """Predicts the next event at every position."""
 
     name = "autoregressive"
+    packs = True
 
     def build(self, config, dims, sizes, rngs):
         """See `EncoderKind`."""

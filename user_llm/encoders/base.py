@@ -26,9 +26,13 @@ class EncoderKind(abc.ABC):
     """A user encoder by the name that `config.encoder.kind` has for it.
 
     `config` is the section `config.encoder` throughout.
+
+    Attributes:
+      packs: whether its objective reads histories that share rows (`data/packing.py`).
     """
 
     name: str
+    packs: bool = False
 
     @abc.abstractmethod
     def build(self, config: ConfigDict, dims: EncoderConfig, sizes: Sizes, rngs: nnx.Rngs) -> nnx.Module:

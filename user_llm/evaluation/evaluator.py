@@ -32,6 +32,7 @@ from user_llm.training.objectives import Objective
 AnySource = TypeVar("AnySource", bound=Source)
 Beams = Callable[[Mapping[str, np.ndarray]], tuple[BeamResult, np.ndarray]]
 
+_FEATURES = ("item", "rating", "ago")  # of a history, the last where times are read
 TOP = 10  # items kept of a ranking by scores
 
 _logger = logging.getLogger(__name__)
@@ -154,7 +155,7 @@ def encoder_scores(model: Model, *, of: str = "item") -> Scores:
     """
 
     def scores(batch: Mapping[str, np.ndarray]) -> jax.Array:
-        history = {name: batch[f"history/{name}"] for name in ("item", "rating")}
+        history = {name: batch[f"history/{name}"] for name in _FEATURES if f"history/{name}" in batch}
         return _encoder_logits(model, put_whole_batch(history, model.mesh), of)
 
     return scores
@@ -263,12 +264,14 @@ def write_texts(
 
 def _inputs(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What an LLM answers from. A shuffled source brings other users' events as the context."""
-    context = {name: batch.get(f"context/{name}", batch[f"history/{name}"]) for name in ("item", "rating")}
+    context = {
+        name: batch.get(f"context/{name}", batch[f"history/{name}"]) for name in _FEATURES if f"history/{name}" in batch
+    }
     return {**{name: batch[name] for name in ("prompt_tokens", "prompt_lengths")}, **context}
 
 
 def _context(model: UserLLM, batch: Mapping[str, jax.Array]):
-    return model.encode({"item": batch["item"], "rating": batch["rating"]}, batch["item"] > 0)
+    return model.encode({name: batch[name] for name in _FEATURES if name in batch}, batch["item"] > 0)
 
 
 class Subset(Generic[AnySource]):
@@ -307,7 +310,8 @@ class ShuffledContexts:
         """The windows `ids`, with `context/item` and `context/rating` of other users."""
         batch = self._source.gather(ids)
         other = self._source.gather((ids + max(1, len(self) // 2)) % len(self))
-        return {**batch, **{f"context/{name}": other[f"history/{name}"] for name in ("item", "rating")}}
+        contexts = {name.replace("history", "context"): other[name] for name in other if name.startswith("history/")}
+        return {**batch, **contexts}
 
 
 def mean_metrics(objective: Objective, source: Source, batch_size: int) -> Callable[[Model], dict[str, float]]:

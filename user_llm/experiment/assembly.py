@@ -51,6 +51,7 @@ class Assembly:
             num_heads=config.num_heads,
             hidden=config.hidden,
             dropout=config.dropout,
+            time=config.time,
             max_length=self.config.data.history_length,
             **self._compute,
         )

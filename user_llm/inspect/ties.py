@@ -38,7 +38,12 @@ class OtherOrder(NamedTuple):
 
 
 def other_orders(
-    table: TimelineTable, held_out: Places, counts: np.ndarray, labels: np.ndarray, lengths: Mapping[str, int], seeds: Sequence[int]
+    table: TimelineTable,
+    held_out: Places,
+    counts: np.ndarray,
+    labels: np.ndarray,
+    lengths: Mapping[str, int],
+    seeds: Sequence[int],
 ) -> list[OtherOrder]:
     """Shuffles events of equal time within each timeline, once for each seed.
 

@@ -6,7 +6,7 @@ With the item feature alone it is SASRec (Kang & McAuley 2018) trained by a soft
 import jax
 
 from user_llm.models.language_model import causal_mask
-from user_llm.models.user_encoder import EncoderConfig, EventEncoder, History
+from user_llm.models.user_encoder import EncoderConfig, EventEncoder, History, Packing
 
 __all__ = ["AutoregressiveEncoder", "EncoderConfig"]
 
@@ -14,15 +14,22 @@ __all__ = ["AutoregressiveEncoder", "EncoderConfig"]
 class AutoregressiveEncoder(EventEncoder):
     """A causal Transformer over events: what follows an event is read off its embedding."""
 
-    def __call__(self, history: History, mask: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, history: History, mask: jax.Array, *, packing: Packing | None = None, key: jax.Array | None = None
+    ) -> jax.Array:
         """User embeddings [B, S, U]: embedding s has seen events 0 … s; zero where there is no event.
 
         Args:
           history: `item` and `rating`, int [B, S], padded on the left: the newest event is in slot S - 1.
           mask: bool [B, S], where there is an event.
+          packing: where histories share rows, in any slots that follow one another.
           key: of dropout; None runs without.
         """
-        return self.transform(self.embedding(history), mask, causal_mask(mask), key=key)
+        sees = causal_mask(mask)
+        if packing is not None:
+            sees = packing.apart(sees)
+        x = self.embedding(history)
+        return self.transform(x, mask, sees, ago=history.get("ago"), packing=packing, key=key)
 
     def next_item_logits(self, history: History, mask: jax.Array) -> jax.Array:
         """float32 [B, I + 1], the logits of the item after the newest event; -inf for the padding item 0."""

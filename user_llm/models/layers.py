@@ -58,6 +58,12 @@ def fan_in(size: int, scale: float = 1.0) -> Initializer:
     return normal(scale / math.sqrt(size))
 
 
+def identities(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """An initializer: identity matrices one below the other, so that vectors side by side are added up."""
+    del key
+    return jnp.tile(jnp.eye(shape[1], dtype=dtype), (shape[0] // shape[1], 1))
+
+
 def cast(weight: nnx.Variable, dtype: str) -> jax.Array:
     return weight[...].astype(dtype)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,14 @@ from flax import nnx
 
 from user_llm.errors import UserError
 from user_llm.models.event_embedding import FEATURES, EventEmbedding
-from user_llm.models.layers import RMSNorm, cast, dropout, fan_in, normal, parameter
+from user_llm.models.event_times import BUCKETS, bucket, following, since_previous
+from user_llm.models.layers import RMSNorm, cast, dropout, identities, normal, parameter
 from user_llm.models.linear import linear
 from user_llm.models.stack import StackConfig, apply_layers, init_layers
 
 History = Mapping[str, jax.Array]
+# What of times an encoder reads → its tables.
+_TIMES = {"": (), "past": ("since_TU",), "asked": ("since_TU", "until_TU")}
 
 
 class UserEncoder(Protocol):
@@ -54,6 +57,7 @@ class EncoderConfig:
     num_heads: int = 8
     hidden: int = 512
     dropout: float = 0.0
+    time: str = ""
     scan_layers: bool = False
     remat: bool = False
     dtype: str = "float32"
@@ -89,6 +93,20 @@ def both_ways(mask: jax.Array) -> jax.Array:
     return jnp.broadcast_to(mask[:, None, :], (*mask.shape, mask.shape[-1]))
 
 
+class Packing(NamedTuple):
+    """Where histories share the rows of a batch (`data/packing.py`): whose event a slot has, and its age.
+
+    Both are int [B, S]: users 1, 2, …, 0 where there is no event; the events of its history that are newer.
+    """
+
+    user: jax.Array
+    age: jax.Array
+
+    def apart(self, sees: jax.Array) -> jax.Array:
+        """`sees` bool [B, S, S] without what is another user's."""
+        return sees & (self.user[:, :, None] == self.user[:, None, :])
+
+
 class HistoryTransformer(nnx.Module):
     """Learned positions, the package's one stack of layers, and a norm, over the slots of a history."""
 
@@ -96,28 +114,58 @@ class HistoryTransformer(nnx.Module):
         self.config = config
         position = (config.max_length, config.width)
         self.position_SU = parameter(rngs, normal(0.02), position, (None, "user"), config.param_dtype)
-        self.layers = init_layers(config.stack, rngs=rngs)
+        for name in _TIMES[config.time]:
+            table = parameter(rngs, normal(0.02), (BUCKETS, config.width), (None, "user"), config.param_dtype)
+            setattr(self, name, table)
+        self.layers = self.make_layers(rngs)
         self.final_norm = RMSNorm(
             config.width, epsilon=config.stack.norm_eps, param_dtype=config.param_dtype, rngs=rngs
         )
 
-    def transform(self, x: jax.Array, mask: jax.Array, sees: jax.Array, *, key: jax.Array | None) -> jax.Array:
+    def make_layers(self, rngs: nnx.Rngs) -> nnx.Module:
+        """The layers that `run_layers` runs."""
+        return init_layers(self.config.stack, rngs=rngs)
+
+    def run_layers(
+        self, x: jax.Array, sees: jax.Array, ago: jax.Array | None, user: jax.Array | None, key: jax.Array | None
+    ) -> jax.Array:
+        """[B, S, U] of [B, S, U]; the arguments are those of `transform`, and of its `packing`."""
+        slots = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+        return apply_layers(self.layers, self.config.stack, x, slots, sees, key=key)[0]
+
+    def transform(
+        self,
+        x: jax.Array,
+        mask: jax.Array,
+        sees: jax.Array,
+        *,
+        ago: jax.Array | None = None,
+        packing: Packing | None = None,
+        key: jax.Array | None,
+    ) -> jax.Array:
         """[B, S, U] of vectors [B, S, U], zero where there is no event.
 
         Args:
           mask: bool [B, S], where there is an event.
           sees: bool [B, S, S], the slots each slot attends to.
+          ago: int [B, S], seconds from each event to the asked one, where the encoder reads time.
+          packing: where histories share rows.
           key: of dropout; None runs without.
         """
         length, config = mask.shape[-1], self.config
-        if length > config.max_length:
+        if packing is None and length > config.max_length:
             raise UserError(f"History of {length} slots; this encoder was built for at most {config.max_length}.")
         input_key, layers_key = (None, None) if key is None else jax.random.split(key)
+        user = None if packing is None else packing.user
         # Positions count from the newest event, so a shorter array of slots gives the same embeddings.
-        x = x + cast(self.position_SU, config.dtype)[config.max_length - length :]
+        newer = length - 1 - jnp.arange(length) if packing is None else packing.age
+        x = x + cast(self.position_SU, config.dtype)[config.max_length - 1 - newer]
+        if config.time:
+            x = x + cast(self.since_TU, config.dtype)[bucket(since_previous(ago, mask, user))]
+        if config.time == "asked":
+            x = x + cast(self.until_TU, config.dtype)[bucket(ago - following(ago, user))]
         x = dropout(x, config.dropout, input_key)
-        slots = jnp.broadcast_to(jnp.arange(length), mask.shape)
-        x, _ = apply_layers(self.layers, config.stack, x, slots, sees, key=layers_key)
+        x = self.run_layers(x, sees, ago, user, layers_key)
         return jnp.where(mask[..., None], self.final_norm(x), 0)
 
 
@@ -150,8 +198,10 @@ class EventEncoder(HistoryTransformer):
             rngs=rngs,
         )
         super().__init__(config, rngs=rngs)
-        for feature in config.features:
-            head = parameter(rngs, fan_in(width), (width, width), ("user", "feature"), param_dtype)
+        # Of items alone there is one space: that of events is that of the softmax.
+        self._heads = config.features if len(config.features) > 1 else ()
+        for feature in self._heads:
+            head = parameter(rngs, identities, (width, width), ("user", "feature"), param_dtype)
             setattr(self, f"{feature}_head_UU", head)
 
     def output_mask(self, mask: jax.Array) -> jax.Array:
@@ -160,7 +210,7 @@ class EventEncoder(HistoryTransformer):
 
     def drop_pretraining(self) -> None:
         """Leaves out the softmaxes' projections: a language model reads embeddings only."""
-        for feature in self.config.features:
+        for feature in self._heads:
             delattr(self, f"{feature}_head_UU")
 
     def feature_table(self, feature: str) -> jax.Array:
@@ -170,6 +220,8 @@ class EventEncoder(HistoryTransformer):
     def feature_hidden(self, embeddings: jax.Array, feature: str) -> jax.Array:
         """User embeddings [..., U] projected back to a feature's space: times its tableᵀ they are logits."""
         self.embedding.table(feature)
+        if feature not in self._heads:
+            return embeddings
         return linear(embeddings, cast(getattr(self, f"{feature}_head_UU"), self.config.dtype))
 
     def item_logits(self, embeddings: jax.Array) -> jax.Array:

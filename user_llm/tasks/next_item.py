@@ -6,9 +6,12 @@ import numpy as np
 
 from user_llm.data.answers import NameAnswers
 from user_llm.data.prompts import Piece, Wording
-from user_llm.evaluation.baselines import category_popularity_scores, popularity_scores
+from user_llm.evaluation.baselines import Scores, category_popularity_scores, popularity_scores
+from user_llm.evaluation.blocks import label_blocks
 from user_llm.evaluation.evaluator import Beams, Subset, rank_by_beams, rank_by_scores, user_llm_beams, user_llm_scores
 from user_llm.evaluation.metrics import ranking_metrics
+from user_llm.evaluation.neighbours import followers, neighbour_scores, similar_items
+from user_llm.evaluation.places import Places
 from user_llm.evaluation.report import ranking_predictions
 from user_llm.models.model import Model
 from user_llm.parallel.processes import fetch
@@ -28,7 +31,10 @@ from user_llm.tasks.rows import (
 
 POPULARITY = "Popularity"
 CATEGORY = "Popularity in the latest category"
+FOLLOWERS = "Followers of the latest items"
+SIMILAR = "Item-kNN"
 
+_FOLLOWERS_DECAY, _SIMILAR_DECAY = 0.6, 0.5  # of an event for each newer one; by validation of ML-1M and Beauty
 MOST_BEAMS = 100  # of an answer; their memory grows with their number
 
 TitleReader = Callable[[np.ndarray], np.ndarray]
@@ -36,8 +42,12 @@ TitleReader = Callable[[np.ndarray], np.ndarray]
 COMPARED = (
     (ENCODER, POPULARITY),
     (ENCODER, CATEGORY),
+    (ENCODER, FOLLOWERS),
+    (ENCODER, SIMILAR),
     (USER_LLM, POPULARITY),
     (USER_LLM, CATEGORY),
+    (USER_LLM, FOLLOWERS),
+    (USER_LLM, SIMILAR),
     (USER_LLM, ENCODER),
     (USER_LLM, LLM),
     (USER_LLM, SHUFFLED),
@@ -93,6 +103,7 @@ class NextItem(Task):
         ranks = {
             POPULARITY: rank_by_scores(popularity_scores(counts), test, **by_scores)[0],
             CATEGORY: rank_by_scores(in_category, test, **by_scores)[0],
+            **{row: rank_by_scores(scores, test, **by_scores)[0] for row, scores in _neighbour_rows(study).items()},
         }
         if scores := encoder_row(study, trained, of="item"):
             ranks[ENCODER] = rank_by_scores(scores, test, **by_scores)[0]
@@ -185,6 +196,18 @@ class NextItem(Task):
             with_context=row.with_context,
         )
         return rank_by_beams(beams, row.source, trie=trie, read=read, **shown)
+
+
+def _neighbour_rows(study: Study) -> dict[str, Scores]:
+    """What counts of items say, by row."""
+    table, counts = study.table, study.item_counts
+    splits = ("validation", "test") if study.config.data.validation else ("test",)
+    held_out = Places(label_blocks(*(study.windows(split) for split in splits)), len(table.item))
+    columns = table.item, table.offsets, table.catalogue.num_items, held_out
+    return {
+        FOLLOWERS: neighbour_scores(followers(*columns), counts, decay=_FOLLOWERS_DECAY),
+        SIMILAR: neighbour_scores(similar_items(*columns), counts, decay=_SIMILAR_DECAY),
+    }
 
 
 def title_reader(study: Study) -> TitleReader:

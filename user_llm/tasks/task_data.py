@@ -27,7 +27,7 @@ class TaskData(abc.ABC):
     """A `Study` of a config, timelines and a vocabulary, which a subclass brings.
 
     Attributes:
-      config: its sections `data`, `prompt` and `evaluation` are read.
+      config: its sections `data`, `prompt`, `encoder` and `evaluation` are read.
       table, catalogue, rating_names, vocabulary: see `Study`.
     """
 
@@ -64,6 +64,7 @@ class TaskData(abc.ABC):
             min_history=data.min_history or None,
             validation=data.validation,
             stride=stride,
+            times=bool(self.config.encoder.time),
             seen=split != "train" and self.config.evaluation.exclude == "timeline",
         )
 

@@ -14,6 +14,7 @@ from flax import nnx
 
 from user_llm.errors import UserError
 from user_llm.models.language_model import causal_mask
+from user_llm.models.user_encoder import Packing
 from user_llm.training.cross_entropy import chunked_cross_entropy, soft_cross_entropy
 
 Batch = Mapping[str, jax.Array]
@@ -22,8 +23,8 @@ Objective = Callable[[nnx.Module, Batch, jax.Array | None], tuple[jax.Array, jax
 
 
 def history(batch: Batch) -> tuple[dict[str, jax.Array], jax.Array]:
-    """The history features `[B, S]` of a batch and the mask of its real events."""
-    features = {"item": batch["history/item"], "rating": batch["history/rating"]}
+    """The history features `[B, S]` of a batch, with its times where it has them, and the mask of its real events."""
+    features = {name: batch[f"history/{name}"] for name in ("item", "rating", "ago") if f"history/{name}" in batch}
     return features, features["item"] > 0
 
 
@@ -33,13 +34,20 @@ def next_event(batch: Batch, feature: str) -> jax.Array:
 
 
 def autoregressive_objective(chunk_rows: int) -> Objective:
-    """Next-event prediction at every position, one tied softmax a feature (paper 3.1)."""
+    """Next-event prediction at every position, one tied softmax a feature (paper 3.1).
+
+    Histories may share rows (`data.packing`).
+    """
 
     def objective(model, batch: Batch, key: jax.Array | None):
         features, mask = history(batch)
+        if "history/user" in batch:
+            embeddings = model(features, mask, packing=Packing(batch["history/user"], batch["history/age"]), key=key)
+            targets = {feature: batch[f"target/{feature}"] for feature in ("item", "rating")}
+            return _event_loss(model, embeddings, targets, mask.astype(jnp.float32), chunk_rows)
         embeddings = model(features, mask, key=key)
         weights = _example_weights(batch)[:, None] * mask
-        targets = {feature: next_event(batch, feature) for feature in features}
+        targets = {feature: next_event(batch, feature) for feature in ("item", "rating")}
         return _event_loss(model, embeddings, targets, weights, chunk_rows)
 
     return objective
@@ -58,7 +66,7 @@ def masked_objective(chunk_rows: int, mask_rate: float) -> Objective:
         raise UserError(f"mask_rate is the share of events to mask, above 0 and at most 1, got {mask_rate}.")
 
     def objective(model, batch: Batch, key: jax.Array | None):
-        events = {feature: next_event(batch, feature) for feature in history(batch)[0]}
+        events = {feature: next_event(batch, feature) for feature in ("item", "rating")}
         mask = events["item"] > 0
         length = mask.shape[1]
         if key is None:

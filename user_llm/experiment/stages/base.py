@@ -135,7 +135,7 @@ class Stage(abc.ABC):
             axes=parameters.logical_axes(parameters.abstract(self.builder(experiment.assembly))),
             rules=self.rules(config),
             objective=objective,
-            batches=self.grouped_batches(experiment, reader),
+            batches=self.denser_batches(experiment, reader),
             evaluate=self.validation(experiment, objective, reader) if config.data.validation else None,
         )
 
@@ -148,8 +148,8 @@ class Stage(abc.ABC):
         source = self.source(experiment, "train")
         return train_batches(source, size, config.seed, rows=rows, shards=config.data.shards, reader=reader(source))
 
-    def grouped_batches(self, experiment: Experiment, reader: Reader) -> Batches:
-        """What it trains on, texts grouped by their length where that pays."""
+    def denser_batches(self, experiment: Experiment, reader: Reader) -> Batches:
+        """What it trains on, with less padding where that pays: here, texts grouped by their length."""
         batches, training = self.batches(experiment, reader), experiment.config.training[self.name]
         mesh = experiment.mesh
         # Microbatches would cut the groups. Of several processes none sees the whole batch, and where weights are cut

@@ -6,6 +6,7 @@ import numpy as np
 from ml_collections.config_flags import config_path
 
 from user_llm.config import ConfigError, reads_pretrained_encoder
+from user_llm.data.packing import packed
 from user_llm.encoders import ENCODERS
 from user_llm.evaluation.evaluator import encoder_scores, mean_metrics, rank_by_scores
 from user_llm.evaluation.metrics import METRICS
@@ -13,6 +14,8 @@ from user_llm.experiment import workdir as workdirs
 from user_llm.experiment.experiment import Experiment
 from user_llm.experiment.seal import check_kept
 from user_llm.experiment.stages.base import Stage
+from user_llm.parallel.mesh import batch_shards
+from user_llm.parallel.processes import several
 
 # An encoder of another run must have read the same data in the same shape.
 _MUST_AGREE = (
@@ -57,6 +60,13 @@ class EncoderStage(Stage):
         """See `Stage`."""
         config = experiment.config.encoder
         return ENCODERS[config.kind].objective(config, lambda: experiment.label_counts)
+
+    def denser_batches(self, experiment, reader):
+        """See `Stage`: short histories share rows. Of several processes none sees the whole batch."""
+        config, batches = experiment.config, self.batches(experiment, reader)
+        if several() or not ENCODERS[config.encoder.kind].packs:
+            return batches
+        return packed(batches, batch_shards(experiment.mesh) * config.training.encoder.accumulate)
 
     def positions(self, experiment, sizes):
         """See `Stage`."""
