@@ -177,23 +177,31 @@ class UserModel:
         self._items = {title: item for item, title in enumerate(self.catalogue.titles) if item}
         self._ratings = {float(name): index for index, name in enumerate(experiment.rating_names) if name}
 
-    def recommend(self, events: Sequence[Event], k: int = 10) -> list[Answer]:
+    def recommend(self, events: Sequence[Event], k: int = 10, *, now: float | None = None) -> list[Answer]:
         """The `k` likeliest next items of a user, best first, none of which is among the events read.
 
         Args:
           events: oldest first, each `{"item": title, "rating": number}`; the latest `history_length` are read. The
-            rating may be left out only where no encoder reads it.
+            rating may be left out only where no encoder reads it. An encoder that reads times (`encoder.time`) needs
+            `"time"`, too: seconds since 1970.
           k: how many; the whole rest of the catalogue where that is less. Up to 100 are found by beam search, with
             as many beams or the config's where those are more; more are ranked exactly, in the same memory.
+          now: of the answer, in seconds since 1970; for `encoder.time=asked`, which needs it.
 
         Raises:
           UserError: the run was not trained for it; no event, or one that is none (an unknown title, an unknown
             rating: the nearest valid ones are named); a `k` that is no number of answers.
         """
-        return self.answer(events, "next_item", k)
+        return self.answer(events, "next_item", k, now=now)
 
     def answer(
-        self, events: Sequence[Event], task: str | None = None, k: int = 10, *, about: Event | None = None
+        self,
+        events: Sequence[Event],
+        task: str | None = None,
+        k: int = 10,
+        *,
+        about: Event | None = None,
+        now: float | None = None,
     ) -> list[Answer]:
         """The `k` likeliest answers to a task's question about a user, best first.
 
@@ -201,6 +209,7 @@ class UserModel:
           events: as for `recommend`.
           task: one the run was trained for; None: its first.
           about: the event, with its rating, that a review is to be written of.
+          now: as for `recommend`.
 
         Raises:
           UserError: as `recommend`.
@@ -218,12 +227,14 @@ class UserModel:
         recent = list(enumerate(events))[-length:]
         for slot, (index, event) in enumerate(recent, start=length - len(recent)):
             history[:, 0, slot] = self._item(f"event {index}", event), self._rating(f"event {index}", event)
+        times = self._ago(recent, now)
         asked = []
         if about is not None:
             asked = [np.array([part("about", about)]) for part in (self._item, self._rating)]
         tokens, lengths, _ = self._experiment.prompts(task).build(history[0], *asked)
         prompt = {"prompt_tokens": tokens, "prompt_lengths": lengths}
-        (answers,) = self._asker(task, k)({**prompt, "history/item": history[0], "history/rating": history[1]})
+        read = {"history/item": history[0], "history/rating": history[1], **times}
+        (answers,) = self._asker(task, k)({**prompt, **read})
         return answers
 
     def save_language_model(self, folder: str | Path) -> None:
@@ -242,6 +253,29 @@ class UserModel:
         if (task, k) not in self._askers:
             self._askers[task, k] = TASKS[task].asker(self._experiment, self._model, k)
         return self._askers[task, k]
+
+    def _ago(self, events: Sequence[tuple[int, Event]], now: float | None) -> dict[str, np.ndarray]:
+        """`history/ago` int32 `[1, S]`, seconds until now, or until the newest event, where the run reads times."""
+        reads = self.config.encoder.time if self.config.integration.kind != "none" else ""
+        if (now is not None) != (reads == "asked"):
+            asks = "the time of the answer: give now=" if reads == "asked" else "no time of the answer: leave now= out"
+            raise UserError(f"config.encoder.time={reads!r} reads {asks}.")
+        if not reads:
+            return {}
+        named = [(f"event {index}: its time", event.get("time")) for index, event in events]
+        if now is not None:
+            named.append(("now", now))
+        moments: list[float] = []
+        for name, moment in named:
+            if not is_number(moment):
+                raise UserError(f"{name} must be a number of seconds since 1970, got {reprlib.repr(moment)}.")
+            if moments and moment < moments[-1]:
+                raise UserError(f"{name} is before the event before it: give events oldest first.")
+            moments.append(float(moment))
+        span = moments[-1] - np.array(moments[: len(events)])
+        ago = np.zeros((1, self.config.data.history_length), np.int32)
+        ago[0, -len(events) :] = np.minimum(span, np.iinfo(np.int32).max)
+        return {"history/ago": ago}
 
     def _item(self, where: str, event: Event) -> int:
         if not isinstance(event, Mapping) or "item" not in event:

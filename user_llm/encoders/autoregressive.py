@@ -10,6 +10,7 @@ class Autoregressive(EncoderKind):
 
     name = "autoregressive"
     packs = True
+    reads_times = True
 
     def build(self, config, dims, sizes, rngs):
         """See `EncoderKind`."""

@@ -29,10 +29,12 @@ class EncoderKind(abc.ABC):
 
     Attributes:
       packs: whether its objective reads histories that share rows (`data/packing.py`).
+      reads_times: whether it knows `config.time`.
     """
 
     name: str
     packs: bool = False
+    reads_times: bool = False
 
     @abc.abstractmethod
     def build(self, config: ConfigDict, dims: EncoderConfig, sizes: Sizes, rngs: nnx.Rngs) -> nnx.Module:
@@ -63,5 +65,8 @@ class EncoderKind(abc.ABC):
 
     def problems(self, config: ConfigDict) -> Iterator[str]:
         """A line for each value of the whole experiment's `config` that does not go with this kind."""
-        del config
-        yield from ()
+        if config.encoder.time and not self.reads_times:
+            yield (
+                f"config.encoder.kind={self.name!r} does not read config.encoder.time={config.encoder.time!r}: "
+                "set --config.encoder.time="
+            )

@@ -41,6 +41,7 @@ class TwoTowers(EncoderKind):
 
     def problems(self, config):
         """See `EncoderKind`."""
+        yield from super().problems(config)
         label, keep_best = config.encoder.dual_encoder.label, config.training.encoder.keep_best
         says = f"config.encoder.dual_encoder.label={label!r}"
         if self.ranks(config.encoder) != "item" and "encoder" in config.stages and keep_best not in ("", "loss"):

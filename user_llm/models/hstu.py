@@ -5,6 +5,8 @@ before: without a softmax, how many events are alike still shows. The bias is of
 time between them.
 """
 
+import typing
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -79,12 +81,12 @@ class HSTU(AutoregressiveEncoder):
         config, length = self.config, x.shape[1]
         slots, spans = jnp.arange(length), None
         distance = jnp.clip(slots[:, None] - slots, 0, config.max_length - 1)
-        if ago is not None and config.time:
+        if config.time and ago is not None:
             now = following(ago, user) if config.time == "asked" else ago
             spans = bucket(ago[:, None, :] - now[:, :, None])
         keys = None if key is None else jax.random.split(key, config.num_layers)
         if not config.scan_layers:
-            for index, layer in enumerate(self.layers):
+            for index, layer in enumerate(typing.cast(list[HSTULayer], self.layers)):
                 x = layer(x, sees, distance, spans, None if keys is None else keys[index])
             return x
 

@@ -110,6 +110,9 @@ class Packing(NamedTuple):
 class HistoryTransformer(nnx.Module):
     """Learned positions, the package's one stack of layers, and a norm, over the slots of a history."""
 
+    since_TU: nnx.Param
+    until_TU: nnx.Param
+
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
         self.config = config
         position = (config.max_length, config.width)
@@ -160,10 +163,12 @@ class HistoryTransformer(nnx.Module):
         # Positions count from the newest event, so a shorter array of slots gives the same embeddings.
         newer = length - 1 - jnp.arange(length) if packing is None else packing.age
         x = x + cast(self.position_SU, config.dtype)[config.max_length - 1 - newer]
-        if config.time:
+        if config.time and ago is None:
+            raise ValueError(f"This encoder was built with time={config.time!r}: it needs the history's `ago`.")
+        if config.time and ago is not None:
             x = x + cast(self.since_TU, config.dtype)[bucket(since_previous(ago, mask, user))]
-        if config.time == "asked":
-            x = x + cast(self.until_TU, config.dtype)[bucket(ago - following(ago, user))]
+            if config.time == "asked":
+                x = x + cast(self.until_TU, config.dtype)[bucket(ago - following(ago, user))]
         x = dropout(x, config.dropout, input_key)
         x = self.run_layers(x, sees, ago, user, layers_key)
         return jnp.where(mask[..., None], self.final_norm(x), 0)
