@@ -38,7 +38,7 @@ def table():
 
 def splits(table):
     return {
-        split: Windows(table, history_length=LENGTH, min_history=2, split=split, validation=True, seen=True)
+        split: Windows(table, history_length=LENGTH, min_history=2, split=split, validation=True, times=True, seen=True)
         for split in ("validation", "test")
     }
 

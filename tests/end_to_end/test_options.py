@@ -15,6 +15,7 @@ from ml_collections.config_flags import config_path
 import user_llm
 from user_llm.checkpoints import huggingface
 from user_llm.config import ConfigError
+from user_llm.errors import UserError
 from user_llm.experiment import experiment
 from user_llm.experiment.validation import validate
 from user_llm.host import Host
@@ -48,6 +49,13 @@ VARIANTS = {
         "training.user_llm.keep_best": "",
         "llm.tie_embeddings": False,
         "evaluation.answers": "exact",
+    },
+    "HSTU with all times, each event learnt once, all that was met left out": {
+        "encoder.kind": "hstu",
+        "encoder.time": "asked",
+        "encoder.stride": 24,
+        "evaluation.exclude": "timeline",
+        "stages": ("encoder", "user_llm"),
     },
     "TextPrompt with adapters": {
         "integration.kind": "none",
@@ -124,6 +132,34 @@ def test_a_variant_runs_to_its_results(name, data_dir, pretrained, tmp_path, mon
     rows = [json.loads(line) for line in (tmp_path / "run" / config.stages[-1] / "metrics.jsonl").open()]
     assert np.isfinite([row["loss"] for row in rows]).all()
     assert any(row["kind"] == "validation" for row in rows) == config.data.validation
+
+
+def opened(model):
+    """Its gates, which begin at zero, let everything through: the user is read whatever the training."""
+    gates = {path: value + 0.5 for path, value in model.parameters.items() if path.endswith("gate_D")}
+    return model.with_parameters({**model.parameters, **gates})
+
+
+def test_an_encoder_that_reads_times_asks_for_them(data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "make_mesh", lambda sizes: one_device())
+    values = {"encoder.time": "asked", "stages": ("encoder", "user_llm")}
+    config = configured(data_dir, {**values, "training.encoder.steps": 2, "training.user_llm.steps": 2})
+    run(config, tmp_path / "run", Host(tensorboard=False))
+    model = user_llm.load(tmp_path / "run")
+    titles = model.catalogue.titles[1:4]
+    events = [{"item": title, "rating": 4, "time": 1e9 + 60 * place} for place, title in enumerate(titles)]
+    model._model = opened(model._model)
+    soon, late = (model.recommend(events, now=1e9 + seconds) for seconds in (121, 10**8))
+    assert [answer.score for answer in soon] != [answer.score for answer in late]
+    for wrong, now, message in (
+        (events, None, "encoder.time='asked' reads the time of the answer: give now="),
+        (events, 1e9, "now is before the event before it"),
+        (events, "today", "now must be a number of seconds since 1970, got 'today'"),
+        ([{**events[0], "time": None}, *events[1:]], 2e9, "event 0: its time must be a number"),
+        (events[::-1], 2e9, "event 1: its time is before the event before it: give events oldest first"),
+    ):
+        with pytest.raises(UserError, match=message):
+            model.recommend(wrong, now=now)
 
 
 @pytest.fixture(scope="module")

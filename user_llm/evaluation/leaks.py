@@ -95,6 +95,13 @@ def expected_history(column: np.ndarray, offsets: np.ndarray, labels: np.ndarray
     return np.where(own, column[np.maximum(places, 0)], 0)
 
 
+def expected_ages(timestamps: np.ndarray, offsets: np.ndarray, labels: np.ndarray, length: int) -> np.ndarray:
+    """Seconds from the `length` events before each label [B] to it, as `Windows.gather` has them: int32 [B, length]."""
+    there = expected_history(np.ones(len(timestamps), bool), offsets, labels, length).astype(bool)
+    ages = timestamps[labels][:, None] - expected_history(timestamps, offsets, labels, length)
+    return np.where(there, np.clip(ages, 0, np.iinfo(np.int32).max), 0).astype(np.int32)
+
+
 def disorder(timestamps: np.ndarray, offsets: np.ndarray) -> int:
     """How many events are earlier than the one before them in their timeline."""
     found = 0

@@ -171,6 +171,9 @@ def _contents(experiment: Experiment, windows: Mapping[str, Windows]) -> Iterato
             before[column] = leaks.expected_history(values, table.offsets, events, batch["history/item"].shape[1])
             right &= (batch[f"history/{column}"] == before[column]).all(axis=1)
             right &= batch[f"label/{column}"] == values[events]
+        if "history/ago" in batch:
+            ages = leaks.expected_ages(table.timestamp, table.offsets, events, batch["history/ago"].shape[1])
+            right &= (batch["history/ago"] == ages).all(axis=1)
         wrong.add(~right)
         if split == "test" and task is None:  # every window once
             again.add((before["item"] == table.item[events, None]).any(axis=1))

@@ -30,7 +30,7 @@ class OtherOrder(NamedTuple):
 
     Attributes:
       counts: int64 `[I+1]`, how often each item occurs outside of the events that are then held out.
-      windows: those asked for, as `Windows.gather` would have them, ascending by label.
+      windows: those asked for, as `Windows.gather` would have them with times, ascending by label.
     """
 
     counts: np.ndarray
@@ -83,14 +83,16 @@ def other_orders(
                 for group, length in lengths.items():
                     if f"{group}/{name}" in columns:
                         columns[f"{group}/{name}"][rows] = leaks.expected_history(other, offsets, own, length)
+                ages = leaks.expected_ages(table.timestamp[start:stop], offsets, own, lengths["history"])
+                columns["history/ago"][rows] = ages  # as they were: only what happened at a time changes
                 columns[f"label/{name}"][rows] = other[own]
     return [OtherOrder(of_order, Rows(columns)) for of_order, columns in zip(counts_of, columns_of, strict=True)]
 
 
 def _columns(users: np.ndarray, lengths: Mapping[str, int]) -> dict[str, np.ndarray]:
     """What `Windows.gather` gives, of the windows of these users int [n], yet to be filled."""
-    shapes: dict[str, tuple[int, ...]] = {"label/item": (), "label/rating": ()}
-    shapes |= {f"history/{name}": (lengths["history"],) for name in ("item", "rating")}
+    shapes: dict[str, tuple[int, ...]] = {f"label/{name}": () for name in ("item", "rating", "ago")}
+    shapes |= {f"history/{name}": (lengths["history"],) for name in ("item", "rating", "ago")}
     shapes |= {"seen/item": (lengths["seen"],)} if "seen" in lengths else {}
     columns = {name: np.zeros((len(users), *shape), np.int32) for name, shape in shapes.items()}
     return {**columns, "user": users.astype(np.int32)}

@@ -27,6 +27,7 @@ _MUST_AGREE = (
     "encoder.width",
     "encoder.num_heads",
     "encoder.hidden",
+    "encoder.time",
     "encoder.dual_encoder.num_outputs",
     "encoder.dual_encoder.fusion_layers",
     "compute.scan_layers",
