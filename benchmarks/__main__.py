@@ -5,11 +5,13 @@
     python -m benchmarks --only=beams
     python -m benchmarks --only=data --data_sizes=1,20
     python -m benchmarks --only=llm --llm=gemma-3-270m-q4_k_m.gguf
+    python -m benchmarks --only=quality --quality_dir=runs/quality --seeds=3
 
 Prints the tables of README.md and writes the numbers to `benchmarks/results/<date>.json`.
 """
 
 import argparse
+import ast
 import dataclasses
 import datetime
 import json
@@ -28,12 +30,15 @@ from benchmarks.llm import measure_llm
 from benchmarks.machine import machine, matmul_peaks
 from benchmarks.peers_environment import peers_python
 from benchmarks.protocol import MALLOC, Contender, main_python, torch_python
+from benchmarks.quality import DATASETS, measure_quality
+from benchmarks.quality_report import draw_curves
 from benchmarks.raw_files import MOVIELENS
 from benchmarks.turns import Entry, measure_in_turns
 from benchmarks.workload import Workload
 
 PIPELINE_BATCH = 8_192
 PARTS = ("pipeline", "encoder", "beams", "llm", "data")
+HOURS = ("quality",)  # parts that run only where they are named
 OF_THE_PEAK = {"encoder", "llm"}  # parts whose rows say what share of the machine's peak they reach
 DATA_SIZES = "1,20,200"  # millions of events
 
@@ -116,12 +121,21 @@ def millions(text: str) -> list[int]:
     return [size * MILLION for size in sizes]
 
 
+def override(text: str) -> tuple[str, Any]:
+    """A key of the config and its value, a Python literal or a text."""
+    key, _, value = text.partition("=")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument(
         "--quick", action="store_true", help="batch 128, tuned malloc and a million events only, fewer rounds"
     )
-    parser.add_argument("--only", choices=PARTS, help="one part of it")
+    parser.add_argument("--only", choices=(*PARTS, *HOURS), help="one part of it")
     today = datetime.date.today().isoformat()
     results_file = Path(__file__).parent / "results" / f"{today}.json"
     parser.add_argument("--output", type=Path, default=results_file, help="JSON file to write")
@@ -134,14 +148,22 @@ def main() -> None:
     parser.add_argument(
         "--llm", type=Path, help="GGUF file or Hugging Face folder for part llm; by default a random one"
     )
+    parser.add_argument(
+        "--quality_dir", type=Path, help="part quality: keeps what is finished, so that it goes on there"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="part quality: trainings of each contender")
+    parser.add_argument("--datasets", default=",".join(DATASETS), help="part quality: some of them, with commas")
+    parser.add_argument("--override", action="append", default=[], help="part quality: KEY=VALUE of the configs of all")
     arguments = parser.parse_args()
+    if arguments.only == "quality" and not arguments.quality_dir:
+        parser.error("--only=quality takes hours: name a folder that keeps what is finished with --quality_dir=")
     if arguments.raw and not (arguments.raw / MOVIELENS.ratings).is_file():
         parser.error(f"--raw: {arguments.raw} has no {MOVIELENS.ratings}")
 
     mallocs = ["tuned"] if arguments.quick else list(MALLOC)
     rounds = {128: 2} if arguments.quick else {128: 3, 512: 1}
     rivals = RIVALS if arguments.quick else (*RIVALS, *SLOW_RIVALS)
-    chosen = [name for name in PARTS if arguments.only in (None, name)]
+    chosen = [arguments.only] if arguments.only else PARTS
     described = machine()
     if OF_THE_PEAK & set(chosen):
         described["matmul_gflops"] = matmul_peaks()
@@ -162,12 +184,20 @@ def main() -> None:
             1 if arguments.quick else 3,
         ),
     }
+    parts["quality"] = lambda: measure_quality(
+        arguments.quality_dir.resolve(),
+        dict(map(override, arguments.override)),
+        arguments.seeds,
+        {name: DATASETS[name] for name in arguments.datasets.split(",")},
+    )
     measured = {name: parts[name]() for name in chosen}
     results = {"date": today, "machine": described, "quick": arguments.quick, **measured}
     report.add_shares(results)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(results, indent=1) + "\n")
     print(report.render(results))
+    if "quality" in results:
+        draw_curves(results["quality"], arguments.output.with_suffix(".svg"))
     print(f"\nWritten to {arguments.output}", file=sys.stderr)
 
 

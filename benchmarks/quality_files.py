@@ -36,14 +36,23 @@ def experiment_of(config_file: str, overrides: Mapping[str, Any], workdir: Path)
 
 
 def write_split(config_file: str, overrides: Mapping[str, Any], path: Path) -> None:
-    """Items, times and where users begin, and whom the validation asks."""
+    """Items, times and where users begin, whom the validation asks, and the sizes of our encoder."""
     with tempfile.TemporaryDirectory() as workdir:
         experiment = experiment_of(config_file, overrides, Path(workdir))
         table = experiment.table
         asked = STAGES["encoder"].validation_source(experiment, lambda source: source)
         users = asked.gather(np.arange(len(asked)))["user"]
         columns = {name: np.asarray(getattr(table, name)) for name in ("item", "timestamp", "offsets")}
-        np.savez(path, validation_users=users, num_items=table.catalogue.num_items, **columns)
+        encoder = experiment.config.encoder
+        sizes = {
+            "length": experiment.config.data.history_length,
+            "layers": encoder.num_layers,
+            "heads": encoder.num_heads,
+            "width": encoder.width,
+            "dropout": encoder.dropout,
+        }
+        facts = {"num_items": table.catalogue.num_items, "encoder": json.dumps(sizes)}
+        np.savez(path, validation_users=users, **facts, **columns)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from benchmarks import llm_report
 from benchmarks.machine import SIZE, peak
 from benchmarks.markdown import number, of_the_peak, skipped, table
 from benchmarks.protocol import Contender
+from benchmarks.quality_report import render_quality
 
 REFERENCE, DENSE = "ours: chunked loss, microbatches of 32", "ours: dense logits"
 CHUNKED = "ours: chunked loss"
@@ -85,6 +86,8 @@ def render(results: dict[str, Any]) -> str:
         ]
     if "llm" in results:
         sections += llm_report.sections(results["llm"])
+    if "quality" in results:
+        sections.append(render_quality(results["quality"]))
     if "data" in results:
         sections += [
             "**Reading**: windows of 50 events and a label from files in the page cache, batch 8,192, one core.",
