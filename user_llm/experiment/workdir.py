@@ -11,7 +11,7 @@ from user_llm.errors import MissingFile, UserError
 from user_llm.files import read_json
 from user_llm.keys import wrong_keys
 
-FORMAT = 4  # raised when what a workdir holds is no longer read as before
+FORMAT = 5  # raised when what a workdir holds is no longer read as before
 
 CONFIG, ENVIRONMENT, VOCABULARY, CATALOGUE = "config.json", "environment.json", "vocabulary", "catalogue"
 FACTS = f"{CATALOGUE}/facts.json"
