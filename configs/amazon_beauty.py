@@ -6,8 +6,8 @@ Three columns in the published order (user, item, timestamp), and the items' tit
         --items items.csv --item_columns item=item title=title category=category
     python -m user_llm.main --config=configs/amazon_beauty.py --workdir=runs/beauty "--config.stages=('encoder',)"
 
-The encoder is SASRec with a softmax over the whole catalogue. Five minutes on two threads of a Xeon core; Recall@10 of
-about .096 and NDCG@10 of .059 (6,000 of the users), where SASRec is published with .0986 and .0597: docs/results/log.md.
+The encoder is SASRec with a softmax over the whole catalogue. Five minutes on two threads of a Xeon core; Recall@10
+about .096 and NDCG@10 .059 (6,000 of the users), where SASRec is published with .0986 and .0597: docs/results/log.md.
 All three stages take an hour; what they reach is not measured yet.
 """
 

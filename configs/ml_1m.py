@@ -3,8 +3,8 @@
     python -m user_llm.main --config=configs/ml_1m.py --workdir=runs/ml_1m "--config.stages=('encoder',)" \
         [--config.data.raw_path=ml-1m.zip]
 
-The encoder is SASRec with a softmax over the whole catalogue, of 200 events. Thirty minutes on two threads of a Xeon core;
-docs/results/log.md has what it reaches.
+The encoder is SASRec with a softmax over the whole catalogue, of 200 events. Thirty minutes on two threads of a Xeon
+core; docs/results/log.md has what it reaches.
 """
 
 from user_llm import schema
