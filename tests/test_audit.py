@@ -143,7 +143,7 @@ def test_a_history_that_is_not_the_events_before_the_label(make, kind, leaking):
     data = dict(history_length=6, min_history=2, validation=True)
     plant(
         experiment,
-        windows=lambda split, *_: (kind if split == leaking else Windows)(experiment.table, split=split, **data),
+        windows=lambda split, **_: (kind if split == leaking else Windows)(experiment.table, split=split, **data),
     )
     assert verdicts(experiment)["histories end before their label"] == leaks.FAIL
 
@@ -226,7 +226,9 @@ def test_validation_events_in_training(make):
     experiment = make()
     plant(
         experiment,
-        windows=lambda split, *_: Windows(experiment.table, history_length=6, split=split, validation=split != "train"),
+        windows=lambda split, **_: Windows(
+            experiment.table, history_length=6, split=split, validation=split != "train"
+        ),
     )
     found = verdicts(experiment)
     assert found["held-out events in training"] == leaks.FAIL
@@ -249,7 +251,7 @@ def test_a_window_twice(make):
     kinds = {"train": Twice}
     plant(
         experiment,
-        windows=lambda split, *_: kinds.get(split, Windows)(
+        windows=lambda split, **_: kinds.get(split, Windows)(
             experiment.table, history_length=6, split=split, validation=True
         ),
     )

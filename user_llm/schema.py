@@ -80,6 +80,7 @@ def get_config() -> ConfigDict:
             hidden=512,  # of a layer's MLP
             dropout=0.0,  # share of activations, in training
             time="",  # what it reads of times: past (of the events) | asked (of what is asked, too) | "" (their order)
+            item_text=False,  # items are embedded as themselves and what the LLM's tokens say of title and categories
             stride=1,  # events from one training window of a user to the next; history_length = each event learnt once
             chunk_rows=512,  # rows of logits held at once by the softmax over the catalogue
             bert4rec=ConfigDict(dict(mask_rate=0.2)),  # share of a history's events that are masked

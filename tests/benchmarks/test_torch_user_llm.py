@@ -41,7 +41,7 @@ def test_contenders_train_the_same_blocks_and_encoder(tmp_path):
         return encoder, blocks_state(without_prefix("connector", values), len(theirs.blocks))
 
     encoder, blocks = states(tuned)
-    assert theirs.encoder.load_state_dict(encoder, strict=False).missing_keys == ["head.weight"]  # of its pretraining
+    theirs.encoder.load_state_dict(encoder)
     theirs.blocks.load_state_dict(blocks)
     value = theirs(torch_user_llm.tensors(batch))
     value.backward()

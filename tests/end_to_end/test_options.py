@@ -140,12 +140,15 @@ def opened(model):
     return model.with_parameters({**model.parameters, **gates})
 
 
-def test_an_encoder_that_reads_times_asks_for_them(data_dir, tmp_path, monkeypatch):
+def test_an_encoder_that_reads_names_and_times_asks_for_the_times(data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "make_mesh", lambda sizes: one_device())
-    values = {"encoder.time": "asked", "stages": ("encoder", "user_llm")}
-    config = configured(data_dir, {**values, "training.encoder.steps": 2, "training.user_llm.steps": 2})
+    short = {f"training.{stage}.steps": 2 for stage in ("llm", "encoder", "user_llm")}
+    config = configured(data_dir, {"encoder.time": "asked", "encoder.item_text": True, **short})
     run(config, tmp_path / "run", Host(tensorboard=False))
     model = user_llm.load(tmp_path / "run")
+    names = np.load(tmp_path / "run" / "item_text" / "table.npy")  # as they were, whatever was trained
+    np.testing.assert_array_equal(model._model.parameters["encoder/embedding/item_text_IE"], names)
+    assert np.abs(names).max() > 1
     titles = model.catalogue.titles[1:4]
     events = [{"item": title, "rating": 4, "time": 1e9 + 60 * place} for place, title in enumerate(titles)]
     model._model = opened(model._model)

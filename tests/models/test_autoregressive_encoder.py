@@ -54,6 +54,21 @@ def test_item_logits_are_tied_and_never_the_padding_item(encoder):
     np.testing.assert_allclose(logits[:, 1:], expected[:, 1:], atol=1e-5)
 
 
+def test_items_are_read_and_ranked_by_their_names_too(make_trained):
+    config = EncoderConfig(max_length=7, features=("item",), num_layers=1, width=8, num_heads=2, item_text=True)
+    sizes = dict(item_categories=ITEM_CATEGORIES, num_categories=3, num_ratings=5)
+    encoder = make_trained(lambda rngs: AutoregressiveEncoder(config, **sizes, rngs=rngs))
+    own, names, mapped = (
+        np.asarray(getattr(encoder.embedding, name)[...]) for name in ("item_VU", "item_text_IE", "text_EU")
+    )
+    vectors = own + names @ mapped
+    np.testing.assert_allclose(encoder.feature_table("item"), vectors, atol=1e-5)
+    items = jnp.array([[5, 1, 3]])
+    np.testing.assert_allclose(encoder.embedding.embed("item", {"item": items})[0], vectors[[5, 1, 3]], atol=1e-5)
+    hidden = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8)), jnp.float32)
+    np.testing.assert_allclose(encoder.item_logits(hidden)[:, 1:], (hidden @ vectors.T)[:, 1:], atol=1e-4)
+
+
 def test_features_can_be_left_out():
     def build(rngs):
         config = EncoderConfig(max_length=4, features=("item", "rating"), num_layers=1)

@@ -20,6 +20,7 @@ DIMS = dict(max_length=7, num_layers=1, width=8, num_heads=2, hidden=12)
 KINDS = {
     "autoregressive": (AutoregressiveEncoder, EncoderConfig(**DIMS)),
     "hstu": (HSTU, EncoderConfig(**DIMS)),
+    "items by name": (AutoregressiveEncoder, EncoderConfig(**DIMS, features=("item",), item_text=True)),
     "items alone": (AutoregressiveEncoder, EncoderConfig(**DIMS, features=("item",))),
     "bert4rec": (Bert4Rec, EncoderConfig(**DIMS)),
     "dual_encoder": (DualEncoder, DualEncoderConfig(**DIMS, num_outputs=2)),
@@ -28,6 +29,7 @@ HEADS = {"item_head_UU", "category_head_UU", "rating_head_UU"}
 PRETRAINING = {
     "autoregressive": HEADS,
     "hstu": HEADS,
+    "items by name": set(),
     "items alone": set(),
     "bert4rec": HEADS | {"mask_U"},
     "dual_encoder": {"label_tower", "user_head_UU", "log_scale"},

@@ -11,6 +11,7 @@ class Autoregressive(EncoderKind):
     name = "autoregressive"
     packs = True
     reads_times = True
+    reads_item_text = True
 
     def build(self, config, dims, sizes, rngs):
         """See `EncoderKind`."""

@@ -29,12 +29,13 @@ class EncoderKind(abc.ABC):
 
     Attributes:
       packs: whether its objective reads histories that share rows (`data/packing.py`).
-      reads_times: whether it knows `config.time`.
+      reads_times, reads_item_text: whether it knows `config.time`, `config.item_text`.
     """
 
     name: str
     packs: bool = False
     reads_times: bool = False
+    reads_item_text: bool = False
 
     @abc.abstractmethod
     def build(self, config: ConfigDict, dims: EncoderConfig, sizes: Sizes, rngs: nnx.Rngs) -> nnx.Module:
@@ -69,4 +70,9 @@ class EncoderKind(abc.ABC):
             yield (
                 f"config.encoder.kind={self.name!r} does not read config.encoder.time={config.encoder.time!r}: "
                 "set --config.encoder.time="
+            )
+        if config.encoder.item_text and not self.reads_item_text:
+            yield (
+                f"config.encoder.kind={self.name!r} does not read config.encoder.item_text: "
+                "set --config.encoder.item_text=false"
             )

@@ -9,6 +9,7 @@ class MaskedEvents(EncoderKind):
     """Fills in masked events, seeing both sides of each."""
 
     name = "bert4rec"
+    reads_item_text = True
 
     def build(self, config, dims, sizes, rngs):
         """See `EncoderKind`."""

@@ -52,6 +52,7 @@ class Assembly:
             hidden=config.hidden,
             dropout=config.dropout,
             time=config.time,
+            item_text=config.item_text,
             max_length=self.config.data.history_length,
             **self._compute,
         )

@@ -93,8 +93,13 @@ class Experiment(TaskData):
         """int64 `[I+1]`: how often each item is the label of a window that the encoder learns from."""
         return label_counts(self.table.item, self.table.catalogue.num_items, [self._encoder_windows("train")])
 
+    def windows(self, split: str, **options: Any) -> Windows:
+        """See `TaskData`: with times where the encoder reads them, with all that was met where that is no answer."""
+        seen = split != "train" and self.config.evaluation.exclude == "timeline"
+        return super().windows(split, times=bool(self.config.encoder.time), seen=seen, **options)
+
     def _encoder_windows(self, split: str) -> Windows:
-        return self.windows(split, self.config.encoder.stride if split == "train" else 1)
+        return self.windows(split, stride=self.config.encoder.stride) if split == "train" else self.windows(split)
 
     @functools.cached_property
     def vocabulary(self) -> Vocabulary:

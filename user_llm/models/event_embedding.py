@@ -1,5 +1,6 @@
 """Events as vectors: an embedding a feature, and all of them fused into one (early fusion, paper 3.1)."""
 
+import math
 from collections.abc import Mapping
 
 import jax
@@ -16,6 +17,7 @@ FEATURES = ("item", "category", "rating")
 # Small, so that the tied softmax starts near uniform: in 600 steps on ml-latest-small the loss fell to 6.75, from
 # 1/√width (unit-variance logits) only to 7.15.
 TABLE_STDDEV = 0.02
+TEXT_WIDTH = 128  # of an item's vector made of its name
 
 
 class FeatureEmbeddings(nnx.Module):
@@ -52,10 +54,14 @@ class FeatureEmbeddings(nnx.Module):
             self.item_categories = Buffer(jnp.asarray(item_categories, jnp.int32), logical_axes=("items", None))
 
     def table(self, feature: str) -> nnx.Param:
-        """The embedding table [V, U] of a feature."""
+        """The embedding table [V, U] of a feature, a parameter."""
         if feature not in self.features:
             raise ValueError(f"This encoder has no feature {feature!r}; it has {self.features}.")
         return getattr(self, f"{feature}_VU")
+
+    def vectors(self, feature: str) -> jax.Array:
+        """[V, U]: what a feature's classes are embedded as."""
+        return self.table(feature)[...]
 
     def embed(self, feature: str, history: Mapping[str, jax.Array]) -> jax.Array:
         """[..., U]: one feature of the events given as `item` and (where it is a feature) `rating`, int [...]."""
@@ -83,19 +89,50 @@ class FeatureEmbeddings(nnx.Module):
 class EventEmbedding(FeatureEmbeddings):
     """One vector an event: the embeddings of its features, concatenated, projected where there are several, and normed.
 
+    With `item_text` an item's embedding is its own and a map of its name's vector, `item_text_IE` [I + 1, TEXT_WIDTH],
+    which is given and never trained (`experiment/item_text.py`).
+
     The projection begins as their sum, and an event is as large as what layers add to it. Else they drown it at the
     start, and with it what a tied softmax promises, that items are like those they are seen with: on Amazon Beauty,
     where users have six events, that is Recall@10 .09 or .03 (docs/results/log.md).
     """
 
-    def __init__(self, features: tuple[str, ...], width: int, *, param_dtype: str, rngs: nnx.Rngs, **options):
+    def __init__(
+        self,
+        features: tuple[str, ...],
+        width: int,
+        *,
+        param_dtype: str,
+        rngs: nnx.Rngs,
+        item_text: bool = False,
+        **options,
+    ):
         if "item" not in features:
             raise UserError(f"features {features}: 'item' must be one of them, as it is what is predicted.")
         super().__init__(features, width, param_dtype=param_dtype, rngs=rngs, **options)
+        self.item_text = item_text
+        if item_text:
+            given = (self.table("item").shape[0], TEXT_WIDTH)
+            self.item_text_IE = parameter(rngs, jax.nn.initializers.zeros, given, ("items", None), param_dtype)
+            stddev = TABLE_STDDEV / math.sqrt(TEXT_WIDTH)  # as much of it as of the item itself
+            self.text_EU = parameter(rngs, normal(stddev), (TEXT_WIDTH, width), (None, "user"), param_dtype)
         if len(features) > 1:
             shape = (len(features) * width, width)
             self.projection_EU = parameter(rngs, identities, shape, ("feature", "user"), param_dtype)
         self.norm = RMSNorm(width, epsilon=1e-6, param_dtype=param_dtype, rngs=rngs)
+
+    def vectors(self, feature: str) -> jax.Array:
+        """See `FeatureEmbeddings`; an item's with what its name gives, where the encoder reads it."""
+        if feature != "item" or not self.item_text:
+            return super().vectors(feature)
+        return self.table("item")[...] + linear(self.item_text_IE[...], self.text_EU[...])
+
+    def embed(self, feature: str, history: Mapping[str, jax.Array]) -> jax.Array:
+        """See `FeatureEmbeddings`."""
+        if feature != "item" or not self.item_text:
+            return super().embed(feature, history)
+        rows = jnp.take(shard(self.vectors("item"), ANY, None), history["item"], axis=0, mode="fill")
+        return shard(rows.astype(self.dtype), "batch", ...)
 
     def __call__(self, history: Mapping[str, jax.Array]) -> jax.Array:
         """[..., U] of events given as `item` and (where it is a feature) `rating`, int [...]."""

@@ -58,6 +58,7 @@ class EncoderConfig:
     hidden: int = 512
     dropout: float = 0.0
     time: str = ""
+    item_text: bool = False
     scan_layers: bool = False
     remat: bool = False
     dtype: str = "float32"
@@ -200,6 +201,7 @@ class EventEncoder(HistoryTransformer):
             num_ratings=num_ratings,
             dtype=config.dtype,
             param_dtype=param_dtype,
+            item_text=config.item_text,
             rngs=rngs,
         )
         super().__init__(config, rngs=rngs)
@@ -220,7 +222,7 @@ class EventEncoder(HistoryTransformer):
 
     def feature_table(self, feature: str) -> jax.Array:
         """[V, U]: the feature's embeddings, which are also its softmax weights."""
-        return self.embedding.table(feature)[...]
+        return self.embedding.vectors(feature)
 
     def feature_hidden(self, embeddings: jax.Array, feature: str) -> jax.Array:
         """User embeddings [..., U] projected back to a feature's space: times its tableᵀ they are logits."""

@@ -3,6 +3,7 @@
 import abc
 import functools
 import logging
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -27,7 +28,7 @@ class TaskData(abc.ABC):
     """A `Study` of a config, timelines and a vocabulary, which a subclass brings.
 
     Attributes:
-      config: its sections `data`, `prompt`, `encoder` and `evaluation` are read.
+      config: its sections `data` and `prompt` are read.
       table, catalogue, rating_names, vocabulary: see `Study`.
     """
 
@@ -54,8 +55,8 @@ class TaskData(abc.ABC):
         self._answers: dict[str, Answers] = {}
         self._tries: dict[str, CatalogueTrie] = {}
 
-    def windows(self, split: str, stride: int = 1) -> Windows:
-        """The windows of `train`, `validation` or `test`."""
+    def windows(self, split: str, **options: Any) -> Windows:
+        """The windows of `train`, `validation` or `test`; with further options of `Windows`."""
         data = self.config.data
         return Windows(
             self.table,
@@ -63,9 +64,7 @@ class TaskData(abc.ABC):
             split=split,
             min_history=data.min_history or None,
             validation=data.validation,
-            stride=stride,
-            times=bool(self.config.encoder.time),
-            seen=split != "train" and self.config.evaluation.exclude == "timeline",
+            **options,
         )
 
     @functools.cached_property

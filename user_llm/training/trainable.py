@@ -10,14 +10,15 @@ Rules = Sequence[tuple[str, bool]]
 _CONNECTOR = r"(connector|perceiver)/.*"
 _ADAPTERS = r"language_model/.*/lora/.*"
 _FROZEN_LLM = (r"language_model/.*", False)
+_GIVEN = (r"(.*/)?item_text_IE", False)  # what a language model has made of the items' names
 
 STRATEGIES: dict[str, Rules] = {
-    "full": ((_CONNECTOR, True), (r"(encoder|language_model)/.*", True)),
-    "lora": ((_CONNECTOR, True), (r"encoder/.*", True), (_ADAPTERS, True), _FROZEN_LLM),
-    "enc": ((_CONNECTOR, True), (r"encoder/.*", True), _FROZEN_LLM),
+    "full": (_GIVEN, (_CONNECTOR, True), (r"(encoder|language_model)/.*", True)),
+    "lora": (_GIVEN, (_CONNECTOR, True), (r"encoder/.*", True), (_ADAPTERS, True), _FROZEN_LLM),
+    "enc": (_GIVEN, (_CONNECTOR, True), (r"encoder/.*", True), _FROZEN_LLM),
     "proj": ((_CONNECTOR, True), (r"encoder/.*", False), _FROZEN_LLM),
 }
-EVERYTHING: Rules = ((r".*", True),)  # the stages that train one model from scratch
+EVERYTHING: Rules = (_GIVEN, (r".*", True))  # the stages that train one model from scratch
 
 
 def trainable(paths: Iterable[str], rules: Rules) -> dict[str, bool]:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 from ml_collections.config_flags import config_path
 
@@ -12,6 +13,7 @@ from user_llm.evaluation.evaluator import encoder_scores, mean_metrics, rank_by_
 from user_llm.evaluation.metrics import METRICS
 from user_llm.experiment import workdir as workdirs
 from user_llm.experiment.experiment import Experiment
+from user_llm.experiment.item_text import item_text
 from user_llm.experiment.seal import check_kept
 from user_llm.experiment.stages.base import Stage
 from user_llm.parallel.mesh import batch_shards
@@ -28,6 +30,7 @@ _MUST_AGREE = (
     "encoder.num_heads",
     "encoder.hidden",
     "encoder.time",
+    "encoder.item_text",
     "encoder.dual_encoder.num_outputs",
     "encoder.dual_encoder.fusion_layers",
     "compute.scan_layers",
@@ -52,6 +55,12 @@ class EncoderStage(Stage):
     def builder(self, assembly):
         """See `Stage`."""
         return assembly.encoder
+
+    def pretrained(self, experiment, finished):
+        """See `Stage`: what a language model makes of the items' names, where the encoder reads it."""
+        if not experiment.config.encoder.item_text:
+            return {}, {}
+        return {}, {"embedding/item_text_IE": jnp.asarray(item_text(experiment, finished))}
 
     def source(self, experiment, split):
         """See `Stage`."""
@@ -91,6 +100,14 @@ class EncoderStage(Stage):
             return {**rankings, **losses(model)}
 
         return evaluate
+
+    def problems(self, config):
+        """See `Stage`."""
+        if config.encoder.item_text and not config.llm.checkpoint and "llm" not in config.stages:
+            yield (
+                "config.encoder.item_text=True reads the items' names with a language model: name one with "
+                "--config.llm.checkpoint=FOLDER, or add 'llm' to config.stages"
+            )
 
     def borrowed(self, experiment):
         """The encoder of the finished run that `encoder.checkpoint` names, if it does.
