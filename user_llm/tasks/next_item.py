@@ -1,5 +1,6 @@
 """Task `next_item`: the title of the next event, and how every row ranks it among the whole catalogue (paper 4.3.1)."""
 
+import logging
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -36,6 +37,10 @@ SIMILAR = "Item-kNN"
 
 _FOLLOWERS_DECAY, _SIMILAR_DECAY = 0.6, 0.5  # of an event for each newer one; by validation of ML-1M and Beauty
 MOST_BEAMS = 100  # of an answer; their memory grows with their number
+
+MOST_COUNTED = 50_000_000  # events whose pairs are counted: some minutes, and gigabytes
+
+_logger = logging.getLogger(__name__)
 
 TitleReader = Callable[[np.ndarray], np.ndarray]
 
@@ -199,8 +204,12 @@ class NextItem(Task):
 
 
 def _neighbour_rows(study: Study) -> dict[str, Scores]:
-    """What counts of items say, by row."""
+    """What counts of items say, by row; nothing where there are more events than they are made for."""
     table, counts = study.table, study.item_counts
+    if len(table.item) > MOST_COUNTED:
+        rows = f"{FOLLOWERS} and {SIMILAR}"
+        _logger.info("%s are left out: %d events are more than %d", rows, len(table.item), MOST_COUNTED)
+        return {}
     splits = ("validation", "test") if study.config.data.validation else ("test",)
     held_out = Places(label_blocks(*(study.windows(split) for split in splits)), len(table.item))
     columns = table.item, table.offsets, table.catalogue.num_items, held_out
