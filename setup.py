@@ -29,6 +29,7 @@ INSTALL_REQUIRES = [
     "rich>=15.0",
     "rouge-score>=0.1.2",
     "safetensors>=0.8",
+    "scipy>=1.14",
     "sentencepiece>=0.2.2",
     "seqio>=0.0.20",
     "tensorboard>=2.21",
