@@ -72,7 +72,7 @@ def test_the_papers_encoder_has_the_parameters_of_its_formula(capsys):
     items, categories, ratings, events, width, hidden = 27_278, 20, 10, 50, 128, 512
     tables = (items + categories + ratings + 3 + events) * width
     layer = 4 * width**2 + 2 * width * hidden + 2 * width
-    expected = tables + 3 * width**2 + 3 * width**2 + 6 * layer + width  # projection, heads, layers, norm
+    expected = tables + 3 * width**2 + 3 * width**2 + 6 * layer + 2 * width  # projection, heads, layers, norms
     assert printed(load("ml20m"), capsys)["encoder"]["total"][0] == expected
 
 

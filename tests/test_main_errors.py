@@ -193,6 +193,7 @@ PLAIN = {
     "user_llm/evaluation/metrics.py",
     "user_llm/models/event_embedding.py",
     "user_llm/models/layers.py",
+    "user_llm/models/user_encoder.py",
     "user_llm/parallel/rules.py",
     "user_llm/training/cross_entropy.py",
     "user_llm/training/trainable.py",

@@ -196,7 +196,7 @@ def test_a_run_of_an_older_version_is_refused_by_name(finished):
     config, whole = json.loads(path.read_text()), path.read_text()
     del config["format"]
     path.write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"made by an older version of user_llm \(format 1 of a workdir, this is 4\)"):
+    with pytest.raises(ValueError, match=r"made by an older version of user_llm \(format 1 of a workdir, this is 5\)"):
         user_llm.load(workdir)
     path.write_text(whole)
 
