@@ -152,6 +152,8 @@ def main() -> None:
         "--quality_dir", type=Path, help="part quality: keeps what is finished, so that it goes on there"
     )
     parser.add_argument("--seeds", type=int, default=3, help="part quality: trainings of each contender")
+    parser.add_argument("--rival_seeds", type=int, help="part quality: trainings of RecTools' models, where fewer")
+    parser.add_argument("--hours", type=float, default=6.0, help="part quality: of a rival's training, at most")
     parser.add_argument("--datasets", default=",".join(DATASETS), help="part quality: some of them, with commas")
     parser.add_argument("--override", action="append", default=[], help="part quality: KEY=VALUE of the configs of all")
     arguments = parser.parse_args()
@@ -187,8 +189,9 @@ def main() -> None:
     parts["quality"] = lambda: measure_quality(
         arguments.quality_dir.resolve(),
         dict(map(override, arguments.override)),
-        arguments.seeds,
+        (arguments.seeds, arguments.rival_seeds or arguments.seeds),
         {name: DATASETS[name] for name in arguments.datasets.split(",")},
+        arguments.hours,
     )
     measured = {name: parts[name]() for name in chosen}
     results = {"date": today, "machine": described, "quick": arguments.quick, **measured}

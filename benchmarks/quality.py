@@ -1,7 +1,6 @@
 """Part quality: encoders trained to their end on the same split, ours and RecTools', all ranked by our metrics.
 
-Takes hours. What is finished is kept in its folder, and a second start goes on: ours from its checkpoints, RecTools'
-models from the first one that has not come to its end.
+Takes hours. What is finished is kept in its folder, and a second start goes on where the first was stopped.
 """
 
 import dataclasses
@@ -47,22 +46,25 @@ DATASETS = {
 
 
 def measure_quality(
-    folder: Path, overrides: dict[str, Any], seeds: int, datasets: dict[str, Dataset]
+    folder: Path, overrides: dict[str, Any], seeds: tuple[int, int], datasets: dict[str, Dataset], hours: float
 ) -> dict[str, Any]:
     """Rows of each dataset, by its name.
 
     Args:
       folder: keeps what is finished.
       overrides: of the configs of all: where data are.
-      seeds: how many each contender is trained with, from 0.
+      seeds: how many ours is trained with, from 0, and each rival.
+      hours: of a rival's training, at most.
     """
     return {
-        name: _dataset_rows(folder / name.replace(" ", "-").lower(), dataset, overrides, seeds)
+        name: _dataset_rows(folder / name.replace(" ", "-").lower(), dataset, overrides, seeds, hours)
         for name, dataset in datasets.items()
     }
 
 
-def _dataset_rows(folder: Path, dataset: Dataset, overrides: dict[str, Any], seeds: int) -> list[dict[str, Any]]:
+def _dataset_rows(
+    folder: Path, dataset: Dataset, overrides: dict[str, Any], seeds: tuple[int, int], hours: float
+) -> list[dict[str, Any]]:
     folder.mkdir(parents=True, exist_ok=True)
     split = folder / "split.npz"
     if not split.is_file():
@@ -71,22 +73,22 @@ def _dataset_rows(folder: Path, dataset: Dataset, overrides: dict[str, Any], see
     rows = []
     for name in (OURS, SASREC, HSTU):
         runs = []
-        for seed in range(seeds):
+        for seed in range(seeds[name != OURS]):
             run = folder / name.replace(" ", "-").lower() / str(seed)
             try:
                 if not (run / RANKS).is_file():
-                    _train(name, run, split, dataset, {**overrides, "seed": seed})
+                    _train(name, run, split, dataset, {**overrides, "seed": seed}, hours)
             except (Unavailable, subprocess.CalledProcessError) as error:
                 rows.append({"contender": name, "skipped": str(error)})
                 break
             runs.append(run)
         else:
-            reference = [folder / OURS / str(seed) / RANKS for seed in range(seeds)]
+            reference = [folder / OURS / str(seed) / RANKS for seed in range(seeds[0])]
             rows.append(contender_row(name, runs, reference, dataset.thresholds))
     return rows
 
 
-def _train(name: str, folder: Path, split: Path, dataset: Dataset, overrides: dict[str, Any]) -> None:
+def _train(name: str, folder: Path, split: Path, dataset: Dataset, overrides: dict[str, Any], hours: float) -> None:
     """One contender with one seed, in a process of its own with tuned malloc."""
     if name == OURS:
         python, module = main_python(), "jax_quality"
@@ -101,6 +103,7 @@ def _train(name: str, folder: Path, split: Path, dataset: Dataset, overrides: di
             "seed": overrides["seed"],
             "epochs": dataset.epochs,
             "patience": dataset.patience,
+            "hours": hours,
             "batch_size": dataset.batch_size,
             "learning_rate": 1e-3,
             **sizes,

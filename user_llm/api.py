@@ -167,17 +167,20 @@ class UserModel:
 
     def __init__(self, experiment: Experiment):
         self.config = experiment.config
+        self._stages = RestoredStages(experiment)
         # First, as it finds out whether the run is finished: one that is not would build its dataset here.
-        self._model = RestoredStages(experiment)["user_llm"]
+        self._model = self._stages["user_llm"]
         self.catalogue = experiment.catalogue
         self.tokenizer = experiment.vocabulary
         self.tasks = tuple(task.name for task in experiment.tasks)
         self._experiment = experiment
-        self._askers: dict[tuple[str, int], Asker] = {}
+        self._askers: dict[tuple[str, int, str], Asker] = {}
         self._items = {title: item for item, title in enumerate(self.catalogue.titles) if item}
         self._ratings = {float(name): index for index, name in enumerate(experiment.rating_names) if name}
 
-    def recommend(self, events: Sequence[Event], k: int = 10, *, now: float | None = None) -> list[Answer]:
+    def recommend(
+        self, events: Sequence[Event], k: int = 10, *, now: float | None = None, answers: str = "beams"
+    ) -> list[Answer]:
         """The `k` likeliest next items of a user, best first, none of which is among the events read.
 
         Args:
@@ -187,12 +190,13 @@ class UserModel:
           k: how many; the whole rest of the catalogue where that is less. Up to 100 are found by beam search, with
             as many beams or the config's where those are more; more are ranked exactly, in the same memory.
           now: of the answer, in seconds since 1970; for `encoder.time=asked`, which needs it.
+          answers: "beams" of the LLM, or "fused" with what its encoder says, by a run with `evaluation.answers=fused`.
 
         Raises:
           UserError: the run was not trained for it; no event, or one that is none (an unknown title, an unknown
             rating: the nearest valid ones are named); a `k` that is no number of answers.
         """
-        return self.answer(events, "next_item", k, now=now)
+        return self.answer(events, "next_item", k, now=now, answers=answers)
 
     def answer(
         self,
@@ -202,6 +206,7 @@ class UserModel:
         *,
         about: Event | None = None,
         now: float | None = None,
+        answers: str = "beams",
     ) -> list[Answer]:
         """The `k` likeliest answers to a task's question about a user, best first.
 
@@ -209,7 +214,7 @@ class UserModel:
           events: as for `recommend`.
           task: one the run was trained for; None: its first.
           about: the event, with its rating, that a review is to be written of.
-          now: as for `recommend`.
+          now, answers: as for `recommend`.
 
         Raises:
           UserError: as `recommend`.
@@ -234,8 +239,8 @@ class UserModel:
         tokens, lengths, _ = self._experiment.prompts(task).build(history[0], *asked)
         prompt = {"prompt_tokens": tokens, "prompt_lengths": lengths}
         read = {"history/item": history[0], "history/rating": history[1], **times}
-        (answers,) = self._asker(task, k)({**prompt, **read})
-        return answers
+        (found,) = self._asker(task, k, answers)({**prompt, **read})
+        return found
 
     def save_language_model(self, folder: str | Path) -> None:
         """Writes the run's language model by itself, as a Hugging Face folder that `load_language_model` loads.
@@ -249,10 +254,22 @@ class UserModel:
         """
         save_language_model(self._experiment, self._model, folder_path("folder", folder))
 
-    def _asker(self, task: str, k: int) -> Asker:
-        if (task, k) not in self._askers:
-            self._askers[task, k] = TASKS[task].asker(self._experiment, self._model, k)
-        return self._askers[task, k]
+    def _asker(self, task: str, k: int, answers: str) -> Asker:
+        if (task, k, answers) not in self._askers:
+            self._askers[task, k, answers] = self._make_asker(task, k, answers)
+        return self._askers[task, k, answers]
+
+    def _make_asker(self, task: str, k: int, answers: str) -> Asker:
+        if answers == "beams":
+            return TASKS[task].asker(self._experiment, self._model, k)
+        if answers != "fused":
+            raise UserError(f"answers must be 'beams' or 'fused', got {reprlib.repr(answers)}.")
+        if self.config.evaluation.answers != "fused":
+            raise UserError(
+                f"{self._experiment.workdir} has fitted no mix of its LLM and its encoder: run its config with "
+                "--config.evaluation.answers=fused in another --workdir."
+            )
+        return TASKS[task].fused_asker(self._experiment, self._model, self._stages["encoder"], k)
 
     def _ago(self, events: Sequence[tuple[int, Event]], now: float | None) -> dict[str, np.ndarray]:
         """`history/ago` int32 `[1, S]`, seconds until now, or until the newest event, where the run reads times."""
@@ -309,8 +326,9 @@ def load(workdir: str | Path) -> UserModel:
     workdir = folder_path("workdir", workdir)
     config = read_config(workdir)
     check_kept(workdir)
-    # The vocabulary's copy is in the workdir; all else that was borrowed is read where it lies.
-    refuse_swapped(workdir, config, contents(config, [key for key in BORROWED if key != "llm.vocabulary"]))
+    # The vocabulary's copy is in the workdir; all else that answers need is read where it lies.
+    unread = ("llm.vocabulary", "evaluation.second_encoder")
+    refuse_swapped(workdir, config, contents(config, [key for key in BORROWED if key not in unread]))
     if "user_llm" not in config.stages:
         raise UserError(f"{workdir} trained only {', '.join(config.stages)}: answering needs stage user_llm.")
     return UserModel(Experiment(config, workdir, one_device()))

@@ -37,7 +37,7 @@ CHOICES = {
     "encoder.dual_encoder.label": ("item", "category", "favorite_category"),
     "integration.kind": ("cross_attention", "soft_prompt", "none"),
     "strategy": ("full", "lora", "enc", "proj"),
-    "evaluation.answers": ("beams", "exact"),
+    "evaluation.answers": ("beams", "exact", "fused"),
     "evaluation.exclude": ("history", "timeline", "nothing"),
     "compute.dtype": _DTYPES,
     "compute.param_dtype": _DTYPES,
@@ -114,6 +114,7 @@ RANGES = {
     "evaluation.num_beams": (RECALL_DEPTH, _WHOLE),
     "evaluation.max_users": _COUNT_OR_OFF,
     "evaluation.max_validation": _COUNT_OR_OFF,
+    "evaluation.max_fit": _COUNT_OR_OFF,
     "evaluation.bootstrap_samples": _COUNT,
 }
 
@@ -122,6 +123,7 @@ RANGES = {
 _FILES = {
     "data.raw_path": ("", "the dataset's zip, or its folder"),
     "encoder.checkpoint": ("config.json", "the workdir of a finished run"),
+    "evaluation.second_encoder": ("config.json", "the workdir of a finished run"),
     "lora.checkpoint": ("adapter_config.json", "a folder of PEFT adapters"),
     "llm.vocabulary": ("", "tokenizer.model, tokenizer.json or their folder"),
     "llm.architecture": ("", "a Hugging Face config.json, as those of configs/llm/"),
@@ -358,6 +360,18 @@ def _training(config: ConfigDict) -> Iterator[str]:
 
 
 def _evaluation(config: ConfigDict) -> Iterator[str]:
-    if config.evaluation.answers == "exact" and not config.evaluation.constrained:
+    answers = says(config, "evaluation.answers")
+    if config.evaluation.answers != "beams" and not config.evaluation.constrained:
         beams = says(config, "evaluation.constrained")
-        yield f"{beams} is for beams, and {says(config, 'evaluation.answers')} has none: leave one of the two out"
+        yield f"{beams} is for the beams of an LLM alone, not for {answers}: leave one of the two out"
+    if config.evaluation.second_encoder and config.evaluation.answers != "fused":
+        yield f"{says(config, 'evaluation.second_encoder')} is a control of fused answers, and {answers}: leave it out"
+    if config.evaluation.answers != "fused":
+        return
+    if "user_llm" not in config.stages or not ("encoder" in config.stages or config.encoder.checkpoint):
+        yield (
+            f"{answers} needs a trained encoder beside the contextualised LLM: add 'encoder' and 'user_llm' to "
+            "config.stages, or name a run with --config.encoder.checkpoint=WORKDIR"
+        )
+    if not config.data.validation:
+        yield f"{answers} is fitted on validation windows: set --config.data.validation=true"

@@ -92,33 +92,54 @@ def rank(model: Any, split: Split, users: np.ndarray, back: int) -> dict[str, np
 
 
 class Curve(pytorch_lightning.Callback):
-    """Ranks the validation labels after every epoch, notes the seconds of training, keeps the best weights."""
+    """Ranks the validation labels after every epoch, notes the seconds of training, keeps the best weights.
 
-    def __init__(self, split: Split, path: Path, patience: int):
-        self._split, self._path, self._patience = split, path, patience
-        self._seconds, self._best, self._since = 0.0, -1.0, 0
+    Ends the training after `patience` epochs without a better Recall@10, or `hours`. Every epoch leaves a checkpoint
+    with which a second start goes on.
+    """
+
+    def __init__(self, split: Split, folder: Path, patience: int, hours: float):
+        self._split, self._path, self._patience, self._hours = split, folder / "curve.jsonl", patience, hours
+        self._checkpoint = folder / "last.ckpt"
+        self._rows: list[dict[str, float]] = []
         self.model: Any = None
         self.weights: dict[str, torch.Tensor] = {}
-        path.write_text("")
+
+    def state_dict(self):
+        return {"rows": self._rows, "weights": self.weights}
+
+    def load_state_dict(self, state):
+        self._rows, self.weights = state["rows"], state["weights"]
 
     def on_train_epoch_start(self, trainer, module):
         self._started = time.perf_counter()
 
     def on_train_epoch_end(self, trainer, module):
-        self._seconds += time.perf_counter() - self._started
+        seconds = time.perf_counter() - self._started + (self._rows[-1]["seconds"] if self._rows else 0.0)
         ranks = rank(self.model, self._split, self._split.validation_users, 2)
-        row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "seconds": round(self._seconds, 2)}
+        row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "seconds": round(seconds, 2)}
         for name, values in ranks.items():
             row |= {f"{name}/{metric}": float(column.mean()) for metric, column in ranking_metrics(values).items()}
         row["loss"] = float(trainer.callback_metrics.get("train_loss", float("nan")))
-        with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(row, file=sys.stderr, flush=True)
-        self._since += 1
-        if row["unseen/recall@10"] > self._best:
-            self._best, self._since = row["unseen/recall@10"], 0
+        recalls = [earlier["unseen/recall@10"] for earlier in self._rows]
+        if row["unseen/recall@10"] > max(recalls, default=-1.0):
             self.weights = {name: value.clone() for name, value in module.torch_model.state_dict().items()}
-        trainer.should_stop = self._since >= self._patience
+        recalls.append(row["unseen/recall@10"])
+        self._rows.append(row)
+        self._path.write_text("".join(json.dumps(row) + "\n" for row in self._rows))
+        print(row, file=sys.stderr, flush=True)
+        without = len(recalls) - 1 - int(np.argmax(recalls))
+        trainer.should_stop = without >= self._patience or seconds > self._hours * 3600
+        trainer.save_checkpoint(self._checkpoint)
+
+
+class Resuming(pytorch_lightning.Trainer):
+    """A trainer that goes on from a checkpoint, where there is one: RecTools' `fit` hands on no path of any."""
+
+    checkpoint: Path
+
+    def fit(self, *args, **options):
+        super().fit(*args, **options, ckpt_path=str(self.checkpoint) if self.checkpoint.is_file() else None)
 
 
 def main(options: dict[str, Any]) -> None:
@@ -127,11 +148,13 @@ def main(options: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(options.get("threads", torch.get_num_threads()))
     pytorch_lightning.seed_everything(options["seed"])
-    curve = Curve(split, folder / "curve.jsonl", options["patience"])
+    curve = Curve(split, folder, options["patience"], options["hours"])
 
     def trainer() -> pytorch_lightning.Trainer:
         quiet = dict(enable_progress_bar=False, enable_model_summary=False, logger=False, enable_checkpointing=False)
-        return pytorch_lightning.Trainer(max_epochs=options["epochs"], callbacks=[curve], accelerator="cpu", **quiet)
+        made = Resuming(max_epochs=options["epochs"], callbacks=[curve], accelerator="cpu", **quiet)
+        made.checkpoint = folder / "last.ckpt"
+        return made
 
     shared = dict(
         n_blocks=options["layers"],

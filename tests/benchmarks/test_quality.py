@@ -1,5 +1,6 @@
 """Part quality on users made up: ours trains, is left alone once finished, and the rows are those of the ranks."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -21,9 +22,9 @@ def measured(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         if not is_installed():
             patch.setattr(quality, "peers_python", lambda: (_ for _ in ()).throw(quality.Unavailable("not here")))
-        rows = measure_quality(folder, overrides, 2, {"Tiny data": TINY})["Tiny data"]
+        rows = measure_quality(folder, overrides, (2, 1), {"Tiny data": TINY}, 1.0)["Tiny data"]
         times = {path: path.stat().st_mtime_ns for path in folder.rglob(RANKS)}
-        again = measure_quality(folder, overrides, 2, {"Tiny data": TINY})["Tiny data"]
+        again = measure_quality(folder, overrides, (2, 1), {"Tiny data": TINY}, 1.0)["Tiny data"]
     assert rows == again
     assert times == {path: path.stat().st_mtime_ns for path in folder.rglob(RANKS)}  # nothing was trained anew
     return folder / "tiny-data", rows
@@ -60,6 +61,18 @@ def test_rectools_reads_the_same_split(measured):
         assert theirs["users"].tolist() == ours["users"].tolist()
         assert (theirs["all"] >= theirs["unseen"]).all()
         assert row["metrics"]["unseen/recall@10"]["value"] > 0.1  # of 60 items
+
+
+@pytest.mark.skipif(not is_installed(), reason="python -m benchmarks installs the peers' environment")
+def test_rectools_goes_on_where_it_was_stopped(measured):
+    folder, _ = measured
+    run = folder / "rectools-sasrec-softmax" / "0"
+    before = (run / CURVE).read_text()
+    (run / RANKS).unlink()
+    longer = {"Tiny data": dataclasses.replace(TINY, epochs=3)}
+    measure_quality(folder.parent, {"data.data_dir": str(folder.parent / "data")}, (2, 1), longer, 1.0)
+    assert (run / CURVE).read_text().startswith(before)
+    assert [json.loads(line)["epoch"] for line in (run / CURVE).read_text().splitlines()] == [1, 2, 3]
 
 
 def test_the_table_and_the_curves(measured, tmp_path):

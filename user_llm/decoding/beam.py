@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from user_llm.arguments import whole
 from user_llm.decoding.catalogue_trie import CatalogueTrie
 from user_llm.decoding.prefill import Context, DecodingModel, Prompt, extend, prefill
+from user_llm.decoding.prior import DensePrior, TopPrior
 from user_llm.decoding.text_states import TextStates, reading
 from user_llm.models.attention import Cache
 
@@ -27,7 +28,8 @@ class BeamResult(NamedTuple):
 
     Attributes:
         tokens: int32 `[B, J, steps]`, EOS included, `pad_id` behind it; unfinished when there is no EOS.
-        scores: float32 `[B, J]`, log-probability of the tokens; -inf where fewer than J hypotheses exist.
+        scores: float32 `[B, J]`, log-probability of the tokens, mixed with the prior's where there is one; -inf where
+            fewer than J hypotheses exist.
         items: int32 `[B, J]`, the lowest item of a finished title that is not excluded; 0 for none, and in free search.
     """
 
@@ -38,7 +40,8 @@ class BeamResult(NamedTuple):
 
 class _Beams(NamedTuple):
     step: jax.Array  # tokens chosen so far
-    scores: jax.Array  # [B, J]
+    scores: jax.Array  # [B, J], by which they are chosen
+    log_probs: jax.Array  # [B, J], of their tokens
     tokens: jax.Array  # [B, J, steps]
     slots: jax.Array  # [B, J, steps]: the slot that holds the key of this beam's token of that step
     nodes: jax.Array  # [B, J]: where in the trie
@@ -59,6 +62,8 @@ def beam_search(
     trie: CatalogueTrie | None = None,
     excluded_items: jax.Array | None = None,
     states: TextStates | None = None,
+    prior: DensePrior | TopPrior | None = None,
+    weight: jax.Array | float = 1.0,
 ) -> BeamResult:
     """Searches the likeliest continuations of each prompt.
 
@@ -76,17 +81,20 @@ def beam_search(
         excluded_items: int32 `[B, E]`, 0-padded: items that must not come out for this row. A title that several
             items bear is left out with the last of them.
         states: of these prompts and this trie; only the layers above are run then, of a `UserLLM`.
+        prior: a second opinion on the trie's nodes. What it gives nothing is closed, and what is excluded must be that.
+        weight: w, 0 to 1: a score is w times the log-probability of the tokens so far, and 1 - w times the log-mass of
+            the node that they lead to.
 
     Raises:
         UserError: an argument is out of range.
-        ValueError: items are excluded, or states are given, without a trie.
+        ValueError: items are excluded, or states or a prior are given, without a trie.
     """
     for name, value in (("num_beams", num_beams), ("max_steps", max_steps)):
         whole(name, value, 1)
     if excluded_items is not None and trie is None:
         raise ValueError("excluded_items needs trie=: free beams know no items")
-    if states is not None and trie is None:
-        raise ValueError("states needs trie=: they are those of its nodes")
+    if (states is not None or prior is not None) and trie is None:
+        raise ValueError("states and prior need trie=: they are those of its nodes")
     steps = max_steps if trie is None else min(max_steps, len(trie.fan_out))
     excluded_before = None if trie is None or excluded_items is None else _count_closed(trie, excluded_items)
     reader, prompts = reading(model, prompt_tokens, states)
@@ -97,17 +105,23 @@ def beam_search(
         logits = model.logits(hidden)
         normaliser = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
         if trie is None:
-            children = None
+            children = mass = None
             scores = logits - normaliser
         else:
             children = trie.first_child[beams.nodes][..., None] + jnp.arange(fan_out)  # [B, K, C]
             children = jnp.minimum(children, len(trie.token) - 1)
             scores = jnp.take_along_axis(logits, trie.token[children], axis=-1) - normaliser
             scores = jnp.where(_is_open(trie, beams.nodes, children, excluded_before), scores, -jnp.inf)
+            mass = None if prior is None else prior.log_mass(trie, beams.step + 1, beams.nodes, children)
         # A finished beam goes on as itself, through its first candidate, at no cost.
         itself = jnp.where(jnp.arange(scores.shape[-1]) == 0, 0.0, -jnp.inf)
-        scores = beams.scores[..., None] + jnp.where(beams.finished[..., None], itself, scores)
-        return _select(beams, scores, children, trie, num_beams, eos_id, pad_id)
+        finished = beams.finished[..., None]
+        log_probs = scores = beams.log_probs[..., None] + jnp.where(finished, itself, scores)
+        if mass is not None:
+            is_open = (log_probs > -jnp.inf) & (mass > -jnp.inf)  # before they are mixed: 0 * inf is no number
+            mixed = jnp.where(is_open, weight * log_probs + (1 - weight) * mass, -jnp.inf)
+            scores = jnp.where(finished, beams.scores[..., None] + itself, mixed)
+        return _select(beams, scores, log_probs, children, trie, num_beams, eos_id, pad_id)
 
     root, *below = (None, None) if trie is None else _fan_outs(trie)
 
@@ -146,6 +160,7 @@ def _start(prompt: Prompt[Any], steps: int, pad_id: int) -> _Beams:
     return _Beams(
         step=jnp.int32(0),
         scores=jnp.zeros((batch, 1), jnp.float32),
+        log_probs=jnp.zeros((batch, 1), jnp.float32),
         tokens=jnp.full((batch, 1, steps), pad_id, jnp.int32),
         slots=jnp.full((batch, 1, steps), -1, jnp.int32),
         nodes=jnp.zeros((batch, 1), jnp.int32),
@@ -183,12 +198,15 @@ def _is_open(trie: CatalogueTrie, nodes, children, excluded_before) -> jax.Array
     return real & (excluded_before[row, end] - excluded_before[row, first] < end - first)
 
 
-def _select(beams, scores, children, trie, num_beams, eos_id, pad_id) -> _Beams:
+def _select(beams, scores, log_probs, children, trie, num_beams, eos_id, pad_id) -> _Beams:
     """The best `num_beams` of the candidates `[B, K, C]`, best first; a tie goes to the better parent."""
     batch, _, width = scores.shape
-    pool = scores.reshape(batch, -1)
-    pool = jnp.pad(pool, ((0, 0), (0, max(0, num_beams - pool.shape[1]))), constant_values=-jnp.inf)
-    scores, chosen = jax.lax.top_k(pool, num_beams)
+
+    def pool(values: jax.Array) -> jax.Array:
+        values = values.reshape(batch, -1)
+        return jnp.pad(values, ((0, 0), (0, max(0, num_beams - values.shape[1]))), constant_values=-jnp.inf)
+
+    scores, chosen = jax.lax.top_k(pool(scores), num_beams)
     parents = jnp.minimum(chosen // width, beams.scores.shape[1] - 1)
 
     def of_parent(values: jax.Array) -> jax.Array:
@@ -205,6 +223,7 @@ def _select(beams, scores, children, trie, num_beams, eos_id, pad_id) -> _Beams:
     return _Beams(
         step=beams.step + 1,
         scores=scores,
+        log_probs=jnp.take_along_axis(pool(log_probs), chosen, axis=1),
         tokens=of_parent(beams.tokens).at[:, :, beams.step].set(token),
         slots=of_parent(beams.slots).at[:, :, beams.step].set(jnp.arange(num_beams)),
         nodes=nodes,

@@ -45,7 +45,9 @@ class CatalogueTrie:
         first_child, num_children: int32 `[nodes]`: a node's children are nodes
             `first_child … first_child + num_children`, in order of token, the EOS leaf (if any) first.
         first_title, end_title: int32 `[nodes]`: titles `first_title … end_title` lie under a node.
+        parent: int32 `[nodes]`; -1: the root has none.
         leaf_item: int32 `[nodes]`, the item of a leaf; 0 on every other node.
+        leaf_of_title: int32 `[R]`, the leaf on which each title ends.
         tree_node: int32 `[nodes]`, the same node in `tree`; -1 for the root and the leaves.
         title_of_item: int32 `[I+1]`, the row of an item's title among the sorted titles; -1 for item 0.
         canonical_item: int32 `[I+1]`, the lowest item with the same title tokens; 0 for item 0.
@@ -53,6 +55,7 @@ class CatalogueTrie:
         next_twin: int32 `[I+1]`, the next higher item with the same title tokens; 0 behind the last, and for item 0.
         tree: the same tree as a language model reads it, for `rank_catalogue`.
         fan_out: most children of a node at depth 0, 1, …; its length is the longest title with its EOS.
+        level_ends: one past the last node at depth 0, 1, …; nodes of one depth stand side by side.
     """
 
     token: jax.Array
@@ -60,7 +63,9 @@ class CatalogueTrie:
     num_children: jax.Array
     first_title: jax.Array
     end_title: jax.Array
+    parent: jax.Array
     leaf_item: jax.Array
+    leaf_of_title: jax.Array
     tree_node: jax.Array
     title_of_item: jax.Array
     canonical_item: jax.Array
@@ -68,6 +73,7 @@ class CatalogueTrie:
     next_twin: jax.Array
     tree: TitleTree
     fan_out: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    level_ends: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
     @property
     def num_titles(self) -> int:
@@ -119,12 +125,16 @@ class CatalogueTrie:
         nodes = _breadth_first(np.where(leaf, eos_id, table), new, leaf, end_title, canonical)
         return cls(
             **{name: _int32(column) for name, column in nodes.items()},
+            leaf_of_title=_int32(
+                np.flatnonzero(nodes["leaf_item"])[np.argsort(nodes["first_title"][nodes["leaf_item"] > 0])]
+            ),
             title_of_item=_int32(title_of_item),
             canonical_item=_int32(np.concatenate([[0], canonical[title_of_item[1:]]])),
             group_size=_int32(group_size),
             next_twin=_int32(_next_twins(title_of_item)),
             tree=_title_tree(table, new & ~leaf, end_title, lengths),
             fan_out=_fan_out(nodes["num_children"], new),
+            level_ends=(1, *(1 + np.cumsum(new.sum(axis=0))).tolist()),
         )
 
 
@@ -202,6 +212,7 @@ def _breadth_first(tokens, new, leaf, end_title, canonical) -> dict[str, np.ndar
     num_children = np.bincount(parent[1:], minlength=len(parent))
     return {
         "token": column(tokens, 0),
+        "parent": parent,
         "num_children": num_children,
         "first_child": np.cumsum(num_children) - num_children + 1,
         "first_title": column(rows, 0),

@@ -19,9 +19,11 @@ from user_llm.data.vocabularies import Vocabulary
 from user_llm.decoding.beam import BeamResult, beam_search
 from user_llm.decoding.catalogue_trie import CatalogueTrie
 from user_llm.decoding.generate import generate
+from user_llm.decoding.prior import build_prior
 from user_llm.decoding.ranking import rank_catalogue
 from user_llm.decoding.text_states import TextStates
 from user_llm.evaluation.baselines import Scores
+from user_llm.evaluation.fusion import LogPrior
 from user_llm.evaluation.metrics import ranks_from_scores, ranks_from_titles
 from user_llm.models.model import Model
 from user_llm.models.user_llm import UserLLM
@@ -166,7 +168,17 @@ _BEAM_OPTIONS = ("num_beams", "max_steps", "eos_id", "constrained", "with_contex
 
 @functools.partial(jax.jit, static_argnames=_BEAM_OPTIONS)
 def _beams(
-    model: Model, trie: CatalogueTrie, batch, excluded, states, *, constrained: bool, with_context: bool, **options
+    model: Model,
+    trie: CatalogueTrie,
+    batch,
+    excluded,
+    states,
+    log_prior,
+    weight,
+    *,
+    constrained: bool,
+    with_context: bool,
+    **options,
 ):
     llm = cast(UserLLM, model.module())
     return beam_search(
@@ -177,6 +189,8 @@ def _beams(
         trie=trie if constrained else None,
         excluded_items=excluded["item"] if constrained else None,
         states=states if constrained else None,
+        prior=None if log_prior is None else build_prior(trie, log_prior),
+        weight=weight,
         **options,
     )
 
@@ -192,10 +206,13 @@ def user_llm_beams(
     exclude_seen: bool,
     with_context: bool = True,
     states: TextStates | None = None,
+    prior: LogPrior | None = None,
+    weight: float = 1.0,
 ) -> Beams:
     """Beams of the contextualised LLM, or with `with_context=False` of its LLM alone, on the prompt and no user.
 
     `constrained` beams answer titles of the catalogue and nothing else; `states` (see `beam_search`) speed them up.
+    A `prior` is a second opinion on the items, which counts `1 - weight`; it needs constrained beams.
     """
     options = dict(num_beams=num_beams, max_steps=max_steps, eos_id=eos_id)
     options |= dict(constrained=constrained, with_context=with_context)
@@ -207,7 +224,8 @@ def user_llm_beams(
             # A user to recommend to has no label.
             excluded = _but(seen, batch.get("label/item", np.zeros(len(seen), np.int32)))
         inputs, closed = (put_whole_batch(part, model.mesh) for part in (_inputs(batch), {"item": excluded}))
-        return _beams(model, trie, inputs, closed, states, **options), excluded
+        log_prior = None if prior is None else prior(batch, closed["item"])
+        return _beams(model, trie, inputs, closed, states, log_prior, jnp.float32(weight), **options), excluded
 
     return beams
 

@@ -48,4 +48,5 @@ _READERS = {
     "llm.architecture": huggingface.content,
     "lora.checkpoint": adapters.content,
     "encoder.checkpoint": _encoder,
+    "evaluation.second_encoder": _encoder,
 }

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from user_llm.checksums import read_signed, write_signed
 from user_llm.config import ConfigError, task_names, task_rates
 from user_llm.data.mixture import Mixture
 from user_llm.data.pipeline import TrainSource
@@ -19,13 +21,14 @@ from user_llm.data.windows import Windows
 from user_llm.decoding.text_states import TextStates
 from user_llm.encoders import ENCODERS
 from user_llm.evaluation.baselines import label_counts
+from user_llm.evaluation.fusion import Fusion
 from user_llm.experiment.assembly import Assembly
 from user_llm.experiment.text_states import open_states
-from user_llm.experiment.workdir import ANEW, CATALOGUE, FACTS, VOCABULARY
+from user_llm.experiment.workdir import ANEW, CATALOGUE, FACTS, FUSION, VOCABULARY
 from user_llm.files import read_json
 from user_llm.models.model import Model
 from user_llm.parallel.mesh import batch_shards, make_mesh
-from user_llm.parallel.processes import several
+from user_llm.parallel.processes import lead_makes, several
 from user_llm.tasks import TASKS, Task
 from user_llm.tasks.task_data import TaskData
 
@@ -114,6 +117,14 @@ class Experiment(TaskData):
                 return None
             self._states[task] = model, kept.on(model.mesh)
         return self._states[task][1]
+
+    def fusion(self, task: str, fit: Callable[[], Fusion]) -> Fusion:
+        """See `Study`; kept in the workdir."""
+        path = self.workdir / FUSION / f"{task}.json"
+        if not path.is_file():
+            fitted = fit()
+            lead_makes(path, lambda: write_signed(path, fitted._asdict()))
+        return Fusion(**read_signed(path, ANEW))
 
     def answered_prompts(self, split: str) -> UserLLMSource | Mixture:
         """What the contextualised LLM reads of a split: of its task, or of all its tasks in their proportions."""

@@ -12,7 +12,7 @@ import numpy as np
 from user_llm.config import ConfigError
 from user_llm.experiment.experiment import Experiment
 from user_llm.experiment.memory import check_memory
-from user_llm.experiment.stages.encoder import lender_of
+from user_llm.experiment.stages.encoder import LENDERS, lender_of
 from user_llm.experiment.vocabulary import named_vocabulary, write_vocabulary
 from user_llm.experiment.workdir import CATALOGUE, FACTS, VOCABULARY
 from user_llm.files import replacing, write_json
@@ -40,7 +40,8 @@ def prepare(experiment: Experiment) -> None:
     catalogue = experiment.workdir / CATALOGUE
     lead_makes(catalogue, lambda: _write_catalogue(experiment, catalogue))
     _check_data(experiment)
-    lender_of(experiment)
+    for key in LENDERS:
+        lender_of(experiment, key)
     folder = experiment.workdir / VOCABULARY
     lead_makes(folder, lambda: write_vocabulary(experiment, vocabulary, folder))
     _check_models(experiment)

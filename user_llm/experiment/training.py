@@ -6,6 +6,7 @@ from user_llm.experiment.experiment import Experiment
 from user_llm.experiment.parameter_table import print_parameter_table
 from user_llm.experiment.seal import is_sealed, seal
 from user_llm.experiment.stages import STAGES, stages_of
+from user_llm.experiment.stages.encoder import second_encoder
 from user_llm.host import Host
 from user_llm.models.model import Model
 from user_llm.parallel.processes import is_lead, wait_for_all
@@ -15,7 +16,10 @@ Models = dict[str, Model]
 
 
 def run_stages(experiment: Experiment, host: Host) -> Models:
-    """Trains, resumes or restores every stage the config names; returns their finished models by stage."""
+    """Trains, resumes or restores every stage the config names; returns their finished models by stage.
+
+    With `evaluation.second_encoder` that one is there, too, under `second_encoder`.
+    """
     config, finished = experiment.config, _borrowed(experiment)
     for stage in stages_of(config):
         run = stage.training_run(experiment, stage.initial(experiment, finished))
@@ -25,6 +29,8 @@ def run_stages(experiment: Experiment, host: Host) -> Models:
         if left and is_lead() and not is_sealed(experiment.workdir, left):
             seal(experiment.workdir, left)
         wait_for_all(f"{stage.name} is exported")
+    if second := second_encoder(experiment):
+        finished["second_encoder"] = second
     return finished
 
 

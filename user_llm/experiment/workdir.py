@@ -18,6 +18,8 @@ FACTS = f"{CATALOGUE}/facts.json"
 """What else a finished run needs of its dataset: the names of the ratings, the fingerprint, `Catalogue.duplicates`."""
 RESULTS, PREDICTIONS = "results.json", "predictions.jsonl"
 OPERATIVE_GIN = "operative_config.gin"
+FUSION = "fusion"
+"""How a task's answers are mixed, `TASK.json`, with `evaluation.answers=fused`."""
 REWRITTEN = (ENVIRONMENT, OPERATIVE_GIN, RESULTS, PREDICTIONS)
 """What every start of an unfinished run writes anew."""
 PREPARING = ".preparing"
@@ -72,7 +74,14 @@ def fingerprint(workdir: Path) -> str:
 # Where things lie on this machine: they may move between two runs. The dataset's fingerprint guards the data, and the
 # checksums of `seal.py` what is borrowed; of that only whether there is any defines a run.
 _PLACES = ("data.raw_path", "data.data_dir")
-BORROWED = ("llm.checkpoint", "llm.vocabulary", "llm.architecture", "lora.checkpoint", "encoder.checkpoint")
+BORROWED = (
+    "llm.checkpoint",
+    "llm.vocabulary",
+    "llm.architecture",
+    "lora.checkpoint",
+    "encoder.checkpoint",
+    "evaluation.second_encoder",
+)
 
 
 def defining(config: ConfigDict) -> dict[str, object]:

@@ -15,7 +15,9 @@ from user_llm.data.vocabularies import NameTokens, Vocabulary
 from user_llm.data.windows import Windows
 from user_llm.decoding.catalogue_trie import CatalogueTrie
 from user_llm.decoding.text_states import TextStates
+from user_llm.errors import UserError
 from user_llm.evaluation.evaluator import best
+from user_llm.evaluation.fusion import Fusion
 from user_llm.evaluation.text_metrics import recall_of_names
 from user_llm.models.model import Model
 
@@ -70,6 +72,10 @@ class Study(Protocol):
 
     def text_states(self, task: str, model: Model) -> TextStates | None:
         """What layers of `model` that know no user have made of the task's prompt and names, where that is kept."""
+        ...
+
+    def fusion(self, task: str, fit: Callable[[], Fusion]) -> Fusion:
+        """How the answers of the task's LLM and of the encoder are mixed: as kept, or as `fit` finds."""
         ...
 
 
@@ -160,3 +166,12 @@ class Task(abc.ABC):
 
         A batch has `history/item`, `history/rating` int `[B, S]`, and `prompt_tokens`, `prompt_lengths`.
         """
+
+    def fused_asker(self, study: Study, model: Model, encoder: Model, k: int) -> Asker:
+        """The same with answers that model and encoder agree on (`evaluation/fusion.py`).
+
+        Raises:
+          UserError: the task has none, or the run has not fitted their mix.
+        """
+        del study, model, encoder, k
+        raise UserError(f"task {self.name!r} has no fused answers: only tasks of items have.")

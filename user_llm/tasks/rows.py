@@ -19,6 +19,9 @@ LLM = "LLM without context"
 USER_LLM = "User-LLM"
 TEXT_PROMPT = "TextPrompt"
 SHUFFLED = "User-LLM, shuffled contexts"
+FUSED = "User-LLM fused with its encoder"
+RERANKED = "User-LLM among its encoder's first 100"
+TWO_ENCODERS = "Two encoders"
 
 Values = dict[str, np.ndarray]  # metric → float [n], one a test user
 

@@ -3,6 +3,7 @@
 import abc
 import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from user_llm.decoding.catalogue_trie import CatalogueTrie
 from user_llm.decoding.text_states import TextStates
 from user_llm.errors import UserError
 from user_llm.evaluation.baselines import item_counts
+from user_llm.evaluation.fusion import Fusion
 from user_llm.models.model import Model
 from user_llm.tasks import TASKS
 
@@ -124,6 +126,11 @@ class TaskData(abc.ABC):
         """None: data alone keep no states of a model."""
         del task, model
         return None
+
+    def fusion(self, task: str, fit: Callable[[], Fusion]) -> Fusion:
+        """See `Study`: data alone keep none."""
+        del task
+        return fit()
 
     def source(self, task: str, split: str) -> UserLLMSource:
         """The windows of a split with a task's prompts and answers."""

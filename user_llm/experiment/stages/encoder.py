@@ -16,8 +16,12 @@ from user_llm.experiment.experiment import Experiment
 from user_llm.experiment.item_text import item_text
 from user_llm.experiment.seal import check_kept
 from user_llm.experiment.stages.base import Stage
+from user_llm.models.model import Model
 from user_llm.parallel.mesh import batch_shards
 from user_llm.parallel.processes import several
+
+# Config keys that name a run whose encoder is taken.
+LENDERS = ("encoder.checkpoint", "evaluation.second_encoder")
 
 # An encoder of another run must have read the same data in the same shape.
 _MUST_AGREE = (
@@ -115,30 +119,39 @@ class EncoderStage(Stage):
         Raises:
           ConfigError: that run's encoder has another shape, other data, or has learnt from what we validate on.
         """
-        lender = lender_of(experiment)
-        return None if lender is None else self.restore(lender, {})
+        return _encoder_of(lender_of(experiment, "encoder.checkpoint"))
 
 
-def lender_of(experiment: Experiment) -> Experiment | None:
-    """The finished run whose encoder the config takes, if it does.
+def second_encoder(experiment: Experiment) -> Model | None:
+    """The encoder of the run that `evaluation.second_encoder` names, if it does. Raises as `EncoderStage.borrowed`."""
+    return _encoder_of(lender_of(experiment, "evaluation.second_encoder"))
+
+
+def _encoder_of(lender: Experiment | None) -> Model | None:
+    return None if lender is None else EncoderStage().restore(lender, {})
+
+
+def lender_of(experiment: Experiment, key: str) -> Experiment | None:
+    """The finished run whose encoder the config takes by `key`, one of `LENDERS`, if it does.
 
     Raises:
       ConfigError: that run's encoder has another shape, other data, or has learnt from what we validate on.
     """
-    config, workdir = experiment.config, Path(experiment.config.encoder.checkpoint)
-    if not config.encoder.checkpoint or not reads_pretrained_encoder(config):
+    config, named = experiment.config, config_path.get_value(key, experiment.config)
+    if not named or not reads_pretrained_encoder(config):
         return None
+    workdir = Path(named)
     theirs = workdirs.read_config(workdir)
     check_kept(workdir)
-    says = f"config.encoder.checkpoint={workdir}"
+    says = f"config.{key}={workdir}"
 
     def plain(value):
         return list(value) if isinstance(value, tuple) else value  # JSON knows no tuples
 
-    for key in _MUST_AGREE:
-        ours, other = plain(config_path.get_value(key, config)), plain(config_path.get_value(key, theirs))
+    for shared in _MUST_AGREE:
+        ours, other = plain(config_path.get_value(shared, config)), plain(config_path.get_value(shared, theirs))
         if ours != other:
-            raise ConfigError(f"{says} was made with config.{key}={other!r}, this run has {ours!r}: they must agree")
+            raise ConfigError(f"{says} was made with config.{shared}={other!r}, this run has {ours!r}: they must agree")
     if EncoderStage.name not in theirs.stages or theirs.encoder.checkpoint:
         raise ConfigError(f"{says} trained {', '.join(theirs.stages)}: name a run that has trained an encoder")
     if config.data.validation and not theirs.data.validation:

@@ -1,0 +1,159 @@
+"""What else is known of a user's next item, as a second opinion on every node of the trie.
+
+A node's mass is that of the items below it: what a recommender gives their titles together. Beams that know it do not
+leave a prefix whose one good title the language model has yet to spell.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from user_llm.decoding.catalogue_trie import CatalogueTrie
+
+MOST_DENSE = 100_000  # items up to which the mass of every node is computed
+TOP = 4096  # items that are told apart where there are more
+
+_TINY = 1e-37  # of a user's likeliest item: nothing that is open sums up to 0
+
+
+def open_log_prior(logits: jax.Array, excluded_items: jax.Array, untrained: jax.Array, floor: jax.Array) -> jax.Array:
+    """A recommender's logits as log-probabilities over the items that are open for each user.
+
+    Args:
+        logits: float32 `[B, I+1]`.
+        excluded_items: int32 `[B, E]`, 0-padded.
+        untrained: bool `[I+1]`, items of which the recommender has learnt nothing: they share `floor` equally.
+        floor: what an untrained item is asked for with, 0 to 1; without untrained items that are open it is 0.
+
+    Returns:
+        float32 `[B, I+1]`; -inf for item 0 and what is excluded.
+    """
+    rows = jnp.arange(len(logits))[:, None]
+    is_open = jnp.ones(logits.shape, bool).at[:, 0].set(False).at[rows, excluded_items].set(False)
+    new = is_open & untrained
+    known = jax.nn.log_softmax(jnp.where(is_open & ~untrained, logits, -jnp.inf), axis=-1)
+    count = new.sum(axis=-1, keepdims=True)
+    share = jnp.where(count > 0, floor, 0.0)
+    known = jnp.where(is_open & ~untrained, known + jnp.log1p(-share), -jnp.inf)
+    return jnp.where(new, jnp.log(share) - jnp.log(jnp.maximum(count, 1)), known)
+
+
+class DensePrior(NamedTuple):
+    """The mass of every node, for catalogues up to `MOST_DENSE`.
+
+    Attributes:
+        masses: float32 `[nodes, B]`, logarithms; -inf where nothing is open.
+    """
+
+    masses: jax.Array
+
+    @classmethod
+    def build(cls, trie: CatalogueTrie, log_prior: jax.Array) -> "DensePrior":
+        """Of log-probabilities float32 `[B, I+1]`. A leaf is exact, whatever else its user may like better.
+
+        Levels are summed as probabilities, from below: no sum of a few small numbers passes through a large one.
+        """
+        leaves = title_masses(trie, log_prior)
+        highest = jnp.max(leaves, axis=0)
+        below = jnp.where(leaves > -jnp.inf, jnp.maximum(jnp.exp(leaves - highest), _TINY), 0.0)
+        levels: list[jax.Array] = []
+        sums = jnp.zeros((0, leaves.shape[1]))  # of the level below
+        starts = (0, *trie.level_ends)
+        for depth in reversed(range(len(trie.level_ends))):
+            here = slice(starts[depth], starts[depth + 1])
+            if depth + 1 < len(trie.level_ends):
+                children = slice(starts[depth + 1], starts[depth + 2])
+                size, parents = starts[depth + 1] - starts[depth], trie.parent[children] - starts[depth]
+                sums = jax.ops.segment_sum(sums, parents, size, indices_are_sorted=True)
+            else:
+                sums = jnp.zeros((starts[depth + 1] - starts[depth], leaves.shape[1]))
+            is_leaf, title = (trie.leaf_item[here] > 0)[:, None], trie.first_title[here]
+            sums = jnp.where(is_leaf, below[title], sums)
+            levels.append(jnp.where(is_leaf, leaves[title], jnp.log(sums) + highest))
+        return cls(jnp.concatenate(levels[::-1]))
+
+    def log_mass(self, trie: CatalogueTrie, depth: jax.Array, nodes: jax.Array, children: jax.Array) -> jax.Array:
+        """Of the candidates `[B, K, C]`, which are children of `nodes` `[B, K]` at `depth`: float32 `[B, K, C]`."""
+        del trie, depth, nodes
+        return self.masses[children, jnp.arange(children.shape[0])[:, None, None]]
+
+
+class TopPrior(NamedTuple):
+    """The mass of a user's likeliest items, in memory that no catalogue makes larger; the others share what is left.
+
+    Attributes:
+        shares: float32 `[B, M]`, of the likeliest items, as a part of the first's.
+        paths: int32 `[T, B, M]`, the node of each depth from 1 on the way to their titles; -1 behind a leaf.
+        highest: float32 `[B]`, the logarithm of the first's.
+        rest: float32 `[B]`, the share of every other item that is open.
+        open_before: int32 `[B, R+1]`, items that are open among the first r titles.
+    """
+
+    shares: jax.Array
+    paths: jax.Array
+    highest: jax.Array
+    rest: jax.Array
+    open_before: jax.Array
+
+    @classmethod
+    def build(cls, trie: CatalogueTrie, log_prior: jax.Array, top: int = TOP) -> "TopPrior":
+        """Of log-probabilities float32 `[B, I+1]`."""
+        batch = jnp.arange(len(log_prior))[:, None]
+        values, items = jax.lax.top_k(log_prior, min(top, log_prior.shape[1] - 1))
+        highest = values[:, 0]
+        others = log_prior.at[batch, items].set(-jnp.inf)
+        is_open = log_prior > -jnp.inf
+        count = (others > -jnp.inf).sum(axis=1)
+        rest = jnp.exp(jax.nn.logsumexp(others, axis=1) - highest) / jnp.maximum(count, 1)
+        shares = jnp.where(values > -jnp.inf, jnp.maximum(jnp.exp(values - highest[:, None]), _TINY), 0.0)
+        titles = jnp.where(is_open, trie.title_of_item, trie.num_titles)
+        of_title = jnp.zeros((len(log_prior), trie.num_titles), jnp.int32).at[batch, titles].add(1, mode="drop")
+        paths = _paths(trie, trie.leaf_of_title[trie.title_of_item[items]])
+        before = jnp.pad(jnp.cumsum(of_title, axis=1), ((0, 0), (1, 0)))
+        return cls(shares, paths, highest, jnp.where(count > 0, jnp.maximum(rest, _TINY), 0.0), before)
+
+    def log_mass(self, trie: CatalogueTrie, depth: jax.Array, nodes: jax.Array, children: jax.Array) -> jax.Array:
+        """See `DensePrior`."""
+        batch, beams, width = children.shape
+        row = jnp.arange(batch)[:, None]
+        here = jax.lax.dynamic_index_in_dim(self.paths, depth - 1, keepdims=False)
+        above = jax.lax.dynamic_index_in_dim(self.paths, jnp.maximum(depth - 2, 0), keepdims=False)
+        above = jnp.where(depth == 1, 0, above)
+        under = (above[:, None, :] == nodes[:, :, None]) & (here >= 0)[:, None, :]
+        place = jnp.argmax(under, axis=1) * width + here - trie.first_child[above]
+        place = jnp.where(under.any(axis=1), place, beams * width)  # falls off the end
+        shares = jnp.zeros((batch, beams * width)).at[row, place].add(self.shares, mode="drop")
+        told_apart = jnp.zeros((batch, beams * width), jnp.int32).at[row, place].add(self.shares > 0, mode="drop")
+        before = functools.partial(jnp.take_along_axis, self.open_before, axis=1)
+        first, end = (column[children].reshape(batch, -1) for column in (trie.first_title, trie.end_title))
+        others = before(end) - before(first) - told_apart
+        masses = jnp.log(shares + others * self.rest[:, None]) + self.highest[:, None]
+        return masses.reshape(children.shape)
+
+
+def build_prior(trie: CatalogueTrie, log_prior: jax.Array) -> DensePrior | TopPrior:
+    """Of log-probabilities float32 `[B, I+1]`: exact, or beyond `MOST_DENSE` items of the likeliest `TOP`."""
+    kind = DensePrior if log_prior.shape[1] <= MOST_DENSE else TopPrior
+    return kind.build(trie, log_prior)
+
+
+def title_masses(trie: CatalogueTrie, log_prior: jax.Array) -> jax.Array:
+    """What items of equal titles have together: logarithms float32 `[R, B]`, -inf where none is open."""
+    titles, by_item = trie.title_of_item[1:], log_prior[:, 1:].T
+    most = jax.ops.segment_max(by_item, titles, trie.num_titles)
+    finite = jnp.where(most > -jnp.inf, most, 0.0)
+    sums = jax.ops.segment_sum(jnp.exp(by_item - finite[titles]), titles, trie.num_titles)
+    return jnp.where(most > -jnp.inf, jnp.log(sums) + finite, -jnp.inf)
+
+
+def _paths(trie: CatalogueTrie, leaves: jax.Array) -> jax.Array:
+    """The nodes above leaves `[B, M]`, by depth: int32 `[T, B, M]`, -1 deeper than the leaf."""
+
+    def step(nodes: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:
+        reached = nodes >= start  # breadth first: the nodes of a depth stand behind all above
+        return jnp.where(reached, trie.parent[nodes], nodes), jnp.where(reached, nodes, -1)
+
+    starts = jnp.array(trie.level_ends[:-1], jnp.int32)  # of depth 1, 2, …
+    return jax.lax.scan(step, leaves, starts, reverse=True)[1]
