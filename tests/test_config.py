@@ -91,7 +91,7 @@ def test_the_family_of_a_dataset_is_checked_and_its_config_left_to_the_builder()
 
 def test_every_number_and_every_name_of_the_schema_has_a_rule():
     free_text = {"name", "data.dataset", "data.raw_path", "data.data_dir", "llm.checkpoint", "llm.vocabulary"}
-    free_text |= {"llm.architecture", "encoder.checkpoint", "lora.checkpoint"}
+    free_text |= {"llm.architecture", "encoder.checkpoint", "lora.checkpoint", "evaluation.second_encoder"}
     ruled = set(config_lib.CHOICES) | free_text | {"task", "encoder.kind"}
     ruled |= {f"training.{stage}.keep_best" for stage in STAGES.names}
     for key in config_lib.RANGES:
@@ -145,7 +145,22 @@ def test_a_value_off_its_list_is_answered_with_the_nearest():
             dict(strategy="lora", lora__first_layer=1, compute__scan_layers=True),
             "config.lora.first_layer=1: scanned layers are all alike",
         ),
-        (dict(evaluation__answers="exact", evaluation__constrained=False), "is for beams"),
+        (dict(evaluation__answers="exact", evaluation__constrained=False), "is for the beams of an LLM alone"),
+        (dict(evaluation__answers="fused", stages=("llm", "user_llm"), encoder__init="random"), "trained encoder"),
+        (dict(evaluation__second_encoder="."), "is a control of fused answers"),
+        (
+            dict(evaluation__answers="fused", data__validation=False, training__encoder__keep_best=""),
+            "is fitted on validation windows",
+        ),
+        (dict(integration__label_contexts=0.2), "need an encoder of items alone"),
+        (
+            dict(integration__label_contexts=0.2, encoder__features=("item",), task="favorite_category"),
+            "are for answers that are the label's title",
+        ),
+        (
+            dict(integration__label_contexts=0.2, integration__kind="none", data__text_history=4),
+            "has none: leave one of the two out",
+        ),
         (dict(integration__kind="none", integration__perceiver__enabled=True), "leave it out"),
         (dict(integration__perceiver__num_heads=3), "expected a multiple of config.integration.perceiver.num_heads=3"),
         (dict(lora__targets=("q", "query")), "config.lora.targets=('q', 'query'): expected some of ('q',"),
@@ -267,7 +282,7 @@ def test_keys_that_are_not_the_schema_s_are_told_before_any_is_looked_up():
     assert sorted(line.strip().split(":")[0] for line in lines) == [
         "config.encoder.witdh",
         "config.seed='zero'",
-        "it lacks evaluation.answers, evaluation.batch_size, evaluation.bootstrap_samples and 6 more",
+        "it lacks evaluation.answers, evaluation.batch_size, evaluation.bootstrap_samples and 8 more",
     ]
 
 

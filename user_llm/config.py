@@ -87,6 +87,7 @@ RANGES = {
     "llm.rope_theta": (1.0, _NUMBER),
     "integration.every": _COUNT,
     "integration.first_layer": _COUNT_OR_OFF,
+    "integration.label_contexts": _SHARE_BUT_NOT_ALL,
     "integration.stored_gib": (0.0, _NUMBER),
     "integration.num_heads": _COUNT,
     "integration.head_dim": _COUNT,

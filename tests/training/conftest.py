@@ -20,15 +20,13 @@ ITEM_CATEGORIES = np.array([[0, 0]] + [[1 + i % CATEGORIES, (i % 3 == 0) * (1 + 
 ITEM_CATEGORIES[[4, 9]] = 0
 
 
-def _build_encoder(rngs: nnx.Rngs, *, dropout: float = 0.0, scan_layers: bool = False) -> AutoregressiveEncoder:
-    config = EncoderConfig(
-        max_length=S, num_layers=1, width=8, num_heads=2, hidden=12, dropout=dropout, scan_layers=scan_layers
-    )
+def _build_encoder(rngs: nnx.Rngs, **options) -> AutoregressiveEncoder:
+    config = EncoderConfig(max_length=S, num_layers=1, width=8, num_heads=2, hidden=12, **options)
     sizes = dict(num_categories=CATEGORIES, num_ratings=RATINGS)
     return AutoregressiveEncoder(config, item_categories=ITEM_CATEGORIES, **sizes, rngs=rngs)
 
 
-def _build_user_llm(rngs: nnx.Rngs, *, dropout: float = 0.0, scan_layers: bool = False) -> UserLLM:
+def _build_user_llm(rngs: nnx.Rngs, *, scan_layers: bool = False, **of_encoder) -> UserLLM:
     llm = LanguageModelConfig(
         vocab_size=V,
         num_layers=1,
@@ -43,7 +41,7 @@ def _build_user_llm(rngs: nnx.Rngs, *, dropout: float = 0.0, scan_layers: bool =
     )
     dims = CrossAttentionConfig(every=1, num_heads=2, head_dim=6, hidden=16)
     return UserLLM(
-        _build_encoder(rngs, dropout=dropout, scan_layers=scan_layers),
+        _build_encoder(rngs, scan_layers=scan_layers, **of_encoder),
         None,
         CrossAttention(dims, llm, 8, rngs=rngs),
         LanguageModel(llm, rngs=rngs),
@@ -55,7 +53,7 @@ def _lively(build: parameters.Builder) -> nnx.Module:
     graphdef, shapes, buffers = parameters.split(parameters.abstract(build))
     generator = np.random.default_rng(0)
     values = {path: jnp.asarray(generator.normal(size=v.shape) * 0.6, v.dtype) for path, v in shapes.items()}
-    assert all(path.endswith("item_categories") for path in buffers)
+    assert all(path.endswith("item_categories") for path in buffers)  # of items alone there are none
     return parameters.merge(graphdef, values, dict.fromkeys(buffers, jnp.asarray(ITEM_CATEGORIES, jnp.int32)))
 
 

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
@@ -128,6 +129,35 @@ def test_the_contextualised_loss_is_a_dense_softmax_over_the_answer(user_llm, ba
 def test_the_contextualised_loss_reads_the_users_own_history(user_llm, batch):
     other = {key: np.roll(value, 1, axis=0) if "history" in key else value for key, value in batch.items()}
     assert abs(run(CONTEXTUALISED, user_llm, other)[0] - run(CONTEXTUALISED, user_llm, batch)[0]) > 0.01
+
+
+def test_label_contexts_ask_for_the_label_in_place_of_the_user(lively, build_user_llm, batch):
+    model = lively(functools.partial(build_user_llm, features=("item",)))
+    everyone, half = contextualised_objective(CHUNK, 1.0), contextualised_objective(CHUNK, 0.5)
+    keys = [jax.random.key(seed) for seed in range(2)]
+    encoder, labels = model.encoder, batch["label/item"]
+
+    @jax.jit
+    def of_labels(model):
+        table, scale = (np.float32(1) * x for x in (encoder.embedding.item_VU[...], encoder.final_norm.scale_D[...]))
+        vectors = table[labels]
+        states = vectors / jnp.sqrt((vectors**2).mean(axis=-1, keepdims=True) + 1e-6) * scale
+        context = model.connector.context(states[:, None], jnp.ones((len(labels), 1), bool))
+        tokens = batch["decoder_input_tokens"]
+        hidden, _ = model(tokens, batch["decoder_positions"], causal_mask(tokens > 0), context=context)
+        return model.logits(hidden)
+
+    logits, weights = np.asarray(of_labels(model), np.float64), batch["decoder_loss_weights"]
+    expected = sum(
+        weights[row, at] * negative_log_softmax(logits[row, at])[batch["decoder_target_tokens"][row, at]]
+        for row, at in np.argwhere(weights > 0)
+    )
+    plain = run(CONTEXTUALISED, model, batch)[0]
+    assert run(everyone, model, batch, keys[0])[0] == pytest.approx(expected, rel=1e-5)
+    assert run(everyone, model, batch)[0] == plain  # no validation has label contexts
+    some = [run(half, model, batch, key)[0] for key in keys]
+    assert len({plain, expected, *some}) == 4
+    assert run(half, model, batch, keys[0])[0] == some[0]
 
 
 def test_tokens_behind_a_text_say_nothing(user_llm, batch):

@@ -10,6 +10,7 @@ class Autoregressive(EncoderKind):
 
     name = "autoregressive"
     packs = True
+    has_item_states = True
     reads_times = True
     reads_item_text = True
 

@@ -220,6 +220,15 @@ class EventEncoder(HistoryTransformer):
         for feature in self._heads:
             delattr(self, f"{feature}_head_UU")
 
+    def item_states(self, items: jax.Array) -> jax.Array:
+        """[..., U]: what an embedding would be that asks for nothing but each of the `items`, int [...].
+
+        Of an encoder of items alone, whose events lie in the space of its softmax.
+        """
+        if self._heads:
+            raise ValueError(f"An encoder of {self.config.features} has item states behind its heads only.")
+        return self.final_norm(self.embedding.embed("item", {"item": items}))
+
     def feature_table(self, feature: str) -> jax.Array:
         """[V, U]: the feature's embeddings, which are also its softmax weights."""
         return self.embedding.vectors(feature)

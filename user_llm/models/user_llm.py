@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from user_llm.errors import UserError
@@ -12,7 +13,7 @@ from user_llm.models.cross_attention import CrossAttention
 from user_llm.models.language_model import LanguageModel
 from user_llm.models.perceiver import Perceiver
 from user_llm.models.soft_prompt import Prefix
-from user_llm.models.user_encoder import UserEncoder
+from user_llm.models.user_encoder import EventEncoder, UserEncoder
 
 
 class Connector(Protocol):
@@ -72,15 +73,29 @@ class UserLLM(nnx.Module):
         self.language_model = language_model
 
     def encode(
-        self, history: Mapping[str, jax.Array], mask: jax.Array, *, key: jax.Array | None = None
+        self,
+        history: Mapping[str, jax.Array],
+        mask: jax.Array,
+        *,
+        key: jax.Array | None = None,
+        items: jax.Array | None = None,
     ) -> Context | Prefix | None:
         """Context of the users whose events are `history` (int [B, S] each) where bool `mask` [B, S].
 
         It may be stored and used for any number of texts. None where the model has no encoder.
+
+        Args:
+          key: of the encoder's dropout.
+          items: int [B]; a row with an item above 0 has no user, but one embedding that asks for this item.
         """
         if self.encoder is None or self.connector is None:
             return None
         embeddings, mask = self.encoder(history, mask, key=key), self.encoder.output_mask(mask)
+        if items is not None:
+            asked, newest = (items > 0)[:, None], jnp.arange(mask.shape[1]) == mask.shape[1] - 1
+            states = cast(EventEncoder, self.encoder).item_states(items)[:, None]
+            embeddings = jnp.where(asked[..., None], jnp.where(newest[:, None], states, 0), embeddings)
+            mask = jnp.where(asked, newest, mask)
         if self.perceiver is not None:
             embeddings, mask = self.perceiver(embeddings, mask)
         return self.connector.context(embeddings, mask)

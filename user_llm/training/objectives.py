@@ -172,15 +172,25 @@ def text_objective(chunk_rows: int) -> Objective:
     return objective
 
 
-def contextualised_objective(chunk_rows: int) -> Objective:
+def contextualised_objective(chunk_rows: int, label_contexts: float = 0.0) -> Objective:
     """Next-token prediction of the answer by the LLM that reads the user's embeddings (paper 3.2).
 
     Counts the events of a text history that did not fit into the prompt.
+
+    Args:
+      chunk_rows: of the softmax.
+      label_contexts: share of the examples that, in training, read one embedding that asks for their label and nothing
+        else: how a title is spelt is learnt beside what a user wants. Drawn from the key.
     """
 
     def objective(model, batch: Batch, key: jax.Array | None):
         features, mask = history(batch)
-        context = model.encode(features, mask, key=key)
+        items = None
+        if label_contexts and key is not None:
+            key, own = jax.random.split(key)
+            labels = batch["label/item"]
+            items = jnp.where(jax.random.bernoulli(own, label_contexts, labels.shape), labels, 0)
+        context = model.encode(features, mask, key=key, items=items)
         loss, weight, metrics = _text_loss(
             model, model.language_model, batch, chunk_rows, answers=True, context=context
         )

@@ -1,13 +1,16 @@
 """Stage `user_llm`: the language model learns to read the user (paper 3.2)."""
 
 import functools
+from collections.abc import Iterator
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from user_llm.checkpoints import huggingface
 from user_llm.checkpoints.adapters import load_adapters, save_adapters
 from user_llm.checkpoints.transfer import with_prefix, without_prefix
-from user_llm.config import reads_pretrained_encoder, task_rates
+from user_llm.config import reads_pretrained_encoder, task_names, task_rates
+from user_llm.encoders import ENCODERS
 from user_llm.evaluation.evaluator import Subset, mean_metrics
 from user_llm.experiment.stages.base import Stage, on_hosts
 from user_llm.experiment.text_states import make_states, with_states
@@ -17,6 +20,20 @@ from user_llm.models.parameters import Parameters
 from user_llm.parallel.processes import is_lead
 from user_llm.training.objectives import contextualised_objective
 from user_llm.training.trainable import STRATEGIES
+
+
+def _label_contexts(config: ConfigDict) -> Iterator[str]:
+    """A line for each value that does not go with `integration.label_contexts`."""
+    key = f"config.integration.label_contexts={config.integration.label_contexts}"
+    if config.integration.kind == "none":
+        yield f"{key} are of an encoder, and config.integration.kind='none' has none: leave one of the two out"
+    elif not ENCODERS[config.encoder.kind].has_item_states or tuple(config.encoder.features) != ("item",):
+        yield (
+            f"{key} need an encoder of items alone: --config.encoder.kind=autoregressive or hstu with "
+            "\"--config.encoder.features=('item',)\""
+        )
+    if task_names(config) != ("next_item",):
+        yield f"{key} are for answers that are the label's title: set --config.task=next_item"
 
 
 class UserLLMStage(Stage):
@@ -65,7 +82,8 @@ class UserLLMStage(Stage):
 
     def objective(self, experiment):
         """See `Stage`."""
-        return contextualised_objective(experiment.config.encoder.chunk_rows)
+        config = experiment.config
+        return contextualised_objective(config.encoder.chunk_rows, config.integration.label_contexts)
 
     def reader(self, experiment, model):
         """See `Stage`: what layers below the user make of texts is computed once, where it can be."""
@@ -133,6 +151,8 @@ class UserLLMStage(Stage):
                 "config.integration.kind='none' reads a user from the prompt, where config.data.text_history=0 writes "
                 "no event: set --config.data.text_history, or take another kind"
             )
+        if config.integration.label_contexts:
+            yield from _label_contexts(config)
         if config.strategy != "full" and not config.llm.checkpoint and "llm" not in config.stages:
             yield (
                 f"config.strategy={config.strategy!r} freezes a language model that nothing has trained: add 'llm' to "
