@@ -87,6 +87,7 @@ RANGES = {
     "llm.rope_theta": (1.0, _NUMBER),
     "integration.every": _COUNT,
     "integration.first_layer": _COUNT_OR_OFF,
+    "integration.targets": _COUNT,
     "integration.label_contexts": _SHARE_BUT_NOT_ALL,
     "integration.stored_gib": (0.0, _NUMBER),
     "integration.num_heads": _COUNT,
@@ -251,6 +252,9 @@ def _data(config: ConfigDict) -> Iterator[str]:
             f"{says(config, 'data.min_history')} is more than {says(config, 'data.history_length')}: "
             "lower it, or set 0 for full histories only"
         )
+    if config.integration.targets > data.history_length:
+        targets = says(config, "integration.targets")
+        yield f"{targets} is more than {says(config, 'data.history_length')}: lower it, or raise the other"
     if data.text_history > data.history_length:
         yield (
             f"{says(config, 'data.text_history')} is more than {says(config, 'data.history_length')}; "

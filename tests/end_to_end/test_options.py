@@ -50,6 +50,15 @@ VARIANTS = {
         "llm.tie_embeddings": False,
         "evaluation.answers": "exact",
     },
+    "several targets a window, some of label contexts": {
+        "encoder.features": ("item",),
+        "integration.targets": 4,
+        "integration.label_contexts": 0.25,
+        "integration.first_layer": 1,
+        "integration.every": 1,
+        "strategy": "enc",
+        "training.user_llm.accumulate": 2,
+    },
     "HSTU with all times, each event learnt once, all that was met left out": {
         "encoder.kind": "hstu",
         "encoder.time": "asked",

@@ -160,6 +160,37 @@ def test_label_contexts_ask_for_the_label_in_place_of_the_user(lively, build_use
     assert run(half, model, batch, keys[0])[0] == some[0]
 
 
+def test_several_texts_of_a_history_each_read_it_up_to_their_event(user_llm, batch):
+    names = ("decoder_input_tokens", "decoder_target_tokens", "decoder_positions", "decoder_loss_weights")
+    names += ("prompt_tokens", "prompt_lengths", "dropped_events")
+    several = {name: values.reshape(8, 2, *values.shape[1:]) if name in names else values[:8]
+               for name, values in batch.items()}  # fmt: skip
+    several["target/item"] = np.tile(batch["label/item"][:8, None], 2)
+    history = {name: batch[f"history/{name}"][:8] for name in ("item", "rating")}
+    expected = 0.0
+    for text in range(2):
+        mask = (history["item"] > 0) & (np.arange(history["item"].shape[1]) <= history["item"].shape[1] - 2 + text)
+
+        @jax.jit
+        def predict(model, tokens, positions, mask):
+            embeddings = model.encoder(history, history["item"] > 0)
+            hidden, _ = model(
+                tokens, positions, causal_mask(tokens > 0), context=model.connector.context(embeddings, mask)
+            )
+            return model.logits(hidden)
+
+        own = {name: several[name][:, text] for name in names}
+        logits = np.asarray(predict(user_llm, own["decoder_input_tokens"], own["decoder_positions"], mask), np.float64)
+        weights = own["decoder_loss_weights"]
+        expected += sum(
+            weights[row, at] * negative_log_softmax(logits[row, at])[own["decoder_target_tokens"][row, at]]
+            for row, at in np.argwhere(weights > 0)
+        )
+    loss, weight, _ = run(CONTEXTUALISED, user_llm, several)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert weight == pytest.approx(batch["decoder_loss_weights"].sum(), rel=1e-6)
+
+
 def test_tokens_behind_a_text_say_nothing(user_llm, batch):
     tokens = batch["decoder_input_tokens"]
     filled = {**batch, "decoder_input_tokens": np.where(tokens == 0, 3, tokens)}

@@ -10,7 +10,7 @@ class Autoregressive(EncoderKind):
 
     name = "autoregressive"
     packs = True
-    has_item_states = True
+    causal = True
     reads_times = True
     reads_item_text = True
 

@@ -29,13 +29,13 @@ class EncoderKind(abc.ABC):
 
     Attributes:
       packs: whether its objective reads histories that share rows (`data/packing.py`).
-      has_item_states: whether an embedding with the item as its only feature may stand for an item (`item_states`).
+      causal: whether an embedding has read the events up to its own alone, and is asked for the one behind it.
       reads_times, reads_item_text: whether it knows `config.time`, `config.item_text`.
     """
 
     name: str
     packs: bool = False
-    has_item_states: bool = False
+    causal: bool = False
     reads_times: bool = False
     reads_item_text: bool = False
 

@@ -27,6 +27,20 @@ class Context(NamedTuple):
     value: jax.Array  # [G, B, L, K, H]
     mask: jax.Array  # bool [B, L]
 
+    def for_texts(self, count: int) -> "Context":
+        """That of `count` texts a user, [B · count] of them: the last sees all slots, each before it one slot less."""
+        length = self.mask.shape[1]
+        newest = length - count + jnp.arange(count)
+        seen = self.mask[:, None] & (jnp.arange(length) <= newest[:, None])
+        key, value = (jnp.repeat(x, count, axis=1) for x in self[:2])
+        return Context(key, value, seen.reshape(-1, length))
+
+    def or_else(self, other: "Context", asked: jax.Array) -> "Context":
+        """The other one in the rows where bool `asked` [B]."""
+        key, value = (jnp.concatenate(pair, axis=2) for pair in zip(self[:2], other[:2], strict=True))
+        own, others = self.mask & ~asked[:, None], other.mask & asked[:, None]
+        return Context(key, value, jnp.concatenate([own, others], axis=1))
+
     def deal(self, sizes: Sequence[int]) -> "list[Context]":
         """That of each group of users (`sharding.deal`)."""
         parts = (deal(x, sizes, axis) for x, axis in zip(self, (1, 1, 0), strict=True))

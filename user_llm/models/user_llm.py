@@ -78,6 +78,7 @@ class UserLLM(nnx.Module):
         mask: jax.Array,
         *,
         key: jax.Array | None = None,
+        texts: int = 1,
         items: jax.Array | None = None,
     ) -> Context | Prefix | None:
         """Context of the users whose events are `history` (int [B, S] each) where bool `mask` [B, S].
@@ -86,19 +87,23 @@ class UserLLM(nnx.Module):
 
         Args:
           key: of the encoder's dropout.
-          items: int [B]; a row with an item above 0 has no user, but one embedding that asks for this item.
+          texts: K, how many read each history: the last all of it, each before it one event less. The context is then
+            of [B · K] texts, for which a causal encoder and cross-attention without a Perceiver read a history once.
+          items: int [B · K]; a text with an item above 0 reads no history, but one embedding that asks for this item.
         """
         if self.encoder is None or self.connector is None:
             return None
         embeddings, mask = self.encoder(history, mask, key=key), self.encoder.output_mask(mask)
-        if items is not None:
-            asked, newest = (items > 0)[:, None], jnp.arange(mask.shape[1]) == mask.shape[1] - 1
-            states = cast(EventEncoder, self.encoder).item_states(items)[:, None]
-            embeddings = jnp.where(asked[..., None], jnp.where(newest[:, None], states, 0), embeddings)
-            mask = jnp.where(asked, newest, mask)
         if self.perceiver is not None:
             embeddings, mask = self.perceiver(embeddings, mask)
-        return self.connector.context(embeddings, mask)
+        context = self.connector.context(embeddings, mask)
+        if texts > 1:
+            context = cast(Context, context).for_texts(texts)
+        if items is not None:
+            states = cast(EventEncoder, self.encoder).item_states(items)[:, None]
+            own = cast(Context, self.connector.context(states, jnp.ones(states.shape[:2], bool)))
+            context = cast(Context, context).or_else(own, items > 0)
+        return context
 
     def __call__(
         self,

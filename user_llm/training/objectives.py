@@ -172,10 +172,23 @@ def text_objective(chunk_rows: int) -> Objective:
     return objective
 
 
+_OF_TEXTS = (
+    "decoder_input_tokens",
+    "decoder_target_tokens",
+    "decoder_positions",
+    "decoder_loss_weights",
+    "decoder_states",
+    "prompt_tokens",
+    "prompt_lengths",
+    "dropped_events",
+)
+
+
 def contextualised_objective(chunk_rows: int, label_contexts: float = 0.0) -> Objective:
     """Next-token prediction of the answer by the LLM that reads the user's embeddings (paper 3.2).
 
-    Counts the events of a text history that did not fit into the prompt.
+    Counts the events of a text history that did not fit into the prompt. A history may have several texts
+    (`data.targets`).
 
     Args:
       chunk_rows: of the softmax.
@@ -185,12 +198,14 @@ def contextualised_objective(chunk_rows: int, label_contexts: float = 0.0) -> Ob
 
     def objective(model, batch: Batch, key: jax.Array | None):
         features, mask = history(batch)
-        items = None
+        labels = batch["target/item"] if "target/item" in batch else batch["label/item"][:, None]
+        texts, items = labels.shape[1], None
         if label_contexts and key is not None:
             key, own = jax.random.split(key)
-            labels = batch["label/item"]
-            items = jnp.where(jax.random.bernoulli(own, label_contexts, labels.shape), labels, 0)
-        context = model.encode(features, mask, key=key, items=items)
+            items = jnp.where(jax.random.bernoulli(own, label_contexts, labels.shape), labels, 0).reshape(-1)
+        context = model.encode(features, mask, key=key, texts=texts, items=items)
+        if "target/item" in batch:  # [B, K, …]
+            batch = {name: batch[name].reshape(-1, *batch[name].shape[2:]) for name in _OF_TEXTS if name in batch}
         loss, weight, metrics = _text_loss(
             model, model.language_model, batch, chunk_rows, answers=True, context=context
         )

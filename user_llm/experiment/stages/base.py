@@ -155,6 +155,7 @@ class Stage(abc.ABC):
         # Microbatches would cut the groups. Of several processes none sees the whole batch, and where weights are cut
         # (fsdp), every group would gather them anew. A short training takes less time than what groups cost to compile.
         plain = training.accumulate > 1 or several() or mesh.shape["fsdp"] > 1 or training.steps < _WORTH_COMPILING
+        plain |= experiment.config.integration.targets > 1  # texts in rows of their own
         return by_length(batches, batch_shards(mesh)) if self.reads_text and not plain else batches
 
     def seqio_batches(self, experiment: Experiment, batch_size: int, rows: np.ndarray) -> Batches:

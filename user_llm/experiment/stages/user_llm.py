@@ -10,6 +10,7 @@ from user_llm.checkpoints import huggingface
 from user_llm.checkpoints.adapters import load_adapters, save_adapters
 from user_llm.checkpoints.transfer import with_prefix, without_prefix
 from user_llm.config import reads_pretrained_encoder, task_names, task_rates
+from user_llm.data.targets import SeveralTargets
 from user_llm.encoders import ENCODERS
 from user_llm.evaluation.evaluator import Subset, mean_metrics
 from user_llm.experiment.stages.base import Stage, on_hosts
@@ -22,18 +23,20 @@ from user_llm.training.objectives import contextualised_objective
 from user_llm.training.trainable import STRATEGIES
 
 
-def _label_contexts(config: ConfigDict) -> Iterator[str]:
-    """A line for each value that does not go with `integration.label_contexts`."""
-    key = f"config.integration.label_contexts={config.integration.label_contexts}"
-    if config.integration.kind == "none":
-        yield f"{key} are of an encoder, and config.integration.kind='none' has none: leave one of the two out"
-    elif not ENCODERS[config.encoder.kind].has_item_states or tuple(config.encoder.features) != ("item",):
-        yield (
-            f"{key} need an encoder of items alone: --config.encoder.kind=autoregressive or hstu with "
-            "\"--config.encoder.features=('item',)\""
-        )
+def _reads_embeddings_singly(config: ConfigDict, says: str) -> Iterator[str]:
+    """A line for each value that does not go with texts that read some embeddings of a context."""
+    if config.integration.kind != "cross_attention" or config.integration.perceiver.enabled:
+        yield f"{says} is for cross-attention to the embeddings: set --config.integration.kind=cross_attention"
+    if not ENCODERS[config.encoder.kind].causal:
+        yield f"{says} is for causal encoders: set --config.encoder.kind=autoregressive or hstu"
+    if config.integration.label_contexts and tuple(config.encoder.features) != ("item",):
+        yield f"{says} is for encoders of items alone: set \"--config.encoder.features=('item',)\""
     if task_names(config) != ("next_item",):
-        yield f"{key} are for answers that are the label's title: set --config.task=next_item"
+        yield f"{says} is for answers that are an event's title: set --config.task=next_item"
+    if config.integration.targets > 1 and config.data.text_history:
+        yield f"{says}: each text would have a history of its own; set --config.data.text_history=0"
+    if config.integration.targets > 1 and config.data.reader != "windows":
+        yield f"{says} is for the reader windows: set --config.data.reader=windows"
 
 
 class UserLLMStage(Stage):
@@ -71,7 +74,12 @@ class UserLLMStage(Stage):
 
     def source(self, experiment, split):
         """See `Stage`."""
-        return experiment.answered_prompts(split)
+        targets = experiment.config.integration.targets
+        if split != "train" or targets == 1:
+            return experiment.answered_prompts(split)
+        (task,) = experiment.tasks
+        windows = experiment.windows("train", stride=targets)
+        return SeveralTargets(windows, experiment.prompts(task.name), experiment.answers(task.name), targets)
 
     def seqio_batches(self, experiment, batch_size, rows):
         """See `Stage`: the registered tasks, mixed where there are several."""
@@ -113,11 +121,13 @@ class UserLLMStage(Stage):
         """See `Stage`."""
         encoder = sum(size for path, size in sizes.items() if path.startswith("encoder/"))
         tokens = experiment.answered_prompts("train").length - 1 + experiment.assembly.soft_prompt_length
+        tokens *= experiment.config.integration.targets
         return encoder * experiment.config.data.history_length + (sum(sizes.values()) - encoder) * tokens
 
     def softmax(self, assembly):
         """See `Stage`."""
-        return assembly.config.prompt.max_targets, assembly.language_model_config.vocab_size
+        config = assembly.config
+        return config.prompt.max_targets * config.integration.targets, assembly.language_model_config.vocab_size
 
     def export(self, experiment, model):
         """See `Stage`."""
@@ -151,8 +161,9 @@ class UserLLMStage(Stage):
                 "config.integration.kind='none' reads a user from the prompt, where config.data.text_history=0 writes "
                 "no event: set --config.data.text_history, or take another kind"
             )
-        if config.integration.label_contexts:
-            yield from _label_contexts(config)
+        for key, common in (("label_contexts", 0.0), ("targets", 1)):
+            if config.integration[key] != common:
+                yield from _reads_embeddings_singly(config, f"config.integration.{key}={config.integration[key]}")
         if config.strategy != "full" and not config.llm.checkpoint and "llm" not in config.stages:
             yield (
                 f"config.strategy={config.strategy!r} freezes a language model that nothing has trained: add 'llm' to "

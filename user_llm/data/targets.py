@@ -1,0 +1,42 @@
+"""Windows that teach the titles of several events: one pass of a causal encoder over a history serves all of them."""
+
+import numpy as np
+
+from user_llm.data.answers import Answers
+from user_llm.data.prompts import Prompts
+from user_llm.data.sources import UserLLMSource, answered_batch
+from user_llm.data.windows import Windows
+
+
+class SeveralTargets(UserLLMSource):
+    """Windows with a prompt and an answer for each of their newest events.
+
+    A batch is that of `UserLLMSource`, but what it has of texts is [B, K, …]: text k asks for the event behind slot
+    S - K + k of the history, which is all it may read. `target/item`, int32 [B, K], is that event's item, 0 where the
+    history does not go back so far: such a text has no answer.
+
+    Args:
+        windows: whose stride is K, if each event is to be learnt once.
+        prompts: without a history in words.
+        answers: names of items.
+        targets: K.
+    """
+
+    def __init__(self, windows: Windows, prompts: Prompts, answers: Answers, targets: int):
+        super().__init__(windows, prompts, answers)
+        self.targets = targets
+
+    def gather(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """A batch of the windows `ids` [B]."""
+        batch = self.windows.gather(ids)
+        history, count = batch["history/item"], self.targets
+        following = np.concatenate([history[:, 1:], batch["label/item"][:, None]], axis=1)
+        items = np.where(history > 0, following, 0)[:, -count:]
+        each = {"history/item": np.zeros((items.size, 1), np.int32), "label/item": items.reshape(-1)}
+        each["label/rating"] = np.zeros_like(each["label/item"])
+        texts = answered_batch(self.sequences(each, np.zeros(items.size, np.int64)))
+        return {
+            **batch,
+            "target/item": items,
+            **{name: values.reshape(len(items), count, *values.shape[1:]) for name, values in texts.items()},
+        }
