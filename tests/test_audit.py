@@ -83,6 +83,11 @@ def test_a_fair_experiment_has_no_leak(make, task):
     assert task != "review_generation" or all(finding.of for finding in found)
 
 
+def test_windows_apart_from_one_another_are_looked_up_where_they_lie(make):
+    apart = {"encoder.stride": 4, "integration.targets": 3, "data.min_history": 1}
+    assert leaks.FAIL not in {finding.verdict for finding in audit(make(**apart))}
+
+
 def test_an_event_out_of_order(make):
     experiment = make()
     table = experiment.table

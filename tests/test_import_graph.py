@@ -65,6 +65,7 @@ MAY_IMPORT = {
         "user_llm.models",
         "user_llm.parallel",
     ),
+    "user_llm.decoding": ("user_llm.arguments", "user_llm.errors", "user_llm.models"),
     "user_llm.training": (
         "user_llm.errors",
         "user_llm.files",
@@ -72,8 +73,8 @@ MAY_IMPORT = {
         "user_llm.models",
         "user_llm.parallel",
         "user_llm.checkpoints",
+        "user_llm.decoding",
     ),
-    "user_llm.decoding": ("user_llm.arguments", "user_llm.errors", "user_llm.models"),
     "user_llm.evaluation": (
         "user_llm.errors",
         "user_llm.files",

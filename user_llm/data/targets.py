@@ -1,5 +1,7 @@
 """Windows that teach the titles of several events: one pass of a causal encoder over a history serves all of them."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from user_llm.data.answers import Answers
@@ -40,3 +42,8 @@ class SeveralTargets(UserLLMSource):
             "target/item": items,
             **{name: values.reshape(len(items), count, *values.shape[1:]) for name, values in texts.items()},
         }
+
+    def newest(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """A batch with the texts of its windows' labels alone, as `UserLLMSource` has it."""
+        of_windows = self.windows.gather(np.zeros(0, np.int64))
+        return {name: values if name in of_windows else values[:, -1] for name, values in batch.items()}

@@ -21,6 +21,7 @@ from rich.text import Text
 from user_llm.config import RECALL_DEPTH
 from user_llm.data.mixture import Mixture, train_batches
 from user_llm.data.pipeline import TrainSource
+from user_llm.data.targets import SeveralTargets
 from user_llm.data.windows import Windows
 from user_llm.evaluation import leaks
 from user_llm.evaluation.baselines import Scores, category_popularity_scores, popularity_scores
@@ -31,6 +32,7 @@ from user_llm.evaluation.places import Places
 from user_llm.experiment.experiment import Experiment
 from user_llm.experiment.prepare import prepare
 from user_llm.experiment.seal import check_kept
+from user_llm.experiment.stages import STAGES
 from user_llm.experiment.vocabulary import vocabulary_events
 from user_llm.experiment.workdir import CONFIG, fingerprint, read_config
 from user_llm.inspect.ties import other_orders
@@ -106,9 +108,10 @@ def _timelines(experiment: Experiment) -> Iterator[Finding]:
 
 
 class _Rows(NamedTuple):
-    """Rows of a split as they are trained or evaluated on: window numbers, and the task whose prompts they have."""
+    """Rows of a split as they are trained or evaluated on: their windows, and the task whose prompts they have."""
 
     split: str
+    windows: Windows
     ids: np.ndarray
     batch: Batch
     task: Task | None
@@ -118,24 +121,29 @@ def _batches(experiment: Experiment, splits: tuple[str, ...]) -> Iterator[_Rows]
     """Of the first batches that the stages train on, and of what is evaluated on."""
     config = experiment.config
     if "encoder" in config.stages:
+        windows = experiment.windows("train", stride=config.encoder.stride)
         for ids, batch in _train_batches(experiment.encoder_source("train"), "encoder", config):
-            yield _Rows("train", ids, batch, None)
+            yield _Rows("train", windows, ids, batch, None)
     # The stage `llm` reads the windows with prompts too, mixed with documents.
     asking = experiment.tasks if {"llm", "user_llm"} & set(config.stages) else ()
     if asking:
-        source = experiment.answered_prompts("train")
+        source = STAGES["user_llm"].source(experiment, "train")
+        windows = experiment.windows("train", stride=config.integration.targets)
         for ids, batch in _train_batches(source, "user_llm", config):
+            if isinstance(source, SeveralTargets):
+                batch = source.newest(batch)
             owners, own = source.owners(ids) if isinstance(source, Mixture) else (np.zeros(len(ids), int), ids)
             for index, task in enumerate(asking):
                 here = owners == index
-                yield _Rows("train", own[here], {name: rows[here] for name, rows in batch.items()}, task)
+                yield _Rows("train", windows, own[here], {name: rows[here] for name, rows in batch.items()}, task)
     for split in splits[1:]:
-        subsets: list[tuple[Subset, Task | None]] = [(Subset.evenly(experiment.windows(split), 0), None)]
+        windows = experiment.windows(split)
+        subsets: list[tuple[Subset, Task | None]] = [(Subset.evenly(windows, 0), None)]
         subsets += [(Subset.evenly(experiment.source(task.name, split), _MAX_PROMPTS), task) for task in asking]
         for subset, asked in subsets:
             for start in range(0, len(subset), _ROWS):
                 ids = subset.ids[start : start + _ROWS]
-                yield _Rows(split, ids, subset.source.gather(ids), asked)
+                yield _Rows(split, windows, ids, subset.source.gather(ids), asked)
 
 
 def _train_batches(source: TrainSource | Mixture, stage: str, config: ConfigDict) -> Iterator[tuple[np.ndarray, Batch]]:
@@ -162,9 +170,9 @@ def _contents(experiment: Experiment, windows: Mapping[str, Windows]) -> Iterato
     """Histories and prompts of actual batches against the events before the label, looked up again."""
     table = experiment.table
     wrong, again, changed, holding = _Tally(), _Tally(), _Tally(), _Tally()
-    for split, ids, batch, task in _batches(experiment, tuple(windows)):
+    for split, read, ids, batch, task in _batches(experiment, tuple(windows)):
         # Of more rows than windows, the rest is found to be wrong.
-        events = windows[split].label_positions(ids % len(windows[split]))
+        events = read.label_positions(ids % len(read))
         before, right = {}, np.ones(len(ids), bool)
         for column in ("item", "rating"):
             values = getattr(table, column)

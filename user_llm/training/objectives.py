@@ -172,18 +172,6 @@ def text_objective(chunk_rows: int) -> Objective:
     return objective
 
 
-_OF_TEXTS = (
-    "decoder_input_tokens",
-    "decoder_target_tokens",
-    "decoder_positions",
-    "decoder_loss_weights",
-    "decoder_states",
-    "prompt_tokens",
-    "prompt_lengths",
-    "dropped_events",
-)
-
-
 def contextualised_objective(chunk_rows: int, label_contexts: float = 0.0) -> Objective:
     """Next-token prediction of the answer by the LLM that reads the user's embeddings (paper 3.2).
 
@@ -205,7 +193,8 @@ def contextualised_objective(chunk_rows: int, label_contexts: float = 0.0) -> Ob
             items = jnp.where(jax.random.bernoulli(own, label_contexts, labels.shape), labels, 0).reshape(-1)
         context = model.encode(features, mask, key=key, texts=texts, items=items)
         if "target/item" in batch:  # [B, K, …]
-            batch = {name: batch[name].reshape(-1, *batch[name].shape[2:]) for name in _OF_TEXTS if name in batch}
+            of_texts = [name for name in batch if name.startswith(("decoder_", "prompt_", "dropped_"))]
+            batch = {name: batch[name].reshape(-1, *batch[name].shape[2:]) for name in of_texts}
         loss, weight, metrics = _text_loss(
             model, model.language_model, batch, chunk_rows, answers=True, context=context
         )
