@@ -153,6 +153,7 @@ def test_a_value_off_its_list_is_answered_with_the_nearest():
             "is fitted on validation windows",
         ),
         (dict(integration__label_contexts=0.2), "is for encoders of items alone"),
+        (dict(integration__distillation=0.5), "is for encoders of items alone"),
         (dict(integration__targets=4, task="favorite_category"), "is for answers that are an event's title"),
         (dict(integration__targets=4, integration__perceiver__enabled=True), "is for cross-attention to the"),
         (dict(integration__targets=4, encoder__kind="bert4rec"), "is for causal encoders"),

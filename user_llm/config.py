@@ -88,6 +88,7 @@ RANGES = {
     "integration.every": _COUNT,
     "integration.first_layer": _COUNT_OR_OFF,
     "integration.targets": _COUNT,
+    "integration.distillation": _SHARE,
     "integration.label_contexts": _SHARE_BUT_NOT_ALL,
     "integration.stored_gib": (0.0, _NUMBER),
     "integration.num_heads": _COUNT,

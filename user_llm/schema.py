@@ -118,6 +118,7 @@ def get_config() -> ConfigDict:
             every=1,  # a cross-attention block before every k-th LLM layer
             first_layer=0,  # the first LLM layer with a block before it; those below know nothing of the user
             targets=1,  # newest events of a training window whose titles are learnt, in one pass of the encoder
+            distillation=0.0,  # share of the targets that is the encoder's opinion of every next token, not the label
             label_contexts=0.0,  # share of the training examples that read an embedding of their label, and no user
             stored_gib=4.0,  # room for what frozen layers below make of texts, computed once; 0 = in every step
             num_heads=4,  # of the cross-attention blocks

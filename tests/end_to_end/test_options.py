@@ -50,10 +50,11 @@ VARIANTS = {
         "llm.tie_embeddings": False,
         "evaluation.answers": "exact",
     },
-    "several targets a window, some of label contexts": {
+    "several targets a window, taught by the encoder, some of label contexts": {
         "encoder.features": ("item",),
         "integration.targets": 4,
         "integration.label_contexts": 0.25,
+        "integration.distillation": 0.5,
         "integration.first_layer": 1,
         "integration.every": 1,
         "strategy": "enc",

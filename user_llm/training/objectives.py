@@ -16,6 +16,7 @@ from user_llm.errors import UserError
 from user_llm.models.language_model import causal_mask
 from user_llm.models.user_encoder import Packing
 from user_llm.training.cross_entropy import chunked_cross_entropy, soft_cross_entropy
+from user_llm.training.distillation import Taught, Teacher
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
@@ -172,7 +173,7 @@ def text_objective(chunk_rows: int) -> Objective:
     return objective
 
 
-def contextualised_objective(chunk_rows: int, label_contexts: float = 0.0) -> Objective:
+def contextualised_objective(chunk_rows: int, label_contexts: float = 0.0, teacher: Teacher | None = None) -> Objective:
     """Next-token prediction of the answer by the LLM that reads the user's embeddings (paper 3.2).
 
     Counts the events of a text history that did not fit into the prompt. A history may have several texts
@@ -182,6 +183,8 @@ def contextualised_objective(chunk_rows: int, label_contexts: float = 0.0) -> Ob
       chunk_rows: of the softmax.
       label_contexts: share of the examples that, in training, read one embedding that asks for their label and nothing
         else: how a title is spelt is learnt beside what a user wants. Drawn from the key.
+      teacher: in training, makes soft targets of what the encoder thinks comes next. The encoder's own loss is then
+        added, so that it stays somebody to learn from.
     """
 
     def objective(model, batch: Batch, key: jax.Array | None):
@@ -195,17 +198,40 @@ def contextualised_objective(chunk_rows: int, label_contexts: float = 0.0) -> Ob
         if "target/item" in batch:  # [B, K, …]
             of_texts = [name for name in batch if name.startswith(("decoder_", "prompt_", "dropped_"))]
             batch = {name: batch[name].reshape(-1, *batch[name].shape[2:]) for name in of_texts}
-        loss, weight, metrics = _text_loss(
-            model, model.language_model, batch, chunk_rows, answers=True, context=context
+        metrics: Metrics = {}
+        taught = None
+        if teacher is not None and key is not None:
+            labels = labels.reshape(-1)
+            asked = jnp.zeros(labels.shape, bool) if items is None else items > 0
+            taught, metrics = _lesson(teacher, model.encoder, features, mask, labels, asked, chunk_rows)
+        loss, weight, of_text = _text_loss(
+            model, model.language_model, batch, chunk_rows, answers=True, context=context, taught=taught
         )
+        loss += sum(own for own, _ in metrics.values())
         rows = _example_weights(batch)
         dropped = jnp.sum(rows * batch["dropped_events"]), rows.sum()
-        return loss, weight, {**metrics, "dropped_events": dropped}
+        return loss, weight, {**of_text, **metrics, "dropped_events": dropped}
 
     return objective
 
 
-def _text_loss(model, language_model, batch: Batch, chunk_rows: int, *, answers: bool = False, context=None):
+def _lesson(teacher: Teacher, encoder, features, mask, labels, asked, chunk_rows: int) -> tuple[Taught, Metrics]:
+    """What the encoder has to say of texts whose `labels` int [B · K] follow the newest events of histories [B, S].
+
+    Args:
+      asked: bool [B · K], texts that read their label and are taught nothing.
+    """
+    count = len(labels) // len(mask)
+    states = encoder(features, mask)[:, -count:].reshape(len(labels), -1)
+    table, weights = encoder.feature_table("item"), (labels > 0).astype(jnp.float32)
+    own = chunked_cross_entropy(states, table, labels, weights, chunk_rows=chunk_rows, first_class=1)
+    logits = jax.lax.stop_gradient(encoder.item_logits(states))
+    return Taught(teacher, logits, labels, ~asked), {"loss/item": own}
+
+
+def _text_loss(
+    model, language_model, batch: Batch, chunk_rows: int, *, answers: bool = False, context=None, taught=None
+):
     """The loss over all text, or where all that is learnt are `answers`, over those alone.
 
     A batch may bring its `texts` in groups that are padded to widths of their own (`data.by_length`).
@@ -217,11 +243,14 @@ def _text_loss(model, language_model, batch: Batch, chunk_rows: int, *, answers:
     if answers:  # A: the longest answer the batch has room for
         room = max(text["decoder_input_tokens"].shape[1] for text in texts) + 1 - batch["prompt_tokens"].shape[1]
     parts = [_read(model, text, room, part) for text, part in zip(texts, contexts, strict=True)]
+    table, cap = language_model.output_table(), language_model.config.final_softcap
+    if taught is not None:
+        loss, weight = taught.cross_entropy(parts, rows, table, chunk_rows=chunk_rows, softcap=cap)
+        return loss, weight, {"loss": (loss, weight)}
     turns = math.gcd(*rows)  # one behind the other along the second axis, as the first may be cut over devices
     hidden, targets, weights = (
         jnp.concatenate([x.reshape(turns, -1, *x.shape[2:]) for x in part], axis=1) for part in zip(*parts, strict=True)
     )
-    table, cap = language_model.output_table(), language_model.config.final_softcap
     loss, weight = chunked_cross_entropy(hidden, table, targets, weights, chunk_rows=chunk_rows, softcap=cap)
     return loss, weight, {"loss": (loss, weight)}
 

@@ -19,6 +19,7 @@ from user_llm.files import replacing
 from user_llm.models import parameters
 from user_llm.models.parameters import Parameters
 from user_llm.parallel.processes import is_lead
+from user_llm.training.distillation import Teacher
 from user_llm.training.objectives import contextualised_objective
 from user_llm.training.trainable import STRATEGIES
 
@@ -29,7 +30,8 @@ def _reads_embeddings_singly(config: ConfigDict, says: str) -> Iterator[str]:
         yield f"{says} is for cross-attention to the embeddings: set --config.integration.kind=cross_attention"
     if not ENCODERS[config.encoder.kind].causal:
         yield f"{says} is for causal encoders: set --config.encoder.kind=autoregressive or hstu"
-    if config.integration.label_contexts and tuple(config.encoder.features) != ("item",):
+    of_items = config.integration.label_contexts or config.integration.distillation
+    if of_items and tuple(config.encoder.features) != ("item",):
         yield f"{says} is for encoders of items alone: set \"--config.encoder.features=('item',)\""
     if task_names(config) != ("next_item",):
         yield f"{says} is for answers that are an event's title: set --config.task=next_item"
@@ -91,7 +93,11 @@ class UserLLMStage(Stage):
     def objective(self, experiment):
         """See `Stage`."""
         config = experiment.config
-        return contextualised_objective(config.encoder.chunk_rows, config.integration.label_contexts)
+        teacher = None
+        if share := config.integration.distillation:
+            (task,) = experiment.tasks
+            teacher = Teacher(experiment.answer_trie(task.name), share)
+        return contextualised_objective(config.encoder.chunk_rows, config.integration.label_contexts, teacher)
 
     def reader(self, experiment, model):
         """See `Stage`: what layers below the user make of texts is computed once, where it can be."""
@@ -161,7 +167,7 @@ class UserLLMStage(Stage):
                 "config.integration.kind='none' reads a user from the prompt, where config.data.text_history=0 writes "
                 "no event: set --config.data.text_history, or take another kind"
             )
-        for key, common in (("label_contexts", 0.0), ("targets", 1)):
+        for key, common in (("label_contexts", 0.0), ("distillation", 0.0), ("targets", 1)):
             if config.integration[key] != common:
                 yield from _reads_embeddings_singly(config, f"config.integration.{key}={config.integration[key]}")
         if config.strategy != "full" and not config.llm.checkpoint and "llm" not in config.stages:

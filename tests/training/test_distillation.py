@@ -1,0 +1,108 @@
+"""Soft targets against sums over titles, and their loss against dense softmaxes in float64."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from user_llm.decoding.catalogue_trie import CatalogueTrie
+from user_llm.models.language_model import causal_mask
+from user_llm.training.distillation import Teacher
+from user_llm.training.objectives import contextualised_objective
+
+EOS, CHUNK, SHARE = 2, 5, 0.7
+# By item, from 1: some equal, some the beginning of others.
+TITLES = [(3, 4), (5,), (3,), (5,), (7, 8, 9), (7, 8), (3, 4, 5, 6), (8,), (7, 9), (10,), (11, 3)]
+ITEMS, WIDEST = len(TITLES), 5
+
+
+@pytest.fixture(scope="module")
+def trie():
+    tokens = np.zeros((ITEMS + 1, 4), np.int32)
+    for item, title in enumerate(TITLES, start=1):
+        tokens[item, : len(title)] = title
+    return CatalogueTrie.build(tokens, np.array([0, *map(len, TITLES)]), EOS)
+
+
+def opinion(logits, prefix):
+    """What the encoder says of the token behind a prefix: token → probability, float64, by sums over all titles."""
+    shares = np.exp(logits[1:] - logits[1:].max())
+    found: dict[int, float] = {}
+    for share, title in zip(shares, TITLES, strict=True):
+        whole = (*title, EOS)
+        if whole[: len(prefix)] == tuple(prefix) and len(whole) > len(prefix):
+            found[whole[len(prefix)]] = found.get(whole[len(prefix)], 0.0) + share
+    return {token: share / sum(found.values()) for token, share in found.items()}
+
+
+def test_soft_targets_are_what_the_encoder_says_of_all_titles_below(trie):
+    logits = np.random.default_rng(0).normal(size=(5, ITEMS + 1), scale=2).astype(np.float32)
+    labels, taught = np.array([1, 7, 4, 6, 0]), np.array([True, True, True, False, True])
+    levels = Teacher(trie, SHARE).targets(jnp.array(logits), jnp.array(labels), jnp.array(taught))
+    assert sum(level.tokens.shape[1] for level in levels) == WIDEST
+    for row, label in enumerate(labels[:4]):
+        title = TITLES[label - 1]
+        for level in levels:
+            for step in range(level.tokens.shape[1]):
+                place = level.start + step
+                if place > len(title):
+                    continue
+                expected = opinion(logits[row].astype(np.float64), title[:place])
+                found: dict[int, float] = {}
+                for token, share in zip(level.tokens[row, step], level.shares[row, step], strict=True):
+                    if share > 0:
+                        found[int(token)] = found.get(int(token), 0.0) + float(share)
+                wanted = {token: SHARE * share for token, share in expected.items()} if taught[row] else {}
+                assert found == pytest.approx(wanted, rel=1e-4, abs=1e-7)
+
+
+@pytest.fixture(scope="module")
+def lesson(lively, build_user_llm, batch):
+    """A model of items alone, and a batch whose answers are the titles of its labels."""
+    model = lively(functools.partial(build_user_llm, features=("item",)))
+    rows, length = batch["decoder_input_tokens"].shape
+    prompts, tokens = batch["prompt_lengths"], np.zeros((rows, length + 1), np.int32)
+    weights = np.zeros((rows, length), np.float32)
+    for row, (prompt, label) in enumerate(zip(prompts, batch["label/item"], strict=True)):
+        answer = (*TITLES[label - 1], EOS)[: length + 1 - prompt]
+        tokens[row, :prompt] = 1 + row % 3
+        tokens[row, prompt : prompt + len(answer)] = answer
+        weights[row, prompt - 1 : prompt - 1 + len(answer)] = 1.0
+    texts = {"decoder_input_tokens": tokens[:, :-1], "decoder_target_tokens": tokens[:, 1:]}
+    return model, {**batch, **texts, "decoder_loss_weights": weights}
+
+
+def test_the_loss_is_that_of_the_label_and_of_the_encoders_opinion(trie, lesson):
+    model, batch = lesson
+    history = {name: batch[f"history/{name}"] for name in ("item", "rating")}
+
+    @jax.jit
+    def predict(model):
+        mask, tokens = history["item"] > 0, batch["decoder_input_tokens"]
+        hidden, _ = model(
+            tokens, batch["decoder_positions"], causal_mask(tokens > 0), context=model.encode(history, mask)
+        )
+        return model.logits(hidden), model.encoder.next_item_logits(history, mask)
+
+    logits, items = (np.asarray(x, np.float64) for x in predict(model))
+    expected = own = 0.0
+    for row, label in enumerate(batch["label/item"]):
+        prompt, title = batch["prompt_lengths"][row], TITLES[label - 1]
+        for place in np.flatnonzero(batch["decoder_loss_weights"][row]):
+            log_probs = logits[row, place] - np.log(np.exp(logits[row, place]).sum())
+            taught = opinion(items[row], title[: place - prompt + 1])
+            expected -= (1 - SHARE) * log_probs[batch["decoder_target_tokens"][row, place]]
+            expected -= SHARE * sum(share * log_probs[token] for token, share in taught.items())
+        own -= items[row, label] - np.log(np.exp(items[row, 1:]).sum())
+    objective = jax.jit(contextualised_objective(CHUNK, 0.0, Teacher(trie, SHARE)))
+    loss, weight, metrics = objective(model, batch, jax.random.key(0))
+    assert float(metrics["loss"][0]) == pytest.approx(expected, rel=1e-4)
+    assert float(metrics["loss/item"][0]) == pytest.approx(own, rel=1e-4)
+    assert float(loss) == pytest.approx(expected + own, rel=1e-4)
+    assert float(weight) == batch["decoder_loss_weights"].sum()
+    plain = jax.jit(contextualised_objective(CHUNK))
+    assert float(objective(model, batch, None)[0]) == float(plain(model, batch, None)[0])  # a validation is not taught
+    nothing = jax.jit(contextualised_objective(CHUNK, 0.0, Teacher(trie, 0.0)))(model, batch, jax.random.key(0))
+    assert float(nothing[2]["loss"][0]) == pytest.approx(float(plain(model, batch, None)[0]), rel=1e-5)

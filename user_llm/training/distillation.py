@@ -1,0 +1,145 @@
+"""The encoder as a teacher of every token of an answer.
+
+A label says which of a title's tokens came, once. The encoder says of every title how likely it is, and so, summed over
+the titles below, of every token that may follow a prefix of the label: the language model learns from all of them.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from user_llm.decoding.beam import WIDE_LEVELS
+from user_llm.decoding.catalogue_trie import CatalogueTrie
+from user_llm.decoding.prior import DensePrior
+from user_llm.models import attention
+from user_llm.models.sharding import deal
+
+Part = tuple[jax.Array, jax.Array, jax.Array]
+"""Hidden states [b, A, D] of a group of texts, their targets and weights [b, A]."""
+
+
+class SoftTargets(NamedTuple):
+    """What may stand at the positions from `start` on, int [b, A', C], with its probability, float [b, A', C]."""
+
+    start: int
+    tokens: jax.Array
+    shares: jax.Array
+
+
+class Teacher:
+    """Soft targets along the title of each label.
+
+    Args:
+      trie: of the titles.
+      share: of the encoder's distribution in the targets; the rest is the label's.
+    """
+
+    def __init__(self, trie: CatalogueTrie, share: float):
+        self._trie, self._share = trie, share
+        parents, nodes = np.asarray(trie.parent), np.asarray(trie.leaf_of_title)
+        above = []
+        while (nodes > 0).any():  # up to the root, whatever the length
+            nodes = np.where(nodes > 0, parents[nodes], -1)
+            above.append(nodes)
+        depths = np.stack(above, axis=1)  # [R, T], the root last
+        lengths = (depths >= 0).sum(axis=1)
+        place = lengths[:, None] - 1 - np.arange(depths.shape[1])
+        self._paths = np.where(place >= 0, np.take_along_axis(depths, np.maximum(place, 0), axis=1), -1)
+
+    def targets(self, logits: jax.Array, labels: jax.Array, taught: jax.Array) -> list[SoftTargets]:
+        """Soft targets of texts whose answers are the titles of `labels` int [b].
+
+        The root and the levels below it, which branch far less, stand apart: each is as wide as it must be.
+
+        Args:
+          logits: float [b, I + 1], the encoder's.
+          taught: bool [b]; else the label is the whole target.
+        """
+        trie = self._trie
+        log_prior = jax.nn.log_softmax(logits.at[:, 0].set(-jnp.inf), axis=-1)
+        masses = DensePrior.build(trie, log_prior).masses
+        paths = jnp.asarray(self._paths)[trie.title_of_item[labels]]  # [b, T]
+        bounds = [*range(min(WIDE_LEVELS + 1, paths.shape[1])), paths.shape[1]]
+        return [self._level(masses, paths, taught, *span) for span in itertools.pairwise(bounds)]
+
+    def _level(self, masses: jax.Array, paths: jax.Array, taught: jax.Array, start: int, end: int) -> SoftTargets:
+        trie, nodes = self._trie, paths[:, start:end]
+        width = max(trie.fan_out[start:end])
+        children = jnp.minimum(trie.first_child[nodes][..., None] + jnp.arange(width), len(trie.token) - 1)
+        real = (jnp.arange(width) < trie.num_children[nodes][..., None]) & (nodes >= 0)[..., None]
+        rows = jnp.arange(len(nodes))[:, None, None]
+        shares = jax.nn.softmax(jnp.where(real, masses[children, rows], attention.MASKED), axis=-1) * real
+        return SoftTargets(start, trie.token[children], self._share * taught[:, None, None] * shares)
+
+
+class Taught(NamedTuple):
+    """What a teacher says of a batch's texts.
+
+    Attributes:
+      teacher: who says it.
+      logits: float [b, I + 1], the encoder's.
+      labels: int [b].
+      rows: bool [b], which texts are taught; the others learn their label alone.
+    """
+
+    teacher: Teacher
+    logits: jax.Array
+    labels: jax.Array
+    rows: jax.Array
+
+    def cross_entropy(
+        self, parts: Sequence[Part], sizes: Sequence[int], table: jax.Array, **options: Any
+    ) -> tuple[jax.Array, jax.Array]:
+        """The sums of losses and of weights of groups of texts, to which rows are dealt (`sharding.deal`)."""
+        loss = weight = jnp.zeros(())
+        of_groups = zip(*(deal(x, sizes) for x in (self.logits, self.labels, self.rows)), strict=True)
+        for part, group in zip(parts, of_groups, strict=True):
+            for soft in self.teacher.targets(*group):
+                loss += taught_cross_entropy(*part[:1], table, *part[1:], soft, **options)
+            weight += part[2].sum()
+        return loss, weight
+
+
+def taught_cross_entropy(
+    hidden: jax.Array,
+    table: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    soft: SoftTargets,
+    *,
+    chunk_rows: int,
+    softcap: float | None = None,
+) -> jax.Array:
+    """The sum of weights times the cross-entropy against soft targets, and against the label with what these leave.
+
+    Args:
+      hidden: float [b, A, D]; positions from `soft.start` on, as many as it has, are read.
+      table: float [V, D].
+      targets: int [b, A], the labels' tokens.
+      weights: float [b, A].
+      chunk_rows: most rows whose logits exist at once.
+    """
+    end = min(soft.start + soft.tokens.shape[1], hidden.shape[1])
+    parts = [x[:, soft.start : end] for x in (hidden, targets, weights)]
+    parts += [x[:, : end - soft.start] for x in (soft.tokens, soft.shares)]
+    rows = [x.reshape(-1, *x.shape[2:]) for x in parts]
+    padding = -len(rows[0]) % chunk_rows
+    chunks = [jnp.pad(x, ((0, padding), *((0, 0),) * (x.ndim - 1))).reshape(-1, chunk_rows, *x.shape[1:]) for x in rows]
+    table = table.astype(hidden.dtype)
+
+    @jax.checkpoint
+    def loss(chunk: list[jax.Array]) -> jax.Array:
+        hidden, target, weight, tokens, shares = chunk
+        logits = jnp.einsum("ru,vu->rv", hidden, table, preferred_element_type=jnp.float32)
+        if softcap is not None:
+            logits = attention.softcap(logits, softcap)
+        own = jnp.take_along_axis(logits, target[:, None], axis=1)[:, 0]
+        others = jnp.sum(jnp.take_along_axis(logits, tokens, axis=1) * shares, axis=1)
+        left = 1 - shares.sum(axis=1)
+        return jnp.sum(weight * (jax.nn.logsumexp(logits, axis=1) - left * own - others))
+
+    return jax.lax.map(loss, chunks).sum()
