@@ -148,6 +148,8 @@ def test_a_value_off_its_list_is_answered_with_the_nearest():
         (dict(evaluation__answers="exact", evaluation__constrained=False), "is for the beams of an LLM alone"),
         (dict(evaluation__answers="fused", stages=("llm", "user_llm"), encoder__init="random"), "trained encoder"),
         (dict(evaluation__second_encoder="."), "is a control of fused answers"),
+        (dict(evaluation__cold_share=0.1, task="favorite_category"), "is for answers that are items"),
+        (dict(evaluation__cold_share=0.1, encoder__checkpoint="."), "may have learnt of these items"),
         (
             dict(evaluation__answers="fused", data__validation=False, training__encoder__keep_best=""),
             "is fitted on validation windows",
@@ -281,7 +283,7 @@ def test_keys_that_are_not_the_schema_s_are_told_before_any_is_looked_up():
     assert sorted(line.strip().split(":")[0] for line in lines) == [
         "config.encoder.witdh",
         "config.seed='zero'",
-        "it lacks evaluation.answers, evaluation.batch_size, evaluation.bootstrap_samples and 8 more",
+        "it lacks evaluation.answers, evaluation.batch_size, evaluation.bootstrap_samples and 9 more",
     ]
 
 

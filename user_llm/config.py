@@ -117,6 +117,7 @@ RANGES = {
     "evaluation.num_beams": (RECALL_DEPTH, _WHOLE),
     "evaluation.max_users": _COUNT_OR_OFF,
     "evaluation.max_validation": _COUNT_OR_OFF,
+    "evaluation.cold_share": _SHARE_BUT_NOT_ALL,
     "evaluation.max_fit": _COUNT_OR_OFF,
     "evaluation.bootstrap_samples": _COUNT,
 }
@@ -366,6 +367,11 @@ def _training(config: ConfigDict) -> Iterator[str]:
 
 
 def _evaluation(config: ConfigDict) -> Iterator[str]:
+    if config.evaluation.cold_share and task_names(config) != ("next_item",):
+        yield f"{says(config, 'evaluation.cold_share')} is for answers that are items: set --config.task=next_item"
+    if config.evaluation.cold_share and config.encoder.checkpoint:
+        cold = says(config, "evaluation.cold_share")
+        yield f"{cold}: an encoder of another run may have learnt of these items; leave config.encoder.checkpoint out"
     answers = says(config, "evaluation.answers")
     if config.evaluation.answers != "beams" and not config.evaluation.constrained:
         beams = says(config, "evaluation.constrained")

@@ -173,6 +173,7 @@ def get_config() -> ConfigDict:
             exclude="history",  # what is no answer, for every row: history | timeline (all before) | nothing (paper)
             max_users=0,  # test users, evenly spread; 0 = all
             max_validation=10_000,  # validation windows, evenly spread; 0 = all
+            cold_share=0.0,  # share of the items that nothing learns of, and whose events make tables of their own
             max_fit=1000,  # of these, how many the mix of answers=fused is fitted on; 0 = all
             second_encoder="",  # workdir of a finished run, whose encoder makes a row with ours: a control of fused
             bootstrap_samples=1000,  # resamples of the test users, for the 95 % intervals

@@ -13,10 +13,12 @@ from user_llm.errors import UserError
 from user_llm.evaluation.fusion import WEIGHTS
 from user_llm.experiment import experiment
 from user_llm.experiment.validation import validate
+from user_llm.experiment.workdir import read_config
 from user_llm.host import Host
 from user_llm.parallel.mesh import one_device
 from user_llm.run import run
-from user_llm.tasks.rows import ENCODER, FUSED, RERANKED, TWO_ENCODERS, USER_LLM
+from user_llm.tasks.cold_items import AMONG_ALL, AMONG_COLD
+from user_llm.tasks.rows import ENCODER, FUSED, LLM, RERANKED, TWO_ENCODERS, USER_LLM
 
 spec = importlib.util.spec_from_file_location("tiny", Path(__file__).with_name("tiny.py"))
 tiny = importlib.util.module_from_spec(spec)
@@ -37,10 +39,11 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fused")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment, "make_mesh", lambda sizes: one_device())
-        other = configured(folder, stages=("encoder",), seed=1)
+        cold = {"evaluation.cold_share": 0.1}
+        other = configured(folder, stages=("encoder",), seed=1, **cold)
         run(other, folder / "second", Host(tensorboard=False))
         options = {"evaluation.answers": "fused", "evaluation.max_fit": 20, "stages": ("encoder", "user_llm")}
-        config = configured(folder, **options, **{"evaluation.second_encoder": str(folder / "second")})
+        config = configured(folder, **options, **cold, **{"evaluation.second_encoder": str(folder / "second")})
         results = run(config, folder / "run", Host(tensorboard=False))
     shutil.rmtree(folder / "second")  # answers need it no more
     return folder / "run", results
@@ -56,12 +59,28 @@ def test_the_table_has_the_fused_row_and_its_controls(finished):
     assert set(kept["tried"]) == {f"{weight:g}" for weight in WEIGHTS}
 
 
+def test_cold_items_have_tables_of_their_own_and_are_learnt_of_nowhere(finished):
+    workdir, results = finished
+    among_all, among_cold = (results["protocols"][name] for name in (AMONG_ALL, AMONG_COLD))
+    assert among_all["users"] == among_cold["users"] > 10
+    for protocol in (among_all, among_cold):
+        assert {ENCODER, LLM, USER_LLM, FUSED} == {*protocol["rows"]}
+    # Of six items some ten answers are all.
+    assert among_cold["rows"][USER_LLM]["recall@10"]["value"] == 1
+    made = experiment.Experiment(read_config(workdir), workdir, one_device())
+    assert made.cold_items.sum() == 6
+    assert not made.cold_items[made.table.item].any()
+    assert made.cold_items[made.all_events.item].sum() > 10
+    titles = [title for title, cold in zip(made.catalogue.titles, made.cold_items, strict=True) if cold]
+    assert not [text for text in made.documents if text.startswith(tuple(titles))]
+
+
 def test_many_answers_are_the_beams_in_another_way(finished):
     model = user_llm.load(finished[0])
     events = [{"item": title, "rating": 4.0} for title in model.catalogue.titles[3:9]]
     beams = model.recommend(events, k=100, answers="fused")
     exact = model.recommend(events, k=101, answers="fused")
-    assert [answer.text for answer in beams] == [answer.text for answer in exact]
+    assert {answer.text for answer in beams} == {answer.text for answer in exact}  # of items unknown to it many tie
     assert [answer.score for answer in beams] == pytest.approx([answer.score for answer in exact], abs=1e-3)
     with pytest.raises(UserError, match="answers must be 'beams' or 'fused', got 'both'"):
         model.recommend(events, answers="both")

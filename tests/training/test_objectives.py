@@ -131,6 +131,20 @@ def test_the_contextualised_loss_reads_the_users_own_history(user_llm, batch):
     assert abs(run(CONTEXTUALISED, user_llm, other)[0] - run(CONTEXTUALISED, user_llm, batch)[0]) > 0.01
 
 
+def test_dropped_items_are_no_class_of_the_softmax(encoder, batch):
+    dropped = np.isin(np.arange(12), [3, 7])
+    kept = {name: np.where(dropped[ids], 1, ids) if name.endswith("item") else ids for name, ids in batch.items()}
+    graphdef, values, buffers = parameters.split(encoder)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def gradient(values, objective):
+        return jax.grad(lambda values: objective(parameters.merge(graphdef, values, buffers), kept, None)[0])(values)
+
+    table = gradient(values, autoregressive_objective(CHUNK, dropped))["embedding/item_VU"]
+    assert not np.asarray(table)[dropped].any()
+    assert np.asarray(gradient(values, AUTOREGRESSIVE)["embedding/item_VU"])[dropped].any()  # else trained down
+
+
 def test_label_contexts_ask_for_the_label_in_place_of_the_user(lively, build_user_llm, batch):
     model = lively(functools.partial(build_user_llm, features=("item",)))
     everyone, half = contextualised_objective(CHUNK, 1.0), contextualised_objective(CHUNK, 0.5)

@@ -18,6 +18,6 @@ class Autoregressive(EncoderKind):
         """See `EncoderKind`."""
         return AutoregressiveEncoder(dims, **sizes._asdict(), rngs=rngs)
 
-    def objective(self, config, label_counts):
+    def objective(self, config, label_counts, dropped=None):
         """See `EncoderKind`."""
-        return autoregressive_objective(config.chunk_rows)
+        return autoregressive_objective(config.chunk_rows, dropped)

@@ -44,11 +44,15 @@ class EncoderKind(abc.ABC):
         """The module, with the interface that `models/user_encoder.py` describes."""
 
     @abc.abstractmethod
-    def objective(self, config: ConfigDict, label_counts: Callable[[], np.ndarray]) -> Objective:
+    def objective(
+        self, config: ConfigDict, label_counts: Callable[[], np.ndarray], dropped: np.ndarray | None = None
+    ) -> Objective:
         """What its pretraining minimises.
 
         Args:
           label_counts: gives int64 `[I+1]`, how often each item is the label of a training window.
+          dropped: bool `[I+1]`, items that no history has, which are not to be trained down as wrong answers either;
+            None, always but with `evaluation.cold_share`: none.
         """
 
     def source(self, config: ConfigDict, windows: Windows, item_categories: np.ndarray) -> TrainSource:

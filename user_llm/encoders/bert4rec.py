@@ -15,6 +15,6 @@ class MaskedEvents(EncoderKind):
         """See `EncoderKind`."""
         return Bert4Rec(dims, **sizes._asdict(), rngs=rngs)
 
-    def objective(self, config, label_counts):
+    def objective(self, config, label_counts, dropped=None):
         """See `EncoderKind`."""
-        return masked_objective(config.chunk_rows, config.bert4rec.mask_rate)
+        return masked_objective(config.chunk_rows, config.bert4rec.mask_rate, dropped)

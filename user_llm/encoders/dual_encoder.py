@@ -22,8 +22,8 @@ class TwoTowers(EncoderKind):
         own = dict(num_outputs=dual.num_outputs, fusion_layers=dual.fusion_layers, label=self.ranks(config))
         return DualEncoder(DualEncoderConfig(**dataclasses.asdict(dims), **own), **sizes._asdict(), rngs=rngs)
 
-    def objective(self, config, label_counts):
-        """See `EncoderKind`."""
+    def objective(self, config, label_counts, dropped=None):
+        """See `EncoderKind`. Its negatives are labels of the batch: what is dropped is none."""
         counts = label_counts() if config.dual_encoder.sampling_correction and self.ranks(config) == "item" else None
         return dual_encoder_objective(config.chunk_rows, counts)
 

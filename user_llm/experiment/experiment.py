@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from user_llm.checksums import read_signed, write_signed
 from user_llm.config import ConfigError, task_names, task_rates
+from user_llm.data.cold import asked_about, choose_cold_items, without_items
 from user_llm.data.mixture import Mixture
 from user_llm.data.pipeline import TrainSource
 from user_llm.data.sources import TextSource, UserLLMSource
@@ -59,7 +60,18 @@ class Experiment(TaskData):
 
     @functools.cached_property
     def table(self) -> TimelineTable:
-        """The timelines; built from the raw files where they are not built yet."""
+        """The timelines, without the events of cold items."""
+        return self.all_events if self.cold_items is None else without_items(self.all_events, self.cold_items)
+
+    @functools.cached_property
+    def cold_items(self) -> np.ndarray | None:
+        """See `Study`."""
+        share = self.config.evaluation.cold_share
+        return choose_cold_items(self.all_events.catalogue.num_items, share) if share else None
+
+    @functools.cached_property
+    def all_events(self) -> TimelineTable:
+        """All timelines; built from the raw files where they are not built yet."""
         data = self.config.data
         return load_timelines(
             data.dataset,
@@ -100,6 +112,21 @@ class Experiment(TaskData):
         """See `TaskData`: with times where the encoder reads them, with all that was met where that is no answer."""
         seen = split != "train" and self.config.evaluation.exclude == "timeline"
         return super().windows(split, times=bool(self.config.encoder.time), seen=seen, **options)
+
+    def cold_source(self, task: str, most: int) -> UserLLMSource:
+        """See `Study`."""
+        if self.cold_items is None:
+            raise ValueError("config.evaluation.cold_share=0: no item is cold.")
+        data, exclude = self.config.data, self.config.evaluation.exclude
+        windows = Windows(
+            asked_about(self.all_events, self.cold_items, most),
+            history_length=data.history_length,
+            split="test",
+            min_history=data.min_history or None,
+            times=bool(self.config.encoder.time),
+            seen=exclude == "timeline",
+        )
+        return UserLLMSource(windows, self.prompts(task), self.answers(task))
 
     def _encoder_windows(self, split: str) -> Windows:
         return self.windows(split, stride=self.config.encoder.stride) if split == "train" else self.windows(split)

@@ -54,6 +54,15 @@ class Study(Protocol):
     @property
     def item_counts(self) -> np.ndarray: ...
 
+    @property
+    def cold_items(self) -> np.ndarray | None:
+        """bool `[I+1]`: items that no model has learnt of, to be asked about; None where all are learnt."""
+        ...
+
+    def cold_source(self, task: str, most: int) -> UserLLMSource:
+        """The task's questions before events of cold items, at most so many, evenly spread over them."""
+        ...
+
     def windows(self, split: str) -> Windows:
         """The windows of `train`, `validation` or `test`."""
         ...

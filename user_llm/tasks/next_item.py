@@ -2,33 +2,24 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 
 from user_llm.data.answers import NameAnswers
-from user_llm.data.pipeline import Source
 from user_llm.data.prompts import Piece, Wording
-from user_llm.errors import UserError
 from user_llm.evaluation.baselines import Scores, category_popularity_scores, popularity_scores
 from user_llm.evaluation.blocks import label_blocks
-from user_llm.evaluation.evaluator import (
-    Beams,
-    Subset,
-    encoder_scores,
-    rank_by_beams,
-    rank_by_scores,
-    user_llm_beams,
-    user_llm_scores,
-)
-from user_llm.evaluation.fusion import Fusion, LogPrior, best_weight, fused_scores, log_prior, mean_of, share_of
-from user_llm.evaluation.metrics import METRICS, ranking_metrics
+from user_llm.evaluation.evaluator import Subset, encoder_scores, rank_by_beams, rank_by_scores, user_llm_scores
+from user_llm.evaluation.fusion import LogPrior, fused_scores, mean_of
+from user_llm.evaluation.metrics import ranking_metrics
 from user_llm.evaluation.neighbours import followers, neighbour_scores, similar_items
 from user_llm.evaluation.places import Places
 from user_llm.evaluation.report import ranking_predictions
 from user_llm.models.model import Model
 from user_llm.parallel.processes import fetch
 from user_llm.tasks.base import Answer, Asker, Batch, Evaluation, Study, Task, best_answers
+from user_llm.tasks.cold_items import cold_protocols
+from user_llm.tasks.fused_items import fused_rows, item_beams, mix_of, not_fitted
 from user_llm.tasks.rows import (
     ENCODER,
     FUSED,
@@ -52,7 +43,6 @@ SIMILAR = "Item-kNN"
 
 _FOLLOWERS_DECAY, _SIMILAR_DECAY = 0.6, 0.5  # of an event for each newer one; by validation of ML-1M and Beauty
 MOST_BEAMS = 100  # of an answer; their memory grows with their number
-_RERANKED = 100  # items of the encoder's that the LLM is left with, in a row
 
 MOST_COUNTED = 50_000_000  # events whose pairs are counted: some minutes, and gigabytes
 
@@ -141,7 +131,7 @@ class NextItem(Task):
             read = title_reader(study) if free else None
             answered = {row.name: self._rank(study, user_llm, row, read) for row in llm_rows(study, prompted)}
             if config.answers == "fused":
-                answered |= self._fused_rows(study, user_llm, trained["encoder"], prompted)
+                answered |= fused_rows(study, self.name, user_llm, trained["encoder"], prompted)
                 if other := trained.get("second_encoder"):
                     both = mean_of(encoder_scores(trained["encoder"]), encoder_scores(other))
                     ranks[TWO_ENCODERS] = rank_by_scores(both, test, **by_scores)[0]
@@ -150,7 +140,10 @@ class NextItem(Task):
             facts = dropped_events(study, self.name, batch)
         rows = {row: ranking_metrics(found) for row, found in ranks.items()}
         return Evaluation(
-            protocols(study, self.name, batch["history/item"], rows, COMPARED),
+            {
+                **protocols(study, self.name, batch["history/item"], rows, COMPARED),
+                **cold_protocols(study, self.name, trained, len(test)),
+            },
             ranking_predictions(
                 user_ids=[study.table.user_ids[user] for user in batch["user"]],
                 labels=batch["label/item"],
@@ -171,15 +164,14 @@ class NextItem(Task):
 
     def fused_asker(self, study: Study, model: Model, encoder: Model, k: int) -> Asker:
         """See `Task`; as `asker`, by beams or exactly."""
-        fusion = study.fusion(self.name, _not_fitted)
-        mixed: dict[str, Any] = dict(prior=_prior(encoder, fusion), weight=fusion.weight)
+        mixed = mix_of(encoder, study.fusion(self.name, not_fitted))
         answering = self._by_beams if k <= MOST_BEAMS else self._by_scores
         return answering(study, model, k, **mixed)
 
     def _by_beams(self, study: Study, model: Model, k: int, **mixed) -> Asker:
         titles = study.catalogue.titles
         num_beams = min(max(k, study.config.evaluation.num_beams), study.answer_trie(self.name).num_titles)
-        beams = self._beams(study, model, num_beams=num_beams, **mixed)
+        beams = item_beams(study, self.name, model, num_beams=num_beams, **mixed)
 
         def ask(batch: Batch) -> list[list[Answer]]:
             result, _ = beams(batch)
@@ -209,50 +201,6 @@ class NextItem(Task):
 
         return ask
 
-    def _fused_rows(
-        self, study: Study, model: Model, encoder: Model, test: Source
-    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Ranks and items with the encoder as a second opinion, and of its likeliest items by the LLM alone."""
-        fusion = study.fusion(self.name, lambda: self._fit(study, model, encoder))
-        rows = {
-            FUSED: dict(prior=_prior(encoder, fusion), weight=fusion.weight),
-            RERANKED: dict(prior=_prior(encoder, fusion, within=_RERANKED), weight=1.0),
-        }
-        return {row: self._rank_mixed(study, model, test, row, **mixed) for row, mixed in rows.items()}
-
-    def _fit(self, study: Study, model: Model, encoder: Model) -> Fusion:
-        """By the validation labels."""
-        asked = Subset.evenly(study.source(self.name, "validation"), study.config.evaluation.max_fit)
-        untrained = np.flatnonzero(study.item_counts[1:] == 0) + 1
-        floor = share_of(untrained, asked.gather(np.arange(len(asked)))["label/item"])
-        prior = _prior(encoder, Fusion(1.0, floor, untrained.tolist(), {}))
-
-        def measure(weight: float) -> float:
-            row = f"fused, w = {weight:g}"
-            ranks, _ = self._rank_mixed(study, model, asked, row, prior=prior, weight=weight)
-            return float(METRICS["ndcg@10"](ranks).mean())
-
-        weight, tried = best_weight(measure)
-        return Fusion(weight, floor, untrained.tolist(), tried)
-
-    def _rank_mixed(self, study: Study, model: Model, source: Source, row: str, **mixed):
-        config = study.config.evaluation
-        beams = self._beams(study, model, num_beams=config.num_beams, exclude_seen=config.exclude != "nothing", **mixed)
-        trie = study.answer_trie(self.name)
-        return rank_by_beams(beams, source, trie=trie, batch_size=config.batch_size, description=row)
-
-    def _beams(self, study: Study, model: Model, *, num_beams: int, **options) -> Beams:
-        trie = study.answer_trie(self.name)
-        return user_llm_beams(
-            model,
-            trie=trie,
-            eos_id=study.vocabulary.eos_id,
-            num_beams=num_beams,
-            max_steps=len(trie.fan_out),
-            states=study.text_states(self.name, model),
-            **{"exclude_seen": True, **options},
-        )
-
     def _rank(self, study: Study, model: Model, row: LLMRow, read: TitleReader | None) -> tuple[np.ndarray, np.ndarray]:
         """Ranks `[n]` and items `[n, J]` by beams (free ones are read with `read`), or by every title's probability."""
         config, trie = study.config.evaluation, study.answer_trie(self.name)
@@ -261,8 +209,9 @@ class NextItem(Task):
             eos_id, states = study.vocabulary.eos_id, study.text_states(self.name, model)
             scores = user_llm_scores(model, trie=trie, eos_id=eos_id, with_context=row.with_context, states=states)
             return rank_by_scores(scores, row.source, exclude_seen=config.exclude != "nothing", **shown)
-        beams = self._beams(
+        beams = item_beams(
             study,
+            self.name,
             model,
             num_beams=config.num_beams,
             constrained=read is None,
@@ -270,14 +219,6 @@ class NextItem(Task):
             with_context=row.with_context,
         )
         return rank_by_beams(beams, row.source, trie=trie, read=read, **shown)
-
-
-def _prior(encoder: Model, fusion: Fusion, *, within: int = 0) -> LogPrior:
-    return log_prior(encoder_scores(encoder), fusion.untrained, fusion.floor, within=within)
-
-
-def _not_fitted() -> Fusion:
-    raise UserError("the run has fitted no mix: train one with --config.evaluation.answers=fused.")
 
 
 def _neighbour_rows(study: Study) -> dict[str, Scores]:

@@ -81,12 +81,13 @@ def protocols(
     if not full.all():
         shortest = study.windows("test").min_history
         groups = {f"all users with a history of {shortest} or more": np.ones_like(full), **groups}
-    return {name: _table(study, rows, chosen, compared) for name, chosen in groups.items() if chosen.any()}
+    return {name: table_of(study, rows, chosen, compared) for name, chosen in groups.items() if chosen.any()}
 
 
-def _table(
+def table_of(
     study: Study, rows: Mapping[str, Values], chosen: np.ndarray, compared: Sequence[tuple[str, str]]
 ) -> dict[str, Any]:
+    """The table of the users whom bool `chosen` [n] takes; the other arguments are those of `protocols`."""
     options = study.config.evaluation.bootstrap_samples, study.config.seed
     rows = {row: {name: column[chosen] for name, column in values.items()} for row, values in rows.items()}
     return {

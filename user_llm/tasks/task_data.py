@@ -90,10 +90,22 @@ class TaskData(abc.ABC):
         )
         return Names(titles, categories, ratings, catalogue.item_categories)
 
+    @property
+    def cold_items(self) -> np.ndarray | None:
+        """See `Study`: none."""
+        return None
+
+    def cold_source(self, task: str, most: int) -> UserLLMSource:
+        """See `Study`."""
+        raise NotImplementedError
+
     @functools.cached_property
     def documents(self) -> list[str]:
-        """A sentence on each item."""
-        return catalogue_documents(self.catalogue, noun_of(self.config.data.dataset))
+        """A sentence on each item that a model may learn of."""
+        documents = catalogue_documents(self.catalogue, noun_of(self.config.data.dataset))
+        if self.cold_items is None:
+            return documents
+        return [text for text, cold in zip(documents, self.cold_items[1:], strict=True) if not cold]
 
     def prompts(self, task: str) -> Prompts:
         """A task's prompts in tokens."""

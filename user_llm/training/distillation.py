@@ -36,10 +36,11 @@ class Teacher:
     Args:
       trie: of the titles.
       share: of the encoder's distribution in the targets; the rest is the label's.
+      dropped: bool [I + 1], items that the encoder has learnt nothing of; None: none.
     """
 
-    def __init__(self, trie: CatalogueTrie, share: float):
-        self._trie, self._share = trie, share
+    def __init__(self, trie: CatalogueTrie, share: float, dropped: np.ndarray | None = None):
+        self._trie, self._share, self.dropped = trie, share, dropped
         parents, nodes = np.asarray(trie.parent), np.asarray(trie.leaf_of_title)
         above = []
         while (nodes > 0).any():  # up to the root, whatever the length
@@ -60,7 +61,10 @@ class Teacher:
           taught: bool [b]; else the label is the whole target.
         """
         trie = self._trie
-        log_prior = jax.nn.log_softmax(logits.at[:, 0].set(-jnp.inf), axis=-1)
+        logits = logits.at[:, 0].set(-jnp.inf)
+        if self.dropped is not None:
+            logits = jnp.where(self.dropped, -jnp.inf, logits)
+        log_prior = jax.nn.log_softmax(logits, axis=-1)
         masses = DensePrior.build(trie, log_prior).masses
         paths = jnp.asarray(self._paths)[trie.title_of_item[labels]]  # [b, T]
         bounds = [*range(min(WIDE_LEVELS + 1, paths.shape[1])), paths.shape[1]]

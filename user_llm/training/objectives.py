@@ -6,6 +6,7 @@ A metric is a pair (sum, weight) too.
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,10 +35,10 @@ def next_event(batch: Batch, feature: str) -> jax.Array:
     return jnp.concatenate([batch[f"history/{feature}"][:, 1:], batch[f"label/{feature}"][:, None]], axis=1)
 
 
-def autoregressive_objective(chunk_rows: int) -> Objective:
+def autoregressive_objective(chunk_rows: int, dropped: np.ndarray | None = None) -> Objective:
     """Next-event prediction at every position, one tied softmax a feature (paper 3.1).
 
-    Histories may share rows (`data.packing`).
+    Histories may share rows (`data.packing`). Items where bool `dropped` [I + 1] are no class of their softmax.
     """
 
     def objective(model, batch: Batch, key: jax.Array | None):
@@ -45,16 +46,16 @@ def autoregressive_objective(chunk_rows: int) -> Objective:
         if "history/user" in batch:
             embeddings = model(features, mask, packing=Packing(batch["history/user"], batch["history/age"]), key=key)
             targets = {feature: batch[f"target/{feature}"] for feature in ("item", "rating")}
-            return _event_loss(model, embeddings, targets, mask.astype(jnp.float32), chunk_rows)
+            return _event_loss(model, embeddings, targets, mask.astype(jnp.float32), chunk_rows, dropped)
         embeddings = model(features, mask, key=key)
         weights = _example_weights(batch)[:, None] * mask
         targets = {feature: next_event(batch, feature) for feature in ("item", "rating")}
-        return _event_loss(model, embeddings, targets, weights, chunk_rows)
+        return _event_loss(model, embeddings, targets, weights, chunk_rows, dropped)
 
     return objective
 
 
-def masked_objective(chunk_rows: int, mask_rate: float) -> Objective:
+def masked_objective(chunk_rows: int, mask_rate: float, dropped: np.ndarray | None = None) -> Objective:
     """Filling in masked events (Sun et al. 2019) of the newest S of the history and its label.
 
     In training `max(1, round(mask_rate * events))` random events of each row are masked, drawn from the key, so
@@ -84,12 +85,12 @@ def masked_objective(chunk_rows: int, mask_rate: float) -> Objective:
         embeddings = model(events, mask, masked=masked, key=dropout_key)
         targets = {feature: jnp.take_along_axis(ids, slots, axis=1) for feature, ids in events.items()}
         embeddings = jnp.take_along_axis(embeddings, slots[..., None], axis=1)
-        return _event_loss(model, embeddings, targets, _example_weights(batch)[:, None] * chosen, chunk_rows)
+        return _event_loss(model, embeddings, targets, _example_weights(batch)[:, None] * chosen, chunk_rows, dropped)
 
     return objective
 
 
-def _event_loss(model, embeddings, targets, weights, chunk_rows: int):
+def _event_loss(model, embeddings, targets, weights, chunk_rows: int, dropped: np.ndarray | None):
     """The sum over features of the tied softmaxes' losses at `embeddings` `[..., U]` with `weights` `[...]`.
 
     `targets`: `item` and `rating`, int `[...]`. The weight is the number of events, whether an item has a category
@@ -102,9 +103,10 @@ def _event_loss(model, embeddings, targets, weights, chunk_rows: int):
             sets = jnp.take(model.embedding.item_categories[...], targets["item"], axis=0)
             metrics["loss/category"] = soft_cross_entropy(hidden, table, sets, weights, chunk_rows=chunk_rows)
         else:
-            metrics[f"loss/{feature}"] = chunked_cross_entropy(
-                hidden, table, targets[feature], weights, chunk_rows=chunk_rows, first_class=1
-            )
+            options: dict[str, Any] = dict(chunk_rows=chunk_rows, first_class=1)
+            if feature == "item" and dropped is not None:
+                options["class_bias"] = jnp.where(dropped, -jnp.inf, 0.0)
+            metrics[f"loss/{feature}"] = chunked_cross_entropy(hidden, table, targets[feature], weights, **options)
     loss, weight = sum(total for total, _ in metrics.values()), weights.sum()
     return loss, weight, {"loss": (loss, weight), **metrics}
 
@@ -224,7 +226,8 @@ def _lesson(teacher: Teacher, encoder, features, mask, labels, asked, chunk_rows
     count = len(labels) // len(mask)
     states = encoder(features, mask)[:, -count:].reshape(len(labels), -1)
     table, weights = encoder.feature_table("item"), (labels > 0).astype(jnp.float32)
-    own = chunked_cross_entropy(states, table, labels, weights, chunk_rows=chunk_rows, first_class=1)
+    bias = None if teacher.dropped is None else jnp.where(teacher.dropped, -jnp.inf, 0.0)
+    own = chunked_cross_entropy(states, table, labels, weights, chunk_rows=chunk_rows, first_class=1, class_bias=bias)
     logits = jax.lax.stop_gradient(encoder.item_logits(states))
     return Taught(teacher, logits, labels, ~asked), {"loss/item": own}
 

@@ -38,6 +38,7 @@ _MUST_AGREE = (
     "encoder.dual_encoder.num_outputs",
     "encoder.dual_encoder.fusion_layers",
     "compute.scan_layers",
+    "evaluation.cold_share",
 )
 
 
@@ -72,8 +73,9 @@ class EncoderStage(Stage):
 
     def objective(self, experiment):
         """See `Stage`."""
-        config = experiment.config.encoder
-        return ENCODERS[config.kind].objective(config, lambda: experiment.label_counts)
+        config, cold = experiment.config.encoder, experiment.cold_items
+        options = {} if cold is None else {"dropped": cold}
+        return ENCODERS[config.kind].objective(config, lambda: experiment.label_counts, **options)
 
     def denser_batches(self, experiment, reader):
         """See `Stage`: short histories share rows. Of several processes none sees the whole batch."""

@@ -96,7 +96,7 @@ class UserLLMStage(Stage):
         teacher = None
         if share := config.integration.distillation:
             (task,) = experiment.tasks
-            teacher = Teacher(experiment.answer_trie(task.name), share)
+            teacher = Teacher(experiment.answer_trie(task.name), share, experiment.cold_items)
         return contextualised_objective(config.encoder.chunk_rows, config.integration.label_contexts, teacher)
 
     def reader(self, experiment, model):
