@@ -27,7 +27,8 @@ from user_llm.experiment.training import RestoredStages
 from user_llm.experiment.workdir import BORROWED, read_config
 from user_llm.models.language_model import LanguageModel, LanguageModelConfig, causal_mask
 from user_llm.parallel.mesh import one_device
-from user_llm.tasks import TASKS, Answer, Asker
+from user_llm.tasks import TASKS, Answer, Asker, Study
+from user_llm.tasks.extra_items import WithExtraItems
 
 Event = Mapping[str, Any]
 _EVENT = '{"item": title, "rating": number}'
@@ -174,12 +175,20 @@ class UserModel:
         self.tokenizer = experiment.vocabulary
         self.tasks = tuple(task.name for task in experiment.tasks)
         self._experiment = experiment
+        self._study: Study = experiment
+        self._extra: tuple[str, ...] = ()
         self._askers: dict[tuple[str, int, str], Asker] = {}
         self._items = {title: item for item, title in enumerate(self.catalogue.titles) if item}
         self._ratings = {float(name): index for index, name in enumerate(experiment.rating_names) if name}
 
     def recommend(
-        self, events: Sequence[Event], k: int = 10, *, now: float | None = None, answers: str = "beams"
+        self,
+        events: Sequence[Event],
+        k: int = 10,
+        *,
+        now: float | None = None,
+        answers: str = "beams",
+        extra_items: Sequence[Mapping[str, str]] = (),
     ) -> list[Answer]:
         """The `k` likeliest next items of a user, best first, none of which is among the events read.
 
@@ -191,12 +200,14 @@ class UserModel:
             as many beams or the config's where those are more; more are ranked exactly, in the same memory.
           now: of the answer, in seconds since 1970; for `encoder.time=asked`, which needs it.
           answers: "beams" of the LLM, or "fused" with what its encoder says, by a run with `evaluation.answers=fused`.
+          extra_items: items that came after the training, each `{"title": text}`: they may be answered, too. Others
+            than in the call before are read anew, and compiled for.
 
         Raises:
           UserError: the run was not trained for it; no event, or one that is none (an unknown title, an unknown
             rating: the nearest valid ones are named); a `k` that is no number of answers.
         """
-        return self.answer(events, "next_item", k, now=now, answers=answers)
+        return self._answer(events, "next_item", k, now=now, answers=answers, extra=self._titles_of(extra_items))
 
     def answer(
         self,
@@ -219,7 +230,19 @@ class UserModel:
         Raises:
           UserError: as `recommend`.
         """
-        task = self.tasks[0] if task is None else task
+        return self._answer(events, self.tasks[0] if task is None else task, k, about=about, now=now, answers=answers)
+
+    def _answer(
+        self,
+        events: Sequence[Event],
+        task: str,
+        k: int,
+        *,
+        about: Event | None = None,
+        now: float | None,
+        answers: str,
+        extra: tuple[str, ...] = (),
+    ) -> list[Answer]:
         if task not in self.tasks:
             raise UserError(f"{self._experiment.workdir} answers {' and '.join(self.tasks)}: train a run of {task!r}.")
         k = whole("k", k, 1)
@@ -239,7 +262,7 @@ class UserModel:
         tokens, lengths, _ = self._experiment.prompts(task).build(history[0], *asked)
         prompt = {"prompt_tokens": tokens, "prompt_lengths": lengths}
         read = {"history/item": history[0], "history/rating": history[1], **times}
-        (found,) = self._asker(task, k, answers)({**prompt, **read})
+        (found,) = self._asker(task, k, answers, extra)({**prompt, **read})
         return found
 
     def save_language_model(self, folder: str | Path) -> None:
@@ -254,14 +277,29 @@ class UserModel:
         """
         save_language_model(self._experiment, self._model, folder_path("folder", folder))
 
-    def _asker(self, task: str, k: int, answers: str) -> Asker:
+    def _titles_of(self, extra_items: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
+        """The titles of items that came after the training."""
+        titles: list[str] = []
+        for index, item in enumerate(extra_items):
+            title = item.get("title") if isinstance(item, Mapping) and {*item} == {"title"} else None
+            if not isinstance(title, str) or not title.strip():
+                raise UserError(f'extra item {index}: expected {{"title": text}}, got {reprlib.repr(item)}.')
+            if title in self._items or title in titles:
+                raise UserError(f"extra item {index}: {title!r} is a title of the catalogue, or given twice.")
+            titles.append(title)
+        return tuple(titles)
+
+    def _asker(self, task: str, k: int, answers: str, extra: tuple[str, ...]) -> Asker:
+        if extra != self._extra:
+            self._extra, self._askers = extra, {}
+            self._study = WithExtraItems(self._experiment, extra) if extra else self._experiment
         if (task, k, answers) not in self._askers:
             self._askers[task, k, answers] = self._make_asker(task, k, answers)
         return self._askers[task, k, answers]
 
     def _make_asker(self, task: str, k: int, answers: str) -> Asker:
         if answers == "beams":
-            return TASKS[task].asker(self._experiment, self._model, k)
+            return TASKS[task].asker(self._study, self._model, k)
         if answers != "fused":
             raise UserError(f"answers must be 'beams' or 'fused', got {reprlib.repr(answers)}.")
         if self.config.evaluation.answers != "fused":
@@ -269,7 +307,7 @@ class UserModel:
                 f"{self._experiment.workdir} has fitted no mix of its LLM and its encoder: run its config with "
                 "--config.evaluation.answers=fused in another --workdir."
             )
-        return TASKS[task].fused_asker(self._experiment, self._model, self._stages["encoder"], k)
+        return TASKS[task].fused_asker(self._study, self._model, self._stages["encoder"], k)
 
     def _ago(self, events: Sequence[tuple[int, Event]], now: float | None) -> dict[str, np.ndarray]:
         """`history/ago` int32 `[1, S]`, seconds until now, or until the newest event, where the run reads times."""

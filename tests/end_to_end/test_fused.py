@@ -75,6 +75,25 @@ def test_cold_items_have_tables_of_their_own_and_are_learnt_of_nowhere(finished)
     assert not [text for text in made.documents if text.startswith(tuple(titles))]
 
 
+@pytest.mark.parametrize("answers", ["beams", "fused"])
+def test_items_that_came_later_are_answered_by_their_titles(finished, answers):
+    model = user_llm.load(finished[0])
+    events = [{"item": title, "rating": 4.0} for title in model.catalogue.titles[3:9]]
+    before = {answer.text: answer.score for answer in model.recommend(events, k=100, answers=answers)}
+    later = [{"title": "The Crimson Harbour (2031)"}, {"title": "A Night of Glass (2032)"}]
+    found = {answer.text: answer.score for answer in model.recommend(events, k=100, answers=answers, extra_items=later)}
+    assert {*found} == {*before, *(item["title"] for item in later)}
+    if answers == "beams":  # nobody else's probability is touched
+        assert {text: found[text] for text in before} == pytest.approx(before, abs=1e-4)
+    again = {answer.text: answer.score for answer in model.recommend(events, k=100, answers=answers)}
+    assert again == before
+    for wrong in ([{"title": " "}], [{"title": "A", "genre": "B"}], [later[0], later[0]], ["A"]):
+        with pytest.raises(UserError, match=f"extra item {len(wrong) - 1}: "):
+            model.recommend(events, extra_items=wrong)
+    with pytest.raises(UserError, match="is a title of the catalogue"):
+        model.recommend(events, extra_items=[{"title": model.catalogue.titles[1]}])
+
+
 def test_many_answers_are_the_beams_in_another_way(finished):
     model = user_llm.load(finished[0])
     events = [{"item": title, "rating": 4.0} for title in model.catalogue.titles[3:9]]

@@ -45,13 +45,14 @@ def log_prior(scores: Scores, untrained: Sequence[int], floor: float, *, within:
 
     Args:
       scores: its logits.
-      untrained: items that share `floor` equally, of which it has learnt nothing.
+      untrained: items that share `floor` equally, of which it has learnt nothing, and maybe not even has scores.
       within: closes all but the likeliest so many items of each user; 0: none.
     """
     ids = np.asarray(untrained, np.int32)
 
     @jax.jit
     def normalised(logits: jax.Array, excluded: jax.Array) -> jax.Array:
+        logits = jnp.pad(logits, ((0, 0), (0, max(0, int(ids.max(initial=0)) + 1 - logits.shape[1]))))
         unknown = jnp.zeros(logits.shape[1], bool).at[ids].set(True)
         found = open_log_prior(logits, excluded, unknown, jnp.float32(floor))
         if not within:
