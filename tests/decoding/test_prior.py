@@ -25,6 +25,11 @@ def log_prior(catalogue):
     return open_log_prior(jnp.array(logits), jnp.array(EXCLUDED), jnp.zeros(logits.shape[1], bool), jnp.float32(0.1))
 
 
+def build(kind, trie, log_prior):
+    more = () if kind is DensePrior else (jnp.array(EXCLUDED),)
+    return kind.build(trie, log_prior, *more)
+
+
 def expected_masses(trie, log_prior):
     """float64 `[nodes, B]`, by the range of titles below each node."""
     title = np.asarray(trie.title_of_item)[1:]
@@ -64,7 +69,7 @@ def test_a_prior_is_a_distribution_over_open_items():
 
 @pytest.mark.parametrize("kind", [DensePrior, TopPrior])
 def test_masses_are_the_sums_of_what_is_below(trie, log_prior, kind):
-    prior, expected = kind.build(trie, log_prior), expected_masses(trie, log_prior)
+    prior, expected = build(kind, trie, log_prior), expected_masses(trie, log_prior)
     seen = []
     for depth in range(1, len(trie.level_ends)):
         masses, nodes = asked(prior, trie, depth)
@@ -85,7 +90,7 @@ def test_leaves_are_exact_beside_a_far_likelier_item(trie, log_prior):
 
 
 def test_beyond_the_top_items_share_what_is_left(trie, log_prior, catalogue):
-    prior = TopPrior.build(trie, log_prior, top=10)
+    prior = TopPrior.build(trie, log_prior, jnp.array(EXCLUDED), top=10)
     flat = np.asarray(log_prior, np.float64).copy()
     for row in flat:
         order = np.argsort(-row)
@@ -100,6 +105,15 @@ def test_beyond_the_top_items_share_what_is_left(trie, log_prior, catalogue):
         assert ((masses == -np.inf) == (wanted == -np.inf)).all()
 
 
+def test_what_else_is_closed_stays_closed(trie, log_prior):
+    closed = np.asarray(log_prior).copy()
+    closed[:, 20:] = -np.inf
+    masses, nodes = asked(TopPrior.build(trie, jnp.array(closed), jnp.array(EXCLUDED), top=10), trie, 1)
+    likeliest = np.where(closed >= np.sort(closed, axis=1)[:, [-10]], closed, -np.inf)
+    wanted = expected_masses(trie, likeliest)[nodes].T
+    assert ((masses == -np.inf) == (wanted == -np.inf)).all()
+
+
 def fused(truth, trie, prior, weight, num_beams=60):
     options = dict(num_beams=num_beams, max_steps=9, trie=trie, eos_id=truth.eos_id, excluded_items=EXCLUDED)
     found = beam_search(
@@ -111,7 +125,7 @@ def fused(truth, trie, prior, weight, num_beams=60):
 @pytest.mark.parametrize("kind", [DensePrior, TopPrior])
 @pytest.mark.parametrize("num_beams", [4, 60])
 def test_with_all_the_weight_beams_are_those_of_the_language_model_to_the_bit(truth, trie, log_prior, kind, num_beams):
-    found = fused(truth, trie, kind.build(trie, log_prior), 1.0, num_beams)
+    found = fused(truth, trie, build(kind, trie, log_prior), 1.0, num_beams)
     plain = fused(truth, trie, None, 1.0, num_beams)
     for field in found._fields:
         np.testing.assert_array_equal(getattr(found, field), getattr(plain, field))

@@ -110,7 +110,7 @@ def test_the_cache_is_that_of_the_layers_above(model):
 
 
 def test_free_beams_have_no_states(model, context, prompts, states):
-    with pytest.raises(ValueError, match="states needs trie="):
+    with pytest.raises(ValueError, match="states and prior need trie="):
         beam_search(model, *prompts, context, num_beams=2, max_steps=2, eos_id=2, states=states)
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from user_llm.arguments import whole
 from user_llm.decoding.catalogue_trie import CatalogueTrie
+from user_llm.decoding.paths import Excluded
 from user_llm.decoding.prefill import Context, DecodingModel, Prompt, extend, prefill
 from user_llm.decoding.prior import DensePrior, TopPrior
 from user_llm.decoding.text_states import TextStates, reading
@@ -96,7 +97,7 @@ def beam_search(
     if (states is not None or prior is not None) and trie is None:
         raise ValueError("states and prior need trie=: they are those of its nodes")
     steps = max_steps if trie is None else min(max_steps, len(trie.fan_out))
-    excluded_before = None if trie is None or excluded_items is None else _count_closed(trie, excluded_items)
+    excluded = None if trie is None or excluded_items is None else Excluded.build(trie, excluded_items)
     reader, prompts = reading(model, prompt_tokens, states)
     prompt = prefill(reader, prompts, prompt_lengths, context, free_slots=steps * num_beams)
 
@@ -111,7 +112,7 @@ def beam_search(
             children = trie.first_child[beams.nodes][..., None] + jnp.arange(fan_out)  # [B, K, C]
             children = jnp.minimum(children, len(trie.token) - 1)
             scores = jnp.take_along_axis(logits, trie.token[children], axis=-1) - normaliser
-            scores = jnp.where(_is_open(trie, beams.nodes, children, excluded_before), scores, -jnp.inf)
+            scores = jnp.where(_is_open(trie, beams.step + 1, beams.nodes, fan_out, excluded), scores, -jnp.inf)
             mass = None if prior is None else prior.log_mass(trie, beams.step + 1, beams.nodes, children)
         # A finished beam goes on as itself, through its first candidate, at no cost.
         itself = jnp.where(jnp.arange(scores.shape[-1]) == 0, 0.0, -jnp.inf)
@@ -173,29 +174,13 @@ def _fan_outs(trie: CatalogueTrie) -> tuple[int, ...]:
     return (*trie.fan_out[:WIDE_LEVELS], max(trie.fan_out[WIDE_LEVELS:], default=1))
 
 
-def _count_closed(trie: CatalogueTrie, excluded_items: jax.Array) -> jax.Array:
-    """int32 `[B, R+1]`: of the first r titles, how many have no item left for the row."""
-    batch = excluded_items.shape[0]
-    items = jnp.sort(excluded_items, axis=1)
-    once = jnp.diff(items, axis=1, prepend=0) > 0  # an item named twice is one item; padding is none
-    titles = jnp.where(once, trie.title_of_item[items], trie.num_titles)  # what is not counted falls off the end
-    excluded = jnp.zeros((batch, trie.num_titles), jnp.int32)
-    excluded = excluded.at[jnp.arange(batch)[:, None], titles].add(1, mode="drop")
-    closed = excluded == jnp.bincount(trie.title_of_item[1:], length=trie.num_titles)
-    return jnp.pad(jnp.cumsum(closed, axis=1), ((0, 0), (1, 0)))
-
-
-def _is_open(trie: CatalogueTrie, nodes, children, excluded_before) -> jax.Array:
+def _is_open(trie: CatalogueTrie, depth, nodes, width, excluded: Excluded | None) -> jax.Array:
     """bool `[B, K, C]`: the candidates that are children, with a title below them that is left for the row.
 
     A node without such a title is closed at once, and not only its leaves: no beam walks into a dead end.
     """
-    real = jnp.arange(children.shape[-1]) < trie.num_children[nodes][..., None]
-    if excluded_before is None:
-        return real
-    first, end = trie.first_title[children], trie.end_title[children]
-    row = jnp.arange(children.shape[0])[:, None, None]
-    return real & (excluded_before[row, end] - excluded_before[row, first] < end - first)
+    real = jnp.arange(width) < trie.num_children[nodes][..., None]
+    return real if excluded is None else real & ~excluded.is_closed(trie, depth, nodes, width)
 
 
 def _select(beams, scores, log_probs, children, trie, num_beams, eos_id, pad_id) -> _Beams:

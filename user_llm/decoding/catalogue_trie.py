@@ -49,6 +49,7 @@ class CatalogueTrie:
         leaf_item: int32 `[nodes]`, the item of a leaf; 0 on every other node.
         leaf_of_title: int32 `[R]`, the leaf on which each title ends.
         tree_node: int32 `[nodes]`, the same node in `tree`; -1 for the root and the leaves.
+        items_before: int32 `[R+1]`, items of the first r titles.
         title_of_item: int32 `[I+1]`, the row of an item's title among the sorted titles; -1 for item 0.
         canonical_item: int32 `[I+1]`, the lowest item with the same title tokens; 0 for item 0.
         group_size: int32 `[I+1]`, the number of items with these title tokens; 0 for item 0.
@@ -66,6 +67,7 @@ class CatalogueTrie:
     parent: jax.Array
     leaf_item: jax.Array
     leaf_of_title: jax.Array
+    items_before: jax.Array
     tree_node: jax.Array
     title_of_item: jax.Array
     canonical_item: jax.Array
@@ -125,9 +127,8 @@ class CatalogueTrie:
         nodes = _breadth_first(np.where(leaf, eos_id, table), new, leaf, end_title, canonical)
         return cls(
             **{name: _int32(column) for name, column in nodes.items()},
-            leaf_of_title=_int32(
-                np.flatnonzero(nodes["leaf_item"])[np.argsort(nodes["first_title"][nodes["leaf_item"] > 0])]
-            ),
+            leaf_of_title=_int32(_leaves(nodes)),
+            items_before=_int32(np.concatenate([[0], np.cumsum(np.bincount(title_of_item[1:], minlength=len(table)))])),
             title_of_item=_int32(title_of_item),
             canonical_item=_int32(np.concatenate([[0], canonical[title_of_item[1:]]])),
             group_size=_int32(group_size),
@@ -220,6 +221,12 @@ def _breadth_first(tokens, new, leaf, end_title, canonical) -> dict[str, np.ndar
         "leaf_item": column(np.where(leaf, canonical[:, None], 0), 0),
         "tree_node": column(np.where(leaf, -1, _number(new & ~leaf, "C")), -1),
     }
+
+
+def _leaves(nodes: dict[str, np.ndarray]) -> np.ndarray:
+    """The leaf of each title."""
+    leaves = np.flatnonzero(nodes["leaf_item"])
+    return leaves[np.argsort(nodes["first_title"][leaves])]
 
 
 def _fan_out(num_children: np.ndarray, new: np.ndarray) -> tuple[int, ...]:

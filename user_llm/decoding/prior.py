@@ -4,13 +4,13 @@ A node's mass is that of the items below it: what a recommender gives their titl
 leave a prefix whose one good title the language model has yet to spell.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from user_llm.decoding.catalogue_trie import CatalogueTrie
+from user_llm.decoding.paths import Excluded, paths_to, places_among
 
 MOST_DENSE = 100_000  # items up to which the mass of every node is computed
 TOP = 4096  # items that are told apart where there are more
@@ -85,58 +85,64 @@ class TopPrior(NamedTuple):
 
     Attributes:
         shares: float32 `[B, M]`, of the likeliest items, as a part of the first's.
-        paths: int32 `[T, B, M]`, the node of each depth from 1 on the way to their titles; -1 behind a leaf.
+        paths: int32 `[T, B, M]`, `paths_to` their titles.
         highest: float32 `[B]`, the logarithm of the first's.
         rest: float32 `[B]`, the share of every other item that is open.
-        open_before: int32 `[B, R+1]`, items that are open among the first r titles.
+        excluded: items that are not.
     """
 
     shares: jax.Array
     paths: jax.Array
     highest: jax.Array
     rest: jax.Array
-    open_before: jax.Array
+    excluded: Excluded
 
     @classmethod
-    def build(cls, trie: CatalogueTrie, log_prior: jax.Array, top: int = TOP) -> "TopPrior":
-        """Of log-probabilities float32 `[B, I+1]`."""
+    def build(cls, trie: CatalogueTrie, log_prior: jax.Array, excluded: jax.Array, top: int = TOP) -> "TopPrior":
+        """Of log-probabilities float32 `[B, I+1]`; `excluded`, int32 `[B, E]`, are those of no answer.
+
+        Where more items than these are at -inf, the likeliest are all that is left open.
+        """
         batch = jnp.arange(len(log_prior))[:, None]
         values, items = jax.lax.top_k(log_prior, min(top, log_prior.shape[1] - 1))
         highest = values[:, 0]
         others = log_prior.at[batch, items].set(-jnp.inf)
-        is_open = log_prior > -jnp.inf
         count = (others > -jnp.inf).sum(axis=1)
         rest = jnp.exp(jax.nn.logsumexp(others, axis=1) - highest) / jnp.maximum(count, 1)
         shares = jnp.where(values > -jnp.inf, jnp.maximum(jnp.exp(values - highest[:, None]), _TINY), 0.0)
-        titles = jnp.where(is_open, trie.title_of_item, trie.num_titles)
-        of_title = jnp.zeros((len(log_prior), trie.num_titles), jnp.int32).at[batch, titles].add(1, mode="drop")
-        paths = _paths(trie, trie.leaf_of_title[trie.title_of_item[items]])
-        before = jnp.pad(jnp.cumsum(of_title, axis=1), ((0, 0), (1, 0)))
-        return cls(shares, paths, highest, jnp.where(count > 0, jnp.maximum(rest, _TINY), 0.0), before)
+        titles = jnp.where(values > -jnp.inf, trie.title_of_item[items], trie.num_titles)
+        closed = Excluded.build(trie, excluded)
+        are_open = (log_prior[:, 1:] > -jnp.inf).sum(axis=1)
+        counted = are_open == log_prior.shape[1] - 1 - (closed.titles < trie.num_titles).sum(axis=1)
+        rest = jnp.where((count > 0) & counted, jnp.maximum(rest, _TINY), 0.0)
+        return cls(shares, paths_to(trie, titles), highest, rest, closed)
 
     def log_mass(self, trie: CatalogueTrie, depth: jax.Array, nodes: jax.Array, children: jax.Array) -> jax.Array:
         """See `DensePrior`."""
         batch, beams, width = children.shape
         row = jnp.arange(batch)[:, None]
-        here = jax.lax.dynamic_index_in_dim(self.paths, depth - 1, keepdims=False)
-        above = jax.lax.dynamic_index_in_dim(self.paths, jnp.maximum(depth - 2, 0), keepdims=False)
-        above = jnp.where(depth == 1, 0, above)
-        under = (above[:, None, :] == nodes[:, :, None]) & (here >= 0)[:, None, :]
-        place = jnp.argmax(under, axis=1) * width + here - trie.first_child[above]
-        place = jnp.where(under.any(axis=1), place, beams * width)  # falls off the end
-        shares = jnp.zeros((batch, beams * width)).at[row, place].add(self.shares, mode="drop")
-        told_apart = jnp.zeros((batch, beams * width), jnp.int32).at[row, place].add(self.shares > 0, mode="drop")
-        before = functools.partial(jnp.take_along_axis, self.open_before, axis=1)
-        first, end = (column[children].reshape(batch, -1) for column in (trie.first_title, trie.end_title))
-        others = before(end) - before(first) - told_apart
+
+        def sums(paths: jax.Array, values: jax.Array) -> jax.Array:
+            places = places_among(trie, paths, depth, nodes, width)
+            return jnp.zeros((batch, beams * width), values.dtype).at[row, places].add(values, mode="drop")
+
+        shares = sums(self.paths, self.shares)
+        told_apart = sums(self.paths, (self.shares > 0).astype(jnp.int32))
+        told_apart += sums(self.excluded.paths, jnp.ones(self.excluded.titles.shape, jnp.int32))
+        under = trie.items_before[trie.end_title[children]] - trie.items_before[trie.first_title[children]]
+        others = under.reshape(batch, -1) - told_apart
         masses = jnp.log(shares + others * self.rest[:, None]) + self.highest[:, None]
         return masses.reshape(children.shape)
 
 
-def build_prior(trie: CatalogueTrie, log_prior: jax.Array) -> DensePrior | TopPrior:
-    """Of log-probabilities float32 `[B, I+1]`: exact, or beyond `MOST_DENSE` items of the likeliest `TOP`."""
-    kind = DensePrior if log_prior.shape[1] <= MOST_DENSE else TopPrior
-    return kind.build(trie, log_prior)
+def build_prior(trie: CatalogueTrie, log_prior: jax.Array, excluded: jax.Array) -> DensePrior | TopPrior:
+    """Of log-probabilities float32 `[B, I+1]`: exact, or beyond `MOST_DENSE` items of the likeliest `TOP`.
+
+    `excluded`, int32 `[B, E]`, are those that are no answer.
+    """
+    if log_prior.shape[1] <= MOST_DENSE:
+        return DensePrior.build(trie, log_prior)
+    return TopPrior.build(trie, log_prior, excluded)
 
 
 def title_masses(trie: CatalogueTrie, log_prior: jax.Array) -> jax.Array:
@@ -146,14 +152,3 @@ def title_masses(trie: CatalogueTrie, log_prior: jax.Array) -> jax.Array:
     finite = jnp.where(most > -jnp.inf, most, 0.0)
     sums = jax.ops.segment_sum(jnp.exp(by_item - finite[titles]), titles, trie.num_titles)
     return jnp.where(most > -jnp.inf, jnp.log(sums) + finite, -jnp.inf)
-
-
-def _paths(trie: CatalogueTrie, leaves: jax.Array) -> jax.Array:
-    """The nodes above leaves `[B, M]`, by depth: int32 `[T, B, M]`, -1 deeper than the leaf."""
-
-    def step(nodes: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:
-        reached = nodes >= start  # breadth first: the nodes of a depth stand behind all above
-        return jnp.where(reached, trie.parent[nodes], nodes), jnp.where(reached, nodes, -1)
-
-    starts = jnp.array(trie.level_ends[:-1], jnp.int32)  # of depth 1, 2, …
-    return jax.lax.scan(step, leaves, starts, reverse=True)[1]

@@ -189,7 +189,7 @@ def _beams(
         trie=trie if constrained else None,
         excluded_items=excluded["item"] if constrained else None,
         states=states if constrained else None,
-        prior=None if log_prior is None else build_prior(trie, log_prior),
+        prior=None if log_prior is None else build_prior(trie, log_prior, excluded["item"]),
         weight=weight,
         **options,
     )
