@@ -121,6 +121,13 @@ def get_config() -> ConfigDict:
             distillation=0.0,  # share of the targets that is the encoder's opinion of every next token, not the label
             label_contexts=0.0,  # share of the training examples that read an embedding of their label, and no user
             stored_gib=4.0,  # room for what frozen layers below make of texts, computed once; 0 = in every step
+            rates=ConfigDict(  # shares of the stage's learning rate; the connector has all of it
+                dict(
+                    encoder=1.0,  # of the encoder
+                    llm=1.0,  # of the LLM, or of its adapters
+                )
+            ),
+            connector_first=0.0,  # share of the steps in which the connector alone moves
             num_heads=4,  # of the cross-attention blocks
             head_dim=32,  # of one of these heads
             hidden=256,  # of the block's gated MLP

@@ -55,6 +55,8 @@ VARIANTS = {
         "integration.targets": 4,
         "integration.label_contexts": 0.25,
         "integration.distillation": 0.5,
+        "integration.rates.encoder": 0.1,
+        "integration.connector_first": 0.5,
         "integration.first_layer": 1,
         "integration.every": 1,
         "strategy": "enc",

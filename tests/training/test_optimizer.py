@@ -9,7 +9,7 @@ import pytest
 
 from user_llm.models import parameters
 from user_llm.schema import training
-from user_llm.training.optimizer import learning_rate_schedule, make_optimizer
+from user_llm.training.optimizer import Pace, learning_rate_schedule, make_optimizer
 
 
 def formula(step, *, peak, warmup, steps):
@@ -75,6 +75,25 @@ def test_updates_are_those_of_adamw(clip_norm):
         values = jax.tree.map(jnp.add, values, updates)
     for path, value in expected.items():
         np.testing.assert_allclose(values[path], value, rtol=1e-4, atol=1e-6, err_msg=path)
+
+
+def test_a_component_moves_by_its_share_and_from_its_step_on():
+    generator = np.random.default_rng(1)
+    values = {path: generator.normal(size=shape).astype(np.float32) for path, shape in
+              zip(AXES, [(3, 4), (4,), (2, 3)], strict=True)}  # fmt: skip
+    config = training(steps=4, learning_rate=0.1, warmup_fraction=0.0, weight_decay=0.2)
+    plain = make_optimizer(config, AXES)
+    paced = make_optimizer(config, AXES, {"layers/": Pace(0.25, 0.5), "w": Pace(0.5)})
+    states = [jax.jit(optimizer.init)(values) for optimizer in (plain, paced)]
+    for step in range(4):
+        gradient = {path: generator.normal(size=value.shape).astype(np.float32) for path, value in values.items()}
+        (expected, states[0]), (found, states[1]) = (
+            jax.jit(optimizer.update)(gradient, state, values)
+            for optimizer, state in zip((plain, paced), states, strict=True)
+        )
+        shares = {"norm": 1.0, "w": 0.5, "layers/0/q_bias_NH": 0.25 if step >= 2 else 0.0}
+        for path, share in shares.items():
+            np.testing.assert_allclose(found[path], share * expected[path], rtol=1e-6, err_msg=path)
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])

@@ -31,7 +31,7 @@ from user_llm.parallel.mesh import put_batch
 from user_llm.parallel.processes import Interrupt, Preempted, is_lead, lead_says
 from user_llm.training.metric_writer import MetricWriter
 from user_llm.training.objectives import Objective
-from user_llm.training.optimizer import learning_rate_schedule, make_optimizer
+from user_llm.training.optimizer import Pace, learning_rate_schedule, make_optimizer
 from user_llm.training.progress import Progress
 from user_llm.training.trainable import Rules, trainable
 
@@ -69,6 +69,7 @@ class TrainingRun:
       objective: see `training/objectives.py`.
       batches: see `Batches`.
       evaluate: model → metrics on the validation windows, or None.
+      paces: see `make_optimizer`.
     """
 
     name: str
@@ -79,6 +80,7 @@ class TrainingRun:
     objective: Objective
     batches: Batches
     evaluate: Callable[[Model], dict[str, float]] | None = None
+    paces: Mapping[str, Pace] | None = None
 
 
 def train(run: TrainingRun, folder: Path, *, seed: int, host: Host) -> Model:
@@ -97,7 +99,7 @@ def train(run: TrainingRun, folder: Path, *, seed: int, host: Host) -> Model:
     trains = trainable(run.model.parameters, run.rules)
     tuned = {path: value for path, value in run.model.parameters.items() if trains[path]}
     frozen = {path: value for path, value in run.model.parameters.items() if not trains[path]}
-    optimizer = make_optimizer(config, {path: run.axes[path] for path in tuned})
+    optimizer = make_optimizer(config, {path: run.axes[path] for path in tuned}, run.paces)
     state = replicate_scalars({"parameters": tuned, **fresh_state(optimizer, tuned)}, mesh)
     lead_says(lambda: put_aside_damaged(folder, config.steps))
     checkpoints = StageCheckpoints(folder, keep_last=config.keep_last, keep_best=bool(config.keep_best))

@@ -28,6 +28,7 @@ from user_llm.parallel.mesh import batch_shards, local_rows
 from user_llm.parallel.processes import fetch, several
 from user_llm.training.loop import Batches, TrainingRun
 from user_llm.training.objectives import Objective
+from user_llm.training.optimizer import Pace
 from user_llm.training.trainable import EVERYTHING, Rules, trainable
 
 Validation = Callable[[Model], dict[str, float]]
@@ -124,6 +125,11 @@ class Stage(abc.ABC):
         del experiment, model
         return lambda source: source
 
+    def paces(self, config: ConfigDict) -> Mapping[str, Pace]:
+        """Of parameters by the beginning of their path, where they do not all move alike."""
+        del config
+        return {}
+
     def training_run(self, experiment: Experiment, model: Model) -> TrainingRun:
         """All that the training loop wants to know."""
         config, objective = experiment.config, self.objective(experiment)
@@ -137,6 +143,7 @@ class Stage(abc.ABC):
             objective=objective,
             batches=self.denser_batches(experiment, reader),
             evaluate=self.validation(experiment, objective, reader) if config.data.validation else None,
+            paces=self.paces(config),
         )
 
     def batches(self, experiment: Experiment, reader: Reader) -> Batches:

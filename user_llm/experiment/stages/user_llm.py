@@ -21,6 +21,7 @@ from user_llm.models.parameters import Parameters
 from user_llm.parallel.processes import is_lead
 from user_llm.training.distillation import Teacher
 from user_llm.training.objectives import contextualised_objective
+from user_llm.training.optimizer import Pace
 from user_llm.training.trainable import STRATEGIES
 
 
@@ -98,6 +99,12 @@ class UserLLMStage(Stage):
             (task,) = experiment.tasks
             teacher = Teacher(experiment.answer_trie(task.name), share, experiment.cold_items)
         return contextualised_objective(config.encoder.chunk_rows, config.integration.label_contexts, teacher)
+
+    def paces(self, config):
+        """See `Stage`: the connector, which nothing has trained yet, may move more, and alone at first."""
+        rates, after = config.integration.rates, config.integration.connector_first
+        paces = {"encoder/": Pace(rates.encoder, after), "language_model/": Pace(rates.llm, after)}
+        return {start: pace for start, pace in paces.items() if pace != Pace()}
 
     def reader(self, experiment, model):
         """See `Stage`: what layers below the user make of texts is computed once, where it can be."""
