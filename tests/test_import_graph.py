@@ -130,6 +130,8 @@ MAY_IMPORT = {
         "user_llm.seqio_road",
     ),
     "user_llm.inspect": (
+        "user_llm.errors",
+        "user_llm.files",
         "user_llm.builders",
         "user_llm.config",
         "user_llm.data",

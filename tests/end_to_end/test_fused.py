@@ -15,6 +15,7 @@ from user_llm.experiment import experiment
 from user_llm.experiment.validation import validate
 from user_llm.experiment.workdir import read_config
 from user_llm.host import Host
+from user_llm.inspect import diagnosis
 from user_llm.parallel.mesh import one_device
 from user_llm.run import run
 from user_llm.tasks.cold_items import AMONG_ALL, AMONG_COLD
@@ -73,6 +74,19 @@ def test_cold_items_have_tables_of_their_own_and_are_learnt_of_nowhere(finished)
     assert made.cold_items[made.all_events.item].sum() > 10
     titles = [title for title, cold in zip(made.catalogue.titles, made.cold_items, strict=True) if cold]
     assert not [text for text in made.documents if text.startswith(tuple(titles))]
+
+
+def test_a_finished_run_is_taken_apart(finished, tmp_path, capsys):
+    assert diagnosis.main([f"--workdir={finished[0]}", "--users=20", f"--output={tmp_path / 'found.json'}"]) == 0
+    assert "choice among titles" in capsys.readouterr().out
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["users"] == 20
+    parts = found["losses"]
+    assert parts["whole title"] == pytest.approx(parts["outside of the catalogue"] + parts["choice among titles"])
+    assert parts["of that where one token alone may follow"] <= parts["outside of the catalogue"]
+    assert found["tokens"][0]["titles"] == 20
+    assert set(found["ranks"]) == {"beams", "every title", ENCODER}
+    assert diagnosis.main([f"--workdir={tmp_path}"]) == 1
 
 
 @pytest.mark.parametrize("answers", ["beams", "fused"])

@@ -28,6 +28,12 @@ def paths_to(trie: CatalogueTrie, titles: jax.Array) -> jax.Array:
     return jax.lax.scan(step, leaves, starts, reverse=True)[1]
 
 
+def nodes_above(trie: CatalogueTrie, titles: jax.Array) -> jax.Array:
+    """The node above each token of titles int32 `[B]`, EOS included, the root first: int32 `[B, T]`, -1 behind EOS."""
+    below = paths_to(trie, titles[:, None])[:, :, 0].T
+    return jnp.where(below >= 0, jnp.pad(below[:, :-1], ((0, 0), (1, 0))), -1)
+
+
 def places_among(
     trie: CatalogueTrie, paths: jax.Array, depth: jax.Array | int, nodes: jax.Array, width: int
 ) -> jax.Array:

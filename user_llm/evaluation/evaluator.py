@@ -59,7 +59,7 @@ def rank_by_scores(
         of the history.
     """
     ranks, items = [], []
-    for batch, real in _batches(source, batch_size, description):
+    for batch, real in batches_of(source, batch_size, description):
         values, seen = np.array(fetch(scores(batch)))[real], _seen(batch)[real]
         labels = batch[label][real]
         ranks.append(ranks_from_scores(values, labels, seen if exclude_seen else None))
@@ -90,7 +90,7 @@ def rank_by_beams(
     """
     canonical = np.asarray(trie.canonical_item)
     ranks, items = [], []
-    for batch, real in _batches(source, batch_size, description):
+    for batch, real in batches_of(source, batch_size, description):
         result, excluded = beams(batch)
         labels = batch["label/item"]
         excluded = _but(excluded, labels)
@@ -185,7 +185,7 @@ def _beams(
         llm,
         batch["prompt_tokens"],
         batch["prompt_lengths"],
-        _context(llm, batch) if with_context else None,
+        context_of(llm, batch) if with_context else None,
         trie=trie if constrained else None,
         excluded_items=excluded["item"] if constrained else None,
         states=states if constrained else None,
@@ -223,7 +223,7 @@ def user_llm_beams(
         if exclude_seen:
             # A user to recommend to has no label.
             excluded = _but(seen, batch.get("label/item", np.zeros(len(seen), np.int32)))
-        inputs, closed = (put_whole_batch(part, model.mesh) for part in (_inputs(batch), {"item": excluded}))
+        inputs, closed = (put_whole_batch(part, model.mesh) for part in (inputs_of(batch), {"item": excluded}))
         log_prior = None if prior is None else prior(batch, closed["item"])
         return _beams(model, trie, inputs, closed, states, log_prior, jnp.float32(weight), **options), excluded
 
@@ -233,7 +233,7 @@ def user_llm_beams(
 @functools.partial(jax.jit, static_argnames=("eos_id", "with_context"))
 def _catalogue_scores(model: Model, trie: CatalogueTrie, batch, states, *, eos_id: int, with_context: bool):
     llm = cast(UserLLM, model.module())
-    context = _context(llm, batch) if with_context else None
+    context = context_of(llm, batch) if with_context else None
     prompt = batch["prompt_tokens"], batch["prompt_lengths"]
     return rank_catalogue(llm, *prompt, context, trie, eos_id=eos_id, states=states)
 
@@ -246,13 +246,15 @@ def user_llm_scores(
     `states` (see `rank_catalogue`) speed it up.
     """
     options = dict(eos_id=eos_id, with_context=with_context)
-    return lambda batch: _catalogue_scores(model, trie, put_whole_batch(_inputs(batch), model.mesh), states, **options)
+    return lambda batch: _catalogue_scores(
+        model, trie, put_whole_batch(inputs_of(batch), model.mesh), states, **options
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("eos_id", "max_new_tokens", "with_context"))
 def _texts(model: Model, batch, *, eos_id: int, max_new_tokens: int, with_context: bool):
     llm = cast(UserLLM, model.module())
-    context = _context(llm, batch) if with_context else None
+    context = context_of(llm, batch) if with_context else None
     prompt = batch["prompt_tokens"], batch["prompt_lengths"]
     return generate(llm, *prompt, context, max_new_tokens=max_new_tokens, eos_id=eos_id)
 
@@ -262,7 +264,7 @@ def user_llm_texts(
 ) -> Callable[[Mapping[str, np.ndarray]], jax.Array]:
     """Returns `batch -> int32 [B, max_new_tokens]`: what the contextualised LLM writes, greedily, up to EOS."""
     options = dict(eos_id=eos_id, max_new_tokens=max_new_tokens, with_context=with_context)
-    return lambda batch: _texts(model, put_whole_batch(_inputs(batch), model.mesh), **options)
+    return lambda batch: _texts(model, put_whole_batch(inputs_of(batch), model.mesh), **options)
 
 
 def write_texts(
@@ -275,12 +277,12 @@ def write_texts(
 ) -> list[str]:
     """The texts `[n]` that `texts(batch) -> tokens` writes for all windows in `source`, without outer spaces."""
     found: list[str] = []
-    for batch, real in _batches(source, batch_size, description):
+    for batch, real in batches_of(source, batch_size, description):
         found += vocabulary.decode_batch(fetch(texts(batch))[real])
     return [text.strip() for text in found]
 
 
-def _inputs(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def inputs_of(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What an LLM answers from. A shuffled source brings other users' events as the context."""
     context = {
         name: batch.get(f"context/{name}", batch[f"history/{name}"]) for name in _FEATURES if f"history/{name}" in batch
@@ -288,7 +290,8 @@ def _inputs(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {**{name: batch[name] for name in ("prompt_tokens", "prompt_lengths")}, **context}
 
 
-def _context(model: UserLLM, batch: Mapping[str, jax.Array]):
+def context_of(model: UserLLM, batch: Mapping[str, jax.Array]):
+    """What the LLM reads of the users of `inputs_of`."""
     return model.encode({name: batch[name] for name in _FEATURES if name in batch}, batch["item"] > 0)
 
 
@@ -351,7 +354,7 @@ def mean_metrics(objective: Objective, source: Source, batch_size: int) -> Calla
     return evaluate
 
 
-def _batches(source: Source, batch_size: int, description: str) -> Iterable[tuple[dict[str, np.ndarray], np.ndarray]]:
+def batches_of(source: Source, batch_size: int, description: str) -> Iterable[tuple[dict[str, np.ndarray], np.ndarray]]:
     """Evaluation batches with the mask of their real rows, under a progress bar."""
     _logger.debug("%s: %d examples", description, len(source))
     disable = None if is_lead() else True  # None: where there is no terminal

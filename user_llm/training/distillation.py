@@ -14,6 +14,7 @@ import numpy as np
 
 from user_llm.decoding.beam import WIDE_LEVELS
 from user_llm.decoding.catalogue_trie import CatalogueTrie
+from user_llm.decoding.paths import nodes_above
 from user_llm.decoding.prior import DensePrior
 from user_llm.models import attention
 from user_llm.models.sharding import deal
@@ -41,15 +42,6 @@ class Teacher:
 
     def __init__(self, trie: CatalogueTrie, share: float, dropped: np.ndarray | None = None):
         self._trie, self._share, self.dropped = trie, share, dropped
-        parents, nodes = np.asarray(trie.parent), np.asarray(trie.leaf_of_title)
-        above = []
-        while (nodes > 0).any():  # up to the root, whatever the length
-            nodes = np.where(nodes > 0, parents[nodes], -1)
-            above.append(nodes)
-        depths = np.stack(above, axis=1)  # [R, T], the root last
-        lengths = (depths >= 0).sum(axis=1)
-        place = lengths[:, None] - 1 - np.arange(depths.shape[1])
-        self._paths = np.where(place >= 0, np.take_along_axis(depths, np.maximum(place, 0), axis=1), -1)
 
     def targets(self, logits: jax.Array, labels: jax.Array, taught: jax.Array) -> list[SoftTargets]:
         """Soft targets of texts whose answers are the titles of `labels` int [b].
@@ -66,7 +58,7 @@ class Teacher:
             logits = jnp.where(self.dropped, -jnp.inf, logits)
         log_prior = jax.nn.log_softmax(logits, axis=-1)
         masses = DensePrior.build(trie, log_prior).masses
-        paths = jnp.asarray(self._paths)[trie.title_of_item[labels]]  # [b, T]
+        paths = nodes_above(trie, trie.title_of_item[labels])
         bounds = [*range(min(WIDE_LEVELS + 1, paths.shape[1])), paths.shape[1]]
         return [self._level(masses, paths, taught, *span) for span in itertools.pairwise(bounds)]
 
