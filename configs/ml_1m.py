@@ -4,8 +4,9 @@
         [--config.data.raw_path=ml-1m.zip]
 
 The encoder is SASRec with a softmax over the whole catalogue, of 200 events. Thirty minutes on two threads of a Xeon
-core: Recall@10 .332 and NDCG@10 .189 of all users, what they have seen left out. With --config.encoder.time=asked, which
-tells it when the asked event was (as HSTU is told), .377 and .228. docs/results/log.md has what these figures rest on.
+core: Recall@10 .332 and NDCG@10 .189 of all users, what they have seen left out. With --config.encoder.time=asked,
+which tells it when the asked event was (as HSTU is told), .377 and .228. docs/results/log.md has what these figures
+rest on.
 """
 
 from user_llm import schema

@@ -153,6 +153,15 @@ MAY_IMPORT = {
         "user_llm.inspect",
     ),
     "user_llm.efficiency": ALL_ABOVE,  # a command
+    "user_llm.events": ("user_llm.arguments", "user_llm.errors"),
+    "user_llm.text_model": (
+        "user_llm.arguments",
+        "user_llm.errors",
+        "user_llm.data",
+        "user_llm.models",
+        "user_llm.checkpoints",
+        "user_llm.decoding",
+    ),
     "user_llm.api": ALL_ABOVE,
     "user_llm.main": ALL_ABOVE,  # a command
     # What to run is plain data; of the rest it reads what a config may be.

@@ -108,6 +108,24 @@ def test_items_that_came_later_are_answered_by_their_titles(finished, answers):
         model.recommend(events, extra_items=[{"title": model.catalogue.titles[1]}])
 
 
+def test_many_users_get_what_each_gets_alone(finished):
+    model = user_llm.load(finished[0])
+    titles = model.catalogue.titles
+    users = [[{"item": title, "rating": 3.0} for title in titles[start : start + 4]] for start in range(1, 12)]
+    together = model.recommend(users, k=4)
+    for events, answers in zip(users, together, strict=True):
+        alone = model.recommend(events, k=4)
+        assert [answer.text for answer in answers] == [answer.text for answer in alone]
+        assert [answer.score for answer in answers] == pytest.approx([answer.score for answer in alone], abs=1e-4)
+    assert len(model.recommend(users * 6, k=1)) == 66  # more than a batch
+    with pytest.raises(UserError, match="user 1, event 0: 'Nothing' is no title"):
+        model.recommend([users[0], [{"item": "Nothing", "rating": 3.0}]])
+    with pytest.raises(UserError, match="user 1, events must be a list of at least one event"):
+        model.recommend([users[0], []])
+    with pytest.raises(UserError, match="now must be one for each of the 2 users"):
+        model.recommend(users[:2], now=[1.0])
+
+
 def test_many_answers_are_the_beams_in_another_way(finished):
     model = user_llm.load(finished[0])
     events = [{"item": title, "rating": 4.0} for title in model.catalogue.titles[3:9]]

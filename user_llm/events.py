@@ -1,0 +1,107 @@
+"""A user's events as Python gives them, read into the arrays that a run's models read."""
+
+import difflib
+import reprlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from user_llm.arguments import is_number
+from user_llm.errors import UserError
+
+Event = Mapping[str, Any]
+EVENT = '{"item": title, "rating": number}'
+
+
+class EventReader:
+    """Reads events by the titles and ratings of a run.
+
+    Args:
+      config: of the run.
+      titles: by item id, "" for 0.
+      rating_names: by rating class, "" for 0.
+    """
+
+    def __init__(self, config: ConfigDict, titles: Sequence[str], rating_names: Sequence[str]):
+        self.config = config
+        self.items = {title: item for item, title in enumerate(titles) if item}
+        self.ratings = {float(name): index for index, name in enumerate(rating_names) if name}
+
+    def read(
+        self, users: Sequence[Sequence[Event]], now: Sequence[float | None], where: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        """`history/item`, `history/rating` int32 `[B, S]`, and `history/ago` where the run reads times.
+
+        Args:
+          users: events of each, oldest first; the latest S are read.
+          now: when each is asked, in seconds since 1970, where the run reads that.
+          where: what stands before an event in an error, for each user.
+
+        Raises:
+          UserError: no events, or one that is none; the nearest valid titles or ratings are named.
+        """
+        length = self.config.data.history_length
+        history = np.zeros((2, len(users), length), np.int32)
+        ages = np.zeros((len(users), length), np.int32)
+        for row, (events, moment, prefix) in enumerate(zip(users, now, where, strict=True)):
+            if not isinstance(events, Sequence) or isinstance(events, (str, bytes)) or not events:
+                raise UserError(
+                    f"{prefix}events must be a list of at least one event, {EVENT}, got {reprlib.repr(events)}."
+                )
+            recent = list(enumerate(events))[-length:]
+            for slot, (index, event) in enumerate(recent, start=length - len(recent)):
+                name = f"{prefix}event {index}"
+                history[:, row, slot] = self.item(name, event), self.rating(name, event)
+            if (ago := self._ago(recent, moment, prefix)) is not None:
+                ages[row, -len(recent) :] = ago
+        read = {"history/item": history[0], "history/rating": history[1]}
+        return {**read, "history/ago": ages} if self._reads_times else read
+
+    @property
+    def _reads_times(self) -> str:
+        return self.config.encoder.time if self.config.integration.kind != "none" else ""
+
+    def _ago(self, events: Sequence[tuple[int, Event]], now: float | None, prefix: str) -> np.ndarray | None:
+        """Seconds until now, or until the newest event, of each; None where the run reads no times."""
+        reads = self._reads_times
+        if (now is not None) != (reads == "asked"):
+            asks = "the time of the answer: give now=" if reads == "asked" else "no time of the answer: leave now= out"
+            raise UserError(f"config.encoder.time={reads!r} reads {asks}.")
+        if not reads:
+            return None
+        named = [(f"{prefix}event {index}: its time", event.get("time")) for index, event in events]
+        if now is not None:
+            named.append((f"{prefix}now", now))
+        moments: list[float] = []
+        for name, moment in named:
+            if not is_number(moment):
+                raise UserError(f"{name} must be a number of seconds since 1970, got {reprlib.repr(moment)}.")
+            if moments and moment < moments[-1]:
+                raise UserError(f"{name} is before the event before it: give events oldest first.")
+            moments.append(float(moment))
+        span = moments[-1] - np.array(moments[: len(events)])
+        return np.minimum(span, np.iinfo(np.int32).max).astype(np.int32)
+
+    def item(self, where: str, event: Event) -> int:
+        """The id of an event's item."""
+        if not isinstance(event, Mapping) or "item" not in event:
+            raise UserError(f"{where}: expected {EVENT}, got {reprlib.repr(event)}.")
+        title = event["item"]
+        if not isinstance(title, str) or title not in self.items:
+            near = difflib.get_close_matches(str(title), self.items, n=3)
+            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+            raise UserError(f"{where}: {title!r} is no title of the catalogue{hint}")
+        return self.items[title]
+
+    def rating(self, where: str, event: Event, *, asked: bool = False) -> int:
+        """The class of an event's rating; 0 where it has none, and none is read. `asked`: one is, in any case."""
+        encodes = self.config.integration.kind != "none"
+        if "rating" not in event and not asked and not (encodes and "rating" in self.config.encoder.features):
+            return 0
+        rating = event.get("rating")
+        if not is_number(rating) or float(rating) not in self.ratings:
+            known = ", ".join(f"{value:g}" for value in self.ratings)
+            raise UserError(f"{where}: rating {reprlib.repr(rating)}; expected one of {known}")
+        return self.ratings[float(rating)]
