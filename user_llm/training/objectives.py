@@ -191,11 +191,11 @@ def contextualised_objective(chunk_rows: int, label_contexts: float = 0.0, teach
 
     def objective(model, batch: Batch, key: jax.Array | None):
         features, mask = history(batch)
-        labels = batch["target/item"] if "target/item" in batch else batch["label/item"][:, None]
-        texts, items = labels.shape[1], None
+        texts, items = batch["target/item"].shape[1] if "target/item" in batch else 1, None
+        labels = _labels(batch) if label_contexts or teacher else jnp.zeros(0, jnp.int32)  # not read
         if label_contexts and key is not None:
             key, own = jax.random.split(key)
-            items = jnp.where(jax.random.bernoulli(own, label_contexts, labels.shape), labels, 0).reshape(-1)
+            items = jnp.where(jax.random.bernoulli(own, label_contexts, labels.shape), labels, 0)
         context = model.encode(features, mask, key=key, texts=texts, items=items)
         if "target/item" in batch:  # [B, K, …]
             of_texts = [name for name in batch if name.startswith(("decoder_", "prompt_", "dropped_"))]
@@ -203,7 +203,6 @@ def contextualised_objective(chunk_rows: int, label_contexts: float = 0.0, teach
         metrics: Metrics = {}
         taught = None
         if teacher is not None and key is not None:
-            labels = labels.reshape(-1)
             asked = jnp.zeros(labels.shape, bool) if items is None else items > 0
             taught, metrics = _lesson(teacher, model.encoder, features, mask, labels, asked, chunk_rows)
         loss, weight, of_text = _text_loss(
@@ -215,6 +214,11 @@ def contextualised_objective(chunk_rows: int, label_contexts: float = 0.0, teach
         return loss, weight, {**of_text, **metrics, "dropped_events": dropped}
 
     return objective
+
+
+def _labels(batch: Batch) -> jax.Array:
+    """int `[B · K]`: the item that each text asks for."""
+    return batch["target/item"].reshape(-1) if "target/item" in batch else batch["label/item"]
 
 
 def _lesson(teacher: Teacher, encoder, features, mask, labels, asked, chunk_rows: int) -> tuple[Taught, Metrics]:
