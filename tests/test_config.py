@@ -145,7 +145,7 @@ def test_a_value_off_its_list_is_answered_with_the_nearest():
             dict(strategy="lora", lora__first_layer=1, compute__scan_layers=True),
             "config.lora.first_layer=1: scanned layers are all alike",
         ),
-        (dict(evaluation__answers="exact", evaluation__constrained=False), "is for the beams of an LLM alone"),
+        (dict(evaluation__answers="exact", evaluation__constrained=False), "is for beams of an LLM alone"),
         (dict(evaluation__answers="fused", stages=("llm", "user_llm"), encoder__init="random"), "trained encoder"),
         (dict(evaluation__second_encoder="."), "is a control of fused answers"),
         (dict(evaluation__cold_share=0.1, task="favorite_category"), "is for answers that are items"),

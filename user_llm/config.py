@@ -378,7 +378,7 @@ def _evaluation(config: ConfigDict) -> Iterator[str]:
     answers = says(config, "evaluation.answers")
     if config.evaluation.answers != "beams" and not config.evaluation.constrained:
         beams = says(config, "evaluation.constrained")
-        yield f"{beams} is for the beams of an LLM alone, not for {answers}: leave one of the two out"
+        yield f"{beams} is for beams of an LLM alone, not for {answers}: leave one of the two out"
     if config.evaluation.second_encoder and config.evaluation.answers != "fused":
         yield f"{says(config, 'evaluation.second_encoder')} is a control of fused answers, and {answers}: leave it out"
     if config.evaluation.answers != "fused":

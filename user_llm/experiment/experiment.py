@@ -116,7 +116,7 @@ class Experiment(TaskData):
     def cold_source(self, task: str, most: int) -> UserLLMSource:
         """See `Study`."""
         if self.cold_items is None:
-            raise ValueError("config.evaluation.cold_share=0: no item is cold.")
+            return super().cold_source(task, most)  # there is none
         data, exclude = self.config.data, self.config.evaluation.exclude
         windows = Windows(
             asked_about(self.all_events, self.cold_items, most),
