@@ -163,6 +163,7 @@ MAY_IMPORT = {
         "user_llm.decoding",
     ),
     "user_llm.api": ALL_ABOVE,
+    "user_llm.bulk": ALL_ABOVE,  # commands
     "user_llm.main": ALL_ABOVE,  # a command
     # What to run is plain data; of the rest it reads what a config may be.
     "user_llm.launch.scales": (),

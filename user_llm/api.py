@@ -139,17 +139,55 @@ class UserModel:
     ) -> list[list[Answer]]:
         """The answers about users who fit into a batch."""
         read = self._events.read(users, now, where)
-        asked = []
+        asked: list[np.ndarray] = []
         if about[0] is not None:
             names = [f"{prefix}about" for prefix in where]
             pairs = [(name, event) for name, event in zip(names, about, strict=True) if event is not None]
             asked = [np.array([self._events.item(*pair) for pair in pairs])]
             asked += [np.array([self._events.rating(*pair, asked=True) for pair in pairs])]
+        return self._ask_of(asker, task, read, asked)
+
+    def _ask_of(
+        self, asker: Asker, task: str, read: Mapping[str, np.ndarray], asked: Sequence[np.ndarray] = ()
+    ) -> list[list[Answer]]:
+        """The answers about the users of a batch that has been read."""
         tokens, lengths, _ = self._experiment.prompts(task).build(read["history/item"], *asked)
         batch = {"prompt_tokens": tokens, "prompt_lengths": lengths, **read}
-        filled = next(size for size in BATCHES if size >= len(users)) - len(users)
+        count = len(tokens)
+        filled = next(size for size in BATCHES if size >= count) - count
         rows = {name: np.pad(x, ((0, filled), *((0, 0),) * (x.ndim - 1))) for name, x in batch.items()}
-        return asker(rows)[: len(users)]
+        return asker(rows)[:count]
+
+    def recommend_read(
+        self, read: Mapping[str, np.ndarray], k: int = 10, *, answers: str = "beams"
+    ) -> list[list[Answer]]:
+        """As `recommend`, of users who are arrays already, no more than the last of `BATCHES`.
+
+        Args:
+          read: `history/item`, `history/rating` int32 `[B, S]`, ids and classes of the run, oldest first, left-padded
+            with 0; and `history/ago`, seconds from each event until the user is asked, where the run `reads_times`.
+        """
+        return self._ask_of(self._asker("next_item", whole("k", k, 1), answers, ()), "next_item", read)
+
+    @property
+    def item_ids(self) -> Mapping[str, int]:
+        """The id of each title."""
+        return self._events.items
+
+    @property
+    def ratings(self) -> Sequence[float]:
+        """The run's ratings, by class from 1."""
+        return list(self._events.ratings)
+
+    @property
+    def reads_ratings(self) -> bool:
+        """Whether an event needs its rating."""
+        return self._events.reads_ratings
+
+    @property
+    def reads_times(self) -> str:
+        """What is read of times: "", "past" or "asked" (`encoder.time`)."""
+        return self._events.reads_times
 
     def save_language_model(self, folder: str | Path) -> None:
         """Writes the run's language model by itself, as a Hugging Face folder that `load_language_model` loads.

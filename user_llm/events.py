@@ -57,15 +57,21 @@ class EventReader:
             if (ago := self._ago(recent, moment, prefix)) is not None:
                 ages[row, -len(recent) :] = ago
         read = {"history/item": history[0], "history/rating": history[1]}
-        return {**read, "history/ago": ages} if self._reads_times else read
+        return {**read, "history/ago": ages} if self.reads_times else read
 
     @property
-    def _reads_times(self) -> str:
+    def reads_ratings(self) -> bool:
+        """Whether an event needs a rating."""
+        return self.config.integration.kind != "none" and "rating" in self.config.encoder.features
+
+    @property
+    def reads_times(self) -> str:
+        """What is read of times: "", "past" or "asked"."""
         return self.config.encoder.time if self.config.integration.kind != "none" else ""
 
     def _ago(self, events: Sequence[tuple[int, Event]], now: float | None, prefix: str) -> np.ndarray | None:
         """Seconds until now, or until the newest event, of each; None where the run reads no times."""
-        reads = self._reads_times
+        reads = self.reads_times
         if (now is not None) != (reads == "asked"):
             asks = "the time of the answer: give now=" if reads == "asked" else "no time of the answer: leave now= out"
             raise UserError(f"config.encoder.time={reads!r} reads {asks}.")
@@ -97,8 +103,7 @@ class EventReader:
 
     def rating(self, where: str, event: Event, *, asked: bool = False) -> int:
         """The class of an event's rating; 0 where it has none, and none is read. `asked`: one is, in any case."""
-        encodes = self.config.integration.kind != "none"
-        if "rating" not in event and not asked and not (encodes and "rating" in self.config.encoder.features):
+        if "rating" not in event and not asked and not self.reads_ratings:
             return 0
         rating = event.get("rating")
         if not is_number(rating) or float(rating) not in self.ratings:

@@ -93,7 +93,9 @@ def _claim(parts: Path, asked: dict[str, Any]) -> None:
         parts.mkdir(parents=True, exist_ok=True)
         write_json(facts, asked)
     elif read_json(facts, f"delete {parts}") != json.loads(json.dumps(asked)):
-        raise UserError(f"{parts} holds parts of another call (other files, run or options): delete it, or take another --out")
+        raise UserError(
+            f"{parts} holds parts of another call (other files, run or options): delete it, or take another --out"
+        )
 
 
 def _make_parts(model: UserModel, users: UsersFile, parts: Path, options: argparse.Namespace) -> None:
@@ -150,8 +152,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--by", choices=("id", "title"), default="id", help="what the column item holds (id)")
     parser.add_argument("--out", type=Path, required=True, help="Parquet file for the answers")
     parser.add_argument("--k", type=int, default=10, help="answers a user (10)")
-    parser.add_argument("--answers", choices=("beams", "fused"), default="beams", help="of the LLM, or with its encoder")
-    parser.add_argument("--unknown", choices=("error", "skip"), default="error", help="events of unknown items or ratings")
+    parser.add_argument(
+        "--answers", choices=("beams", "fused"), default="beams", help="of the LLM, or with its encoder"
+    )
+    parser.add_argument(
+        "--unknown", choices=("error", "skip"), default="error", help="events of unknown items or ratings"
+    )
     parser.add_argument("--max_malformed", type=float, default=0.0, help="share of the rows that may be malformed (0)")
     parser.add_argument("--now", type=float, help="when all are asked, in seconds since 1970 (encoder.time=asked)")
     options = parser.parse_args(arguments)

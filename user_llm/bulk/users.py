@@ -116,7 +116,9 @@ class UsersFile:
         for batch in found.fetch_record_batch(size):
             columns = (_right_aligned(batch.column(name), self._length) for name in ("items", "ratings", "seconds"))
             item, rating, seconds = columns
-            yield UserEvents(batch.column("user_id").to_pylist(), item.astype(np.int32), rating.astype(np.int32), seconds)
+            yield UserEvents(
+                batch.column("user_id").to_pylist(), item.astype(np.int32), rating.astype(np.int32), seconds
+            )
 
     def close(self) -> None:
         """Removes what it has written."""

@@ -48,15 +48,20 @@ def config_from_arguments(name: str, options: argparse.Namespace) -> CustomConfi
     return CustomConfig(
         name=name,
         files=tuple(options.files),
-        columns=_pairs("--columns", options.columns),
+        columns=pairs("--columns", options.columns),
         items=tuple(options.items),
-        item_columns=_pairs("--item_columns", options.item_columns),
+        item_columns=pairs("--item_columns", options.item_columns),
         category_separator=options.category_separator,
         timestamp_unit=options.timestamp_unit,
     )
 
 
-def _pairs(argument: str, words: list[str]) -> dict[str, str]:
+def pairs(argument: str, words: list[str]) -> dict[str, str]:
+    """The pairs of words "role=column".
+
+    Raises:
+      UserError: a word is no such pair, or a role is given twice.
+    """
     pairs: dict[str, str] = {}
     for word in words:
         role, _, column = word.partition("=")

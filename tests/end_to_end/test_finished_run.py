@@ -1,14 +1,18 @@
-"""Fused answers from a config to the public face, beside a second encoder."""
+"""A run with fused answers and cold items, from its config to what is asked of it when it is finished."""
 
+import csv
 import importlib.util
 import json
 import shutil
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from ml_collections.config_flags import config_path
 
 import user_llm
+from user_llm.bulk import recommend as bulk
 from user_llm.errors import UserError
 from user_llm.evaluation.fusion import WEIGHTS
 from user_llm.experiment import experiment
@@ -124,6 +128,74 @@ def test_many_users_get_what_each_gets_alone(finished):
         model.recommend([users[0], []])
     with pytest.raises(UserError, match="now must be one for each of the 2 users"):
         model.recommend(users[:2], now=[1.0])
+
+
+@pytest.fixture
+def events(finished, tmp_path):
+    """A CSV file of users' events in no order, and what each user has of it, oldest first."""
+    model = user_llm.load(finished[0])
+    random, rows, users = np.random.default_rng(0), [], {}
+    for user in range(20):
+        items = random.choice(np.arange(1, 50), size=random.integers(1, 40), replace=False)
+        users[f"u{user}"] = [{"item": model.catalogue.titles[item], "rating": 4.0} for item in items]
+        rows += [(f"u{user}", model.catalogue.raw_ids[item], 1000 + n, 4.0) for n, item in enumerate(items)]
+    rows = [rows[index] for index in random.permutation(len(rows))]
+    with (tmp_path / "events.csv").open("w") as file:
+        csv.writer(file).writerows([("user", "item", "timestamp", "rating"), *rows])
+    return tmp_path / "events.csv", users, model
+
+
+def command(finished, file, out, *more):
+    columns = ["--columns", "user=user", "item=item", "timestamp=timestamp", "rating=rating"]
+    return bulk.main([f"--workdir={finished[0]}", "--users", str(file), *columns, f"--out={out}", "--k=3", *more])
+
+
+@pytest.mark.parametrize("answers", ["beams", "fused"])
+def test_users_of_a_file_get_what_they_get_one_by_one(finished, events, tmp_path, answers):
+    file, users, model = events
+    assert command(finished, file, tmp_path / "out.parquet", f"--answers={answers}") == 0
+    found = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [row["user"] for row in found[::3]] == sorted(users)
+    expected = model.recommend([users[user] for user in sorted(users)], k=3, answers=answers)
+    assert [row["title"] for row in found] == [answer.text for of_user in expected for answer in of_user]
+    assert [row["rank"] for row in found] == [1, 2, 3] * len(users)
+    ids = dict(zip(model.catalogue.titles, model.catalogue.raw_ids, strict=True))
+    assert all(row["item"] == ids[row["title"]] for row in found)
+
+
+def test_a_file_s_answers_go_on_where_they_were_stopped(finished, events, tmp_path, monkeypatch):
+    file, _, _ = events
+    assert command(finished, file, tmp_path / "whole.parquet") == 0
+    monkeypatch.setattr(bulk, "PART", 8)
+    answers, calls = bulk._answers, []
+
+    def stopped(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        yield from answers(*arguments)
+
+    monkeypatch.setattr(bulk, "_answers", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        command(finished, file, tmp_path / "out.parquet")
+    assert not (tmp_path / "out.parquet").exists()
+    assert command(finished, file, tmp_path / "out.parquet", "--answers=fused") == 1  # another call's parts
+    assert command(finished, file, tmp_path / "out.parquet") == 0
+    assert len(calls) == 4  # of three parts the first was there
+    assert pq.read_table(tmp_path / "out.parquet") == pq.read_table(tmp_path / "whole.parquet")
+    assert not (tmp_path / "out.parquet.parts").exists()
+
+
+def test_events_that_the_run_does_not_know_are_told(finished, events, tmp_path, capsys):
+    file, users, _ = events
+    with file.open("a") as opened:
+        opened.write("u3,no such item,2000,4.0\nu3,,2001,4.0\nu4,no such item,2002,9.5\n")
+    assert command(finished, file, tmp_path / "out.parquet") == 1
+    assert "2 events are of items or ratings that the run does not know" in capsys.readouterr().err
+    assert command(finished, file, tmp_path / "other.parquet", "--unknown=skip") == 1
+    assert "1 rows are malformed" in capsys.readouterr().err
+    assert command(finished, file, tmp_path / "more.parquet", "--unknown=skip", "--max_malformed=0.1") == 0
+    assert len(pq.read_table(tmp_path / "more.parquet")) == 3 * len(users)
 
 
 def test_many_answers_are_the_beams_in_another_way(finished):
