@@ -14,6 +14,7 @@ LONGEST_FIRST = (
     "end_to_end/test_main.py",
     "end_to_end/test_two_processes.py",
     "end_to_end/test_options.py",
+    "end_to_end/test_finished_run.py",
     "end_to_end/test_tasks.py",
     "end_to_end/test_toys.py",
     "end_to_end/test_seqio_reader.py",
