@@ -182,7 +182,9 @@ def test_a_file_s_answers_go_on_where_they_were_stopped(finished, events, tmp_pa
     assert command(finished, file, tmp_path / "out.parquet", "--answers=fused") == 1  # another call's parts
     assert command(finished, file, tmp_path / "out.parquet") == 0
     assert len(calls) == 4  # of three parts the first was there
-    assert pq.read_table(tmp_path / "out.parquet") == pq.read_table(tmp_path / "whole.parquet")
+    found, whole = (pq.read_table(tmp_path / name) for name in ("out.parquet", "whole.parquet"))
+    assert found.drop(["score"]) == whole.drop(["score"])
+    np.testing.assert_allclose(found["score"].to_numpy(), whole["score"].to_numpy(), atol=1e-4)  # of batches of 8, 64
     assert not (tmp_path / "out.parquet.parts").exists()
 
 

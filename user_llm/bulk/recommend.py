@@ -22,8 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-import user_llm
-from user_llm.api import BATCHES, UserModel
+from user_llm.api import BATCHES, UserModel, load
 from user_llm.builders.custom.command import pairs
 from user_llm.builders.custom.config import CustomConfig
 from user_llm.bulk.users import UserEvents, UsersFile
@@ -31,6 +30,7 @@ from user_llm.errors import UserError, show
 from user_llm.files import read_json, replacing, write_json
 
 PART = 4096  # users of a part, which a stop may cost
+_USERS = b"users"  # how many a part has, in its metadata
 SCHEMA = pa.schema(
     {"user": pa.string(), "rank": pa.int32(), "item": pa.string(), "title": pa.string(), "score": pa.float32()}
 )
@@ -45,7 +45,7 @@ def recommend(options: argparse.Namespace) -> None:
       UserError: rows that cannot be used, more than the options allow; parts of another call.
     """
     config = CustomConfig(name="users", files=tuple(options.users), columns=pairs("--columns", options.columns))
-    model = user_llm.load(options.workdir)
+    model = load(options.workdir)
     parts = options.out.with_name(options.out.name + ".parts")
     asked = _asked(options, config)
     _claim(parts, asked)
@@ -100,11 +100,13 @@ def _claim(parts: Path, asked: dict[str, Any]) -> None:
 
 def _make_parts(model: UserModel, users: UsersFile, parts: Path, options: argparse.Namespace) -> None:
     done = sorted(parts.glob("part-*.parquet"))
-    with tqdm(total=users.count, initial=min(len(done) * PART, users.count), unit="user", dynamic_ncols=True) as bar:
-        for number, some in enumerate(users.batches(PART, skip=len(done) * PART), start=len(done)):
+    answered = sum(int(pq.read_metadata(part).metadata[_USERS]) for part in done)
+    with tqdm(total=users.count, initial=answered, unit="user", dynamic_ncols=True) as bar:
+        for number, some in enumerate(users.batches(PART, skip=answered), start=len(done)):
             rows = [row for size in _spans(len(some.users)) for row in _answers(model, some, size, options, bar)]
             with replacing(parts / f"part-{number:06}.parquet") as partial:
-                pq.write_table(pa.Table.from_pylist(rows, SCHEMA), partial)
+                told = SCHEMA.with_metadata({_USERS: str(len(some.users))})
+                pq.write_table(pa.Table.from_pylist(rows, told), partial)
 
 
 def _spans(count: int) -> Iterator[slice]:
@@ -131,7 +133,7 @@ def _join(parts: Path, out: Path) -> None:
     """One file of all parts, in order; then the parts go."""
     with replacing(out) as partial, pq.ParquetWriter(partial, SCHEMA) as writer:
         for part in sorted(parts.glob("part-*.parquet")):
-            writer.write_table(pq.read_table(part))
+            writer.write_table(pq.read_table(part).replace_schema_metadata())
     shutil.rmtree(parts)
 
 

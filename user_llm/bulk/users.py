@@ -111,9 +111,9 @@ class UsersFile:
         return sum(self.report.rejected(name) for name in files) - before
 
     def batches(self, size: int, skip: int = 0) -> Iterator[UserEvents]:
-        """Users in order of their ids, `size` at a time, without the first `skip`."""
-        found = self._connection.execute("SELECT * FROM users ORDER BY user_id OFFSET $skip", {"skip": skip})
-        for batch in found.fetch_record_batch(size):
+        """Users in order of their ids, at most `size` at a time, without the first `skip`."""
+        found = self._connection.sql(f"SELECT * FROM users ORDER BY user_id OFFSET {int(skip)}")
+        for batch in found.to_arrow_reader(size):
             columns = (_right_aligned(batch.column(name), self._length) for name in ("items", "ratings", "seconds"))
             item, rating, seconds = columns
             yield UserEvents(
