@@ -97,7 +97,9 @@ def beam_search(
     if (states is not None or prior is not None) and trie is None:
         raise ValueError("states and prior need trie=: they are those of its nodes")
     steps = max_steps if trie is None else min(max_steps, len(trie.fan_out))
-    excluded = None if trie is None or excluded_items is None else Excluded.build(trie, excluded_items)
+    excluded = None  # with a prior it is that which closes
+    if trie is not None and excluded_items is not None and prior is None:
+        excluded = Excluded.build(trie, excluded_items)
     reader, prompts = reading(model, prompt_tokens, states)
     prompt = prefill(reader, prompts, prompt_lengths, context, free_slots=steps * num_beams)
 
@@ -109,18 +111,21 @@ def beam_search(
             children = mass = None
             scores = logits - normaliser
         else:
-            children = trie.first_child[beams.nodes][..., None] + jnp.arange(fan_out)  # [B, K, C]
-            children = jnp.minimum(children, len(trie.token) - 1)
+            depth, width = beams.step + 1, cast(int, fan_out)
+            children, is_open = trie.children(beams.nodes, width)  # [B, K, C]
+            if excluded is not None:
+                # A node without a title that is left is closed at once, not its leaves alone: no beam walks into it.
+                is_open &= ~excluded.is_closed(trie, depth, beams.nodes, width)
             scores = jnp.take_along_axis(logits, trie.token[children], axis=-1) - normaliser
-            scores = jnp.where(_is_open(trie, beams.step + 1, beams.nodes, fan_out, excluded), scores, -jnp.inf)
-            mass = None if prior is None else prior.log_mass(trie, beams.step + 1, beams.nodes, children)
+            scores = jnp.where(is_open, scores, -jnp.inf)
+            mass = None if prior is None else prior.log_mass(trie, depth, beams.nodes, children)
         # A finished beam goes on as itself, through its first candidate, at no cost.
         itself = jnp.where(jnp.arange(scores.shape[-1]) == 0, 0.0, -jnp.inf)
         finished = beams.finished[..., None]
         log_probs = scores = beams.log_probs[..., None] + jnp.where(finished, itself, scores)
         if mass is not None:
-            is_open = (log_probs > -jnp.inf) & (mass > -jnp.inf)  # before they are mixed: 0 * inf is no number
-            mixed = jnp.where(is_open, weight * log_probs + (1 - weight) * mass, -jnp.inf)
+            alive = (log_probs > -jnp.inf) & (mass > -jnp.inf)  # before they are mixed: 0 * inf is no number
+            mixed = jnp.where(alive, weight * log_probs + (1 - weight) * mass, -jnp.inf)
             scores = jnp.where(finished, beams.scores[..., None] + itself, mixed)
         return _select(beams, scores, log_probs, children, trie, num_beams, eos_id, pad_id)
 
@@ -172,15 +177,6 @@ def _start(prompt: Prompt[Any], steps: int, pad_id: int) -> _Beams:
 def _fan_outs(trie: CatalogueTrie) -> tuple[int, ...]:
     """The bound of each wide level, and one for all levels below."""
     return (*trie.fan_out[:WIDE_LEVELS], max(trie.fan_out[WIDE_LEVELS:], default=1))
-
-
-def _is_open(trie: CatalogueTrie, depth, nodes, width, excluded: Excluded | None) -> jax.Array:
-    """bool `[B, K, C]`: the candidates that are children, with a title below them that is left for the row.
-
-    A node without such a title is closed at once, and not only its leaves: no beam walks into a dead end.
-    """
-    real = jnp.arange(width) < trie.num_children[nodes][..., None]
-    return real if excluded is None else real & ~excluded.is_closed(trie, depth, nodes, width)
 
 
 def _select(beams, scores, log_probs, children, trie, num_beams, eos_id, pad_id) -> _Beams:

@@ -75,6 +75,12 @@ class CatalogueTrie:
     def num_titles(self) -> int:
         return self.tree.last.shape[0]
 
+    def children(self, nodes: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
+        """The first `width` children of nodes int32 `[…]`: int32 `[…, width]`, and which of them there are, bool."""
+        places = jnp.arange(width)
+        children = jnp.minimum(self.first_child[nodes][..., None] + places, len(self.token) - 1)
+        return children, places < self.num_children[nodes][..., None]
+
     @jax.jit
     def open_items(self, items: jax.Array, excluded_items: jax.Array) -> jax.Array:
         """The lowest item of each title that is not excluded: int32 `[B, J]`, 0 where none is left.

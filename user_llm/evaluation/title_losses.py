@@ -25,7 +25,8 @@ class TitleLosses(NamedTuple):
 
     Attributes:
       llm: -log p of the token among the whole vocabulary.
-      outside: -log of what the LLM gives all tokens that may follow in the catalogue: none of `llm` is about the user.
+      outside: -log of what the LLM gives all tokens that may follow in the catalogue: the part of `llm` that tells no
+        title from another.
       encoder: -log of what the encoder gives the titles below the token, of those below the one before; 0 without one.
       choices: how many tokens may follow; 0 behind the end, 1 where the catalogue leaves nothing to choose.
     """
@@ -66,8 +67,7 @@ def _losses(model: Model, trie: CatalogueTrie, batch: Mapping[str, jax.Array], l
     def of_row(row):
         hidden, above, tokens = row
         log_probs = jax.nn.log_softmax(llm.logits(hidden), axis=-1)
-        children = jnp.minimum(trie.first_child[above][:, None] + jnp.arange(width), len(trie.token) - 1)
-        real = jnp.arange(width) < trie.num_children[above][:, None]
+        children, real = trie.children(above, width)
         own = jnp.take_along_axis(log_probs, tokens[:, None], axis=1)[:, 0]
         following = jnp.take_along_axis(log_probs, trie.token[children], axis=1)
         return -own, -jax.nn.logsumexp(jnp.where(real, following, -jnp.inf), axis=1)

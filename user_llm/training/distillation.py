@@ -65,8 +65,8 @@ class Teacher:
     def _level(self, masses: jax.Array, paths: jax.Array, taught: jax.Array, start: int, end: int) -> SoftTargets:
         trie, nodes = self._trie, paths[:, start:end]
         width = max(trie.fan_out[start:end])
-        children = jnp.minimum(trie.first_child[nodes][..., None] + jnp.arange(width), len(trie.token) - 1)
-        real = (jnp.arange(width) < trie.num_children[nodes][..., None]) & (nodes >= 0)[..., None]
+        children, real = trie.children(nodes, width)
+        real &= (nodes >= 0)[..., None]
         rows = jnp.arange(len(nodes))[:, None, None]
         shares = jax.nn.softmax(jnp.where(real, masses[children, rows], attention.MASKED), axis=-1) * real
         return SoftTargets(start, trie.token[children], self._share * taught[:, None, None] * shares)
