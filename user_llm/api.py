@@ -31,7 +31,13 @@ Users = Sequence[Event] | Sequence[Sequence[Event]]
 
 
 class UserModel:
-    """A finished run: encoder, LLM and vocabularies, for users it has never seen."""
+    """A finished run: encoder, LLM and vocabularies, for users it has never seen.
+
+    Attributes:
+      config, catalogue, tokenizer: of the run.
+      tasks: names of the tasks that it was trained for.
+      events: reads events, and knows what has to stand in them.
+    """
 
     def __init__(self, experiment: Experiment):
         self.config = experiment.config
@@ -45,7 +51,7 @@ class UserModel:
         self._study: Study = experiment
         self._extra: tuple[str, ...] = ()
         self._askers: dict[tuple[str, int, str], Asker] = {}
-        self._events = EventReader(self.config, self.catalogue.titles, experiment.rating_names)
+        self.events = EventReader(self.config, self.catalogue.titles, experiment.rating_names)
 
     def recommend(
         self,
@@ -138,13 +144,13 @@ class UserModel:
         where: Sequence[str],
     ) -> list[list[Answer]]:
         """The answers about users who fit into a batch."""
-        read = self._events.read(users, now, where)
+        read = self.events.read(users, now, where)
         asked: list[np.ndarray] = []
         if about[0] is not None:
             names = [f"{prefix}about" for prefix in where]
             pairs = [(name, event) for name, event in zip(names, about, strict=True) if event is not None]
-            asked = [np.array([self._events.item(*pair) for pair in pairs])]
-            asked += [np.array([self._events.rating(*pair, asked=True) for pair in pairs])]
+            asked = [np.array([self.events.item(*pair) for pair in pairs])]
+            asked += [np.array([self.events.rating(*pair, asked=True) for pair in pairs])]
         return self._ask_of(asker, task, read, asked)
 
     def _ask_of(
@@ -165,29 +171,9 @@ class UserModel:
 
         Args:
           read: `history/item`, `history/rating` int32 `[B, S]`, ids and classes of the run, oldest first, left-padded
-            with 0; and `history/ago`, seconds from each event until the user is asked, where the run `reads_times`.
+            with 0; and `history/ago`, seconds from each event until the user is asked, where `events.reads_times`.
         """
         return self._ask_of(self._asker("next_item", whole("k", k, 1), answers, ()), "next_item", read)
-
-    @property
-    def item_ids(self) -> Mapping[str, int]:
-        """The id of each title."""
-        return self._events.items
-
-    @property
-    def ratings(self) -> Sequence[float]:
-        """The run's ratings, by class from 1."""
-        return list(self._events.ratings)
-
-    @property
-    def reads_ratings(self) -> bool:
-        """Whether an event needs its rating."""
-        return self._events.reads_ratings
-
-    @property
-    def reads_times(self) -> str:
-        """What is read of times: "", "past" or "asked" (`encoder.time`)."""
-        return self._events.reads_times
 
     def save_language_model(self, folder: str | Path) -> None:
         """Writes the run's language model by itself, as a Hugging Face folder that `load_language_model` loads.
@@ -208,7 +194,7 @@ class UserModel:
             title = item.get("title") if isinstance(item, Mapping) and {*item} == {"title"} else None
             if not isinstance(title, str) or not title.strip():
                 raise UserError(f'extra item {index}: expected {{"title": text}}, got {reprlib.repr(item)}.')
-            if title in self._events.items or title in titles:
+            if title in self.events.items or title in titles:
                 raise UserError(f"extra item {index}: {title!r} is a title of the catalogue, or given twice.")
             titles.append(title)
         return tuple(titles)

@@ -18,6 +18,10 @@ EVENT = '{"item": title, "rating": number}'
 class EventReader:
     """Reads events by the titles and ratings of a run.
 
+    Attributes:
+      items: the id of each title.
+      ratings: the class, from 1, of each rating.
+
     Args:
       config: of the run.
       titles: by item id, "" for 0.
@@ -69,13 +73,24 @@ class EventReader:
         """What is read of times: "", "past" or "asked"."""
         return self.config.encoder.time if self.config.integration.kind != "none" else ""
 
+    def check_now(self, now: float | None, name: str = "now") -> None:
+        """Refuses a time of the answer where none is read, and the want of one where it is.
+
+        Raises:
+          UserError: so it is, or the time is none.
+        """
+        if (now is not None) != (self.reads_times == "asked"):
+            asks = f"no time of the answer: leave {name}= out"
+            if now is None:
+                asks = f"the time of the answer: give {name}="
+            raise UserError(f"config.encoder.time={self.reads_times!r} reads {asks}.")
+        if now is not None and not is_number(now):
+            raise UserError(f"{name} must be a number of seconds since 1970, got {reprlib.repr(now)}.")
+
     def _ago(self, events: Sequence[tuple[int, Event]], now: float | None, prefix: str) -> np.ndarray | None:
         """Seconds until now, or until the newest event, of each; None where the run reads no times."""
-        reads = self.reads_times
-        if (now is not None) != (reads == "asked"):
-            asks = "the time of the answer: give now=" if reads == "asked" else "no time of the answer: leave now= out"
-            raise UserError(f"config.encoder.time={reads!r} reads {asks}.")
-        if not reads:
+        self.check_now(now)
+        if not self.reads_times:
             return None
         named = [(f"{prefix}event {index}: its time", event.get("time")) for index, event in events]
         if now is not None:

@@ -194,10 +194,14 @@ def test_events_that_the_run_does_not_know_are_told(finished, events, tmp_path, 
         opened.write("u3,no such item,2000,4.0\nu3,,2001,4.0\nu4,no such item,2002,9.5\n")
     assert command(finished, file, tmp_path / "out.parquet") == 1
     assert "2 events are of items or ratings that the run does not know" in capsys.readouterr().err
-    assert command(finished, file, tmp_path / "other.parquet", "--unknown=skip") == 1
+    assert command(finished, file, tmp_path / "out.parquet", "--unknown=skip") == 1
     assert "1 rows are malformed" in capsys.readouterr().err
-    assert command(finished, file, tmp_path / "more.parquet", "--unknown=skip", "--max_malformed=0.1") == 0
-    assert len(pq.read_table(tmp_path / "more.parquet")) == 3 * len(users)
+    assert command(finished, file, tmp_path / "out.parquet", "--unknown=skip", "--max_malformed=0.1") == 0
+    assert len(pq.read_table(tmp_path / "out.parquet")) == 3 * len(users)
+    assert command(finished, file, tmp_path / "out.parquet", "--k=0") == 1
+    assert "--k must be a whole number of at least 1, got 0" in capsys.readouterr().err
+    assert command(finished, file, tmp_path / "out.parquet", "--now=2e9") == 1
+    assert "reads no time of the answer: leave --now= out" in capsys.readouterr().err
 
 
 def test_many_answers_are_the_beams_in_another_way(finished):

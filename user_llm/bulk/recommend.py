@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from user_llm.api import BATCHES, UserModel, load
+from user_llm.arguments import whole
 from user_llm.builders.custom.command import pairs
 from user_llm.builders.custom.config import CustomConfig
 from user_llm.bulk.users import UserEvents, UsersFile
@@ -31,6 +32,7 @@ from user_llm.files import read_json, replacing, write_json
 
 PART = 4096  # users of a part, which a stop may cost
 _USERS = b"users"  # how many a part has, in its metadata
+_ASKED = "asked.json"
 SCHEMA = pa.schema(
     {"user": pa.string(), "rank": pa.int32(), "item": pa.string(), "title": pa.string(), "score": pa.float32()}
 )
@@ -45,17 +47,19 @@ def recommend(options: argparse.Namespace) -> None:
       UserError: rows that cannot be used, more than the options allow; parts of another call.
     """
     config = CustomConfig(name="users", files=tuple(options.users), columns=pairs("--columns", options.columns))
+    whole("--k", options.k, 1)
     model = load(options.workdir)
+    model.events.check_now(options.now, "--now")
     parts = options.out.with_name(options.out.name + ".parts")
     asked = _asked(options, config)
-    _claim(parts, asked)
+    _refuse_others(parts, asked)
     names = model.catalogue.titles if options.by == "title" else model.catalogue.raw_ids
     users = UsersFile(
         config,
         names,
-        model.ratings,
+        list(model.events.ratings),
         length=model.config.data.history_length,
-        reads_ratings=model.reads_ratings,
+        reads_ratings=model.events.reads_ratings,
     )
     try:
         _logger.info("%s", users.report.text())
@@ -69,6 +73,8 @@ def recommend(options: argparse.Namespace) -> None:
             raise UserError(
                 f"{malformed:,} rows are malformed (see above), more than --max_malformed={options.max_malformed:g}"
             )
+        parts.mkdir(parents=True, exist_ok=True)
+        write_json(parts / _ASKED, asked)
         _make_parts(model, users, parts, options)
     finally:
         users.close()
@@ -86,13 +92,10 @@ def _asked(options: argparse.Namespace, config: CustomConfig) -> dict[str, Any]:
     return {"files": files, "columns": dict(config.columns), "run": run, **kept}
 
 
-def _claim(parts: Path, asked: dict[str, Any]) -> None:
-    """Makes the folder of parts, or finds that it is this call's."""
-    facts = parts / "asked.json"
-    if not facts.exists():
-        parts.mkdir(parents=True, exist_ok=True)
-        write_json(facts, asked)
-    elif read_json(facts, f"delete {parts}") != json.loads(json.dumps(asked)):
+def _refuse_others(parts: Path, asked: dict[str, Any]) -> None:
+    """Parts that a call which makes another file has left."""
+    facts = parts / _ASKED
+    if facts.exists() and read_json(facts, f"delete {parts}") != json.loads(json.dumps(asked)):
         raise UserError(
             f"{parts} holds parts of another call (other files, run or options): delete it, or take another --out"
         )
@@ -117,14 +120,21 @@ def _answers(
     model: UserModel, users: UserEvents, span: slice, options: argparse.Namespace, bar: tqdm
 ) -> Iterator[dict[str, Any]]:
     read = {"history/item": users.item[span], "history/rating": users.rating[span]}
-    if model.reads_times:
-        newest = users.seconds[span][:, -1:] if options.now is None else np.full((1, 1), int(options.now))
+    if model.events.reads_times:
+        newest = users.seconds[span][:, -1:]
+        if options.now is not None:
+            for row in np.flatnonzero(newest[:, 0] > options.now)[:1]:
+                raise UserError(
+                    f"user {users.users[span][row]}: the newest event is of {newest[row, 0]}, behind "
+                    f"--now={options.now:g}: take a later --now"
+                )
+            newest = np.full((1, 1), int(options.now))
         ago = np.where(read["history/item"] > 0, newest - users.seconds[span], 0)
         read["history/ago"] = np.clip(ago, 0, np.iinfo(np.int32).max).astype(np.int32)
     found = model.recommend_read(read, options.k, answers=options.answers)
     for user, answers in zip(users.users[span], found, strict=True):
         for rank, answer in enumerate(answers, start=1):
-            item = model.catalogue.raw_ids[model.item_ids[answer.text]]
+            item = model.catalogue.raw_ids[model.events.items[answer.text]]
             yield {"user": user, "rank": rank, "item": item, "title": answer.text, "score": answer.score}
     bar.update(len(found))
 
@@ -135,6 +145,12 @@ def _join(parts: Path, out: Path) -> None:
         for part in sorted(parts.glob("part-*.parquet")):
             writer.write_table(pq.read_table(part).replace_schema_metadata())
     shutil.rmtree(parts)
+
+
+def _share(text: str) -> float:
+    if not 0 <= (share := float(text)) <= 1:
+        raise argparse.ArgumentTypeError("must be from 0 to 1")
+    return share
 
 
 def main(arguments: list[str]) -> int:
@@ -160,7 +176,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--unknown", choices=("error", "skip"), default="error", help="events of unknown items or ratings"
     )
-    parser.add_argument("--max_malformed", type=float, default=0.0, help="share of the rows that may be malformed (0)")
+    parser.add_argument("--max_malformed", type=_share, default=0.0, help="share of the rows that may be malformed (0)")
     parser.add_argument("--now", type=float, help="when all are asked, in seconds since 1970 (encoder.time=asked)")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")

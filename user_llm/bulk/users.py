@@ -30,7 +30,7 @@ FROM (
         micros, position,
         row_number() OVER (PARTITION BY interactions.user_id ORDER BY micros DESC, position DESC) AS age
     FROM interactions JOIN known ON known.name = interactions.item
-    WHERE reason IS NULL AND ({any_rating} OR list_contains($ratings, rating))
+    WHERE reason IS NULL
 )
 WHERE age <= $length
 GROUP BY user_id
@@ -89,26 +89,29 @@ class UsersFile:
         files = config.named_files()
         load_interactions(self._connection, files, config, self.report)
         self.unknown = self._leave_out(files, list(ratings), reads_ratings)
-        any_rating = "false" if reads_ratings else "true"
-        self._connection.execute(
-            _CREATE_USERS.format(any_rating=any_rating), {"ratings": list(ratings), "length": length}
-        )
+        self._connection.execute(_CREATE_USERS, {"ratings": list(ratings), "length": length})
         ((self.count,),) = self._connection.execute("SELECT count(*) FROM users").fetchall()
 
     def _leave_out(self, files: Mapping[str, Path], ratings: list[float], reads_ratings: bool) -> int:
-        """Reports events of unknown items and ratings; how many there are."""
-        wrong = f"WHEN item NOT IN (SELECT name FROM known) THEN {literal(_UNKNOWN_ITEM)}"
+        """Marks and reports events of unknown items and ratings; how many there are."""
+        wrong = {_UNKNOWN_ITEM: "item NOT IN (SELECT name FROM known)"}
         if reads_ratings:
-            listed = ", ".join(map(repr, ratings)) or "NULL"
-            wrong += f" WHEN rating IS NULL OR rating NOT IN ({listed}) THEN {literal(_UNKNOWN_RATING)}"
-        before = sum(self.report.rejected(name) for name in files)
+            wrong[_UNKNOWN_RATING] = "NOT coalesce(list_contains($ratings, rating), false)"
+        # The rows that were malformed are reported already, and go.
+        self._connection.execute("DELETE FROM interactions WHERE reason IS NOT NULL")
+        for reason, condition in wrong.items():
+            self._connection.execute(
+                f"""
+                UPDATE interactions SET reason = {literal(reason)}, found = concat_ws(', ', item, rating)
+                WHERE reason IS NULL AND {condition}
+                """,
+                {"ratings": ratings} if "$ratings" in condition else {},
+            )
         for name in files:
-            of_file = f"""(
-                SELECT line, CASE {wrong} END AS reason, concat_ws(', ', item, rating) AS found
-                FROM interactions WHERE file = {literal(name)} AND reason IS NULL
-            )"""
+            of_file = f"(FROM interactions WHERE file = {literal(name)})"
             report_rejected(self._connection, of_file, name, self.report)
-        return sum(self.report.rejected(name) for name in files) - before
+        ((count,),) = self._connection.execute("SELECT count(reason) FROM interactions").fetchall()
+        return int(count)
 
     def batches(self, size: int, skip: int = 0) -> Iterator[UserEvents]:
         """Users in order of their ids, at most `size` at a time, without the first `skip`."""
