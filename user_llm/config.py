@@ -257,9 +257,6 @@ def _data(config: ConfigDict) -> Iterator[str]:
             f"{says(config, 'data.min_history')} is more than {says(config, 'data.history_length')}: "
             "lower it, or set 0 for full histories only"
         )
-    if config.integration.targets > data.history_length:
-        targets = says(config, "integration.targets")
-        yield f"{targets} is more than {says(config, 'data.history_length')}: lower it, or raise the other"
     if data.text_history > data.history_length:
         yield (
             f"{says(config, 'data.text_history')} is more than {says(config, 'data.history_length')}; "
@@ -302,6 +299,9 @@ def _integration(config: ConfigDict) -> Iterator[str]:
     if config.encoder.width % perceiver.num_heads:
         heads = says(config, "integration.perceiver.num_heads")
         yield f"{says(config, 'encoder.width')}: expected a multiple of {heads}"
+    if config.integration.targets > config.data.history_length:
+        most = says(config, "integration.targets")
+        yield f"{most} is more than {says(config, 'data.history_length')}: lower it, or raise the other"
     kind_is = says(config, "integration.kind")
     if config.integration.first_layer and kind != "cross_attention":
         first = says(config, "integration.first_layer")

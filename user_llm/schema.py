@@ -174,14 +174,14 @@ def get_config() -> ConfigDict:
     config.evaluation = ConfigDict(
         dict(
             batch_size=64,  # users at once
-            answers="beams",  # how an LLM ranks: beams | exact (log p of every title) | fused (and with its encoder)
+            answers="beams",  # how an LLM ranks: beams | exact (small catalogues) | fused (with its encoder)
             num_beams=10,  # of the beam search
             constrained=True,  # beams stay inside the catalogue; False = the paper's free beams
             exclude="history",  # what is no answer, for every row: history | timeline (all before) | nothing (paper)
             max_users=0,  # test users, evenly spread; 0 = all
             max_validation=10_000,  # validation windows, evenly spread; 0 = all
-            cold_share=0.0,  # share of the items that nothing learns of, and whose events make tables of their own
             max_fit=1000,  # of these, how many the mix of answers=fused is fitted on; 0 = all
+            cold_share=0.0,  # share of the items that nothing learns of, and whose events make tables of their own
             second_encoder="",  # workdir of a finished run, whose encoder makes a row with ours: a control of fused
             bootstrap_samples=1000,  # resamples of the test users, for the 95 % intervals
         )

@@ -49,6 +49,15 @@ def negative_log_softmax(logits):
     return np.log(np.exp(logits).sum()) - logits
 
 
+def dense_text_loss(predict, model, batch, *arguments):
+    """The sum of a batch's losses, from logits of whole texts that `predict` computes."""
+    logits, weights = np.asarray(predict(model, *arguments), np.float64), batch["decoder_loss_weights"]
+    return sum(
+        weights[row, at] * negative_log_softmax(logits[row, at])[batch["decoder_target_tokens"][row, at]]
+        for row, at in np.argwhere(weights > 0)
+    )
+
+
 def naive_autoregressive(model, batch):
     """{feature: (loss, weight)}: every real event predicts the one after it, class 0 is in no softmax."""
     history = {name: batch[f"history/{name}"] for name in ("item", "rating")}
@@ -115,11 +124,7 @@ def test_the_contextualised_loss_is_a_dense_softmax_over_the_answer(user_llm, ba
         hidden, _ = model(tokens, batch["decoder_positions"], causal_mask(tokens > 0), context=context)
         return model.logits(hidden)
 
-    logits, weights = np.asarray(predict(user_llm), np.float64), batch["decoder_loss_weights"]
-    expected = sum(
-        weights[row, at] * negative_log_softmax(logits[row, at])[batch["decoder_target_tokens"][row, at]]
-        for row, at in np.argwhere(weights > 0)
-    )
+    expected, weights = dense_text_loss(predict, user_llm, batch), batch["decoder_loss_weights"]
     loss, weight, metrics = run(CONTEXTUALISED, user_llm, batch)
     assert loss == pytest.approx(expected, rel=1e-5)
     assert weight == pytest.approx(weights.sum(), rel=1e-6)
@@ -161,11 +166,7 @@ def test_label_contexts_ask_for_the_label_in_place_of_the_user(lively, build_use
         hidden, _ = model(tokens, batch["decoder_positions"], causal_mask(tokens > 0), context=context)
         return model.logits(hidden)
 
-    logits, weights = np.asarray(of_labels(model), np.float64), batch["decoder_loss_weights"]
-    expected = sum(
-        weights[row, at] * negative_log_softmax(logits[row, at])[batch["decoder_target_tokens"][row, at]]
-        for row, at in np.argwhere(weights > 0)
-    )
+    expected = dense_text_loss(of_labels, model, batch)
     plain = run(CONTEXTUALISED, model, batch)[0]
     assert run(everyone, model, batch, keys[0])[0] == pytest.approx(expected, rel=1e-5)
     assert run(everyone, model, batch)[0] == plain  # no validation has label contexts
@@ -194,12 +195,7 @@ def test_several_texts_of_a_history_each_read_it_up_to_their_event(user_llm, bat
             return model.logits(hidden)
 
         own = {name: several[name][:, text] for name in names}
-        logits = np.asarray(predict(user_llm, own["decoder_input_tokens"], own["decoder_positions"], mask), np.float64)
-        weights = own["decoder_loss_weights"]
-        expected += sum(
-            weights[row, at] * negative_log_softmax(logits[row, at])[own["decoder_target_tokens"][row, at]]
-            for row, at in np.argwhere(weights > 0)
-        )
+        expected += dense_text_loss(predict, user_llm, own, own["decoder_input_tokens"], own["decoder_positions"], mask)
     loss, weight, _ = run(CONTEXTUALISED, user_llm, several)
     assert loss == pytest.approx(expected, rel=1e-5)
     assert weight == pytest.approx(batch["decoder_loss_weights"].sum(), rel=1e-6)

@@ -17,6 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from user_llm.arguments import whole
 from user_llm.errors import UserError, show
 from user_llm.evaluation.evaluator import Subset, rank_by_scores, user_llm_scores
 from user_llm.evaluation.metrics import bootstrap_interval, ranking_metrics
@@ -40,6 +41,7 @@ def diagnose(workdir: Path, *, users: int, split: str) -> dict[str, Any]:
     Raises:
       UserError: the run answers no next items, or has no contextualised LLM.
     """
+    whole("--users", users, 0)
     config = read_config(workdir)
     check_kept(workdir)
     experiment = Experiment(config, workdir, one_device())
@@ -47,8 +49,7 @@ def diagnose(workdir: Path, *, users: int, split: str) -> dict[str, Any]:
         raise UserError(f"{workdir} has no LLM that answers next items: there is nothing to take apart.")
     trained = RestoredStages(experiment)
     model, trie = trained["user_llm"], experiment.answer_trie(TASK)
-    has_encoder = "encoder" in trained
-    encoder = encoder_row(experiment, trained, of="item") if has_encoder else None
+    encoder = encoder_row(experiment, trained, of="item")
     source = Subset.evenly(experiment.source(TASK, split), users)
     size, exclude = config.evaluation.batch_size, config.evaluation.exclude != "nothing"
     losses = title_losses(model, encoder, source, trie, batch_size=size)
@@ -99,11 +100,11 @@ def take_apart(losses: TitleLosses, has_encoder: bool) -> dict[str, Any]:
 def print_diagnosis(found: dict[str, Any]) -> None:
     """Prints it as three tables."""
     console = Console(width=100)
-    whole = Table(title=f"Loss of a {found['split']} label's title, nats, mean of {found['users']:,} users")
+    titles = Table(title=f"Loss of a {found['split']} label's title, nats, mean of {found['users']:,} users")
     for heading in ("part", "nats"):
-        whole.add_column(heading, justify="left" if heading == "part" else "right")
+        titles.add_column(heading, justify="left" if heading == "part" else "right")
     for name, value in found["losses"].items():
-        whole.add_row(name, f"{value:.3f}")
+        titles.add_row(name, f"{value:.3f}")
     tokens = Table(title="By token")
     for heading in found["tokens"][0]:
         tokens.add_column(heading, justify="right")
@@ -116,7 +117,7 @@ def print_diagnosis(found: dict[str, Any]) -> None:
     for name, values in found["ranks"].items():
         cells = [f"{one['value']:.3f} ±{(one['high'] - one['low']) / 2:.3f}" for one in map(values.get, metrics)]
         ranked.add_row(name, *cells)
-    for table in (whole, tokens, ranked):
+    for table in (titles, tokens, ranked):
         console.print(table)
 
 

@@ -9,8 +9,9 @@ from ml_collections import ConfigDict
 from user_llm.checkpoints import huggingface
 from user_llm.checkpoints.adapters import load_adapters, save_adapters
 from user_llm.checkpoints.transfer import with_prefix, without_prefix
-from user_llm.config import reads_pretrained_encoder, task_names, task_rates
+from user_llm.config import ConfigError, reads_pretrained_encoder, says, task_names, task_rates
 from user_llm.data.targets import SeveralTargets
+from user_llm.decoding.prior import MOST_DENSE
 from user_llm.encoders import ENCODERS
 from user_llm.evaluation.evaluator import Subset, mean_metrics
 from user_llm.experiment.stages.base import Stage, on_hosts
@@ -24,22 +25,30 @@ from user_llm.training.objectives import contextualised_objective
 from user_llm.training.optimizer import Pace
 from user_llm.training.trainable import STRATEGIES
 
+_ONE_BY_ONE = {"label_contexts": 0.0, "distillation": 0.0, "targets": 1}  # keys of it, and what they usually are
 
-def _reads_embeddings_singly(config: ConfigDict, says: str) -> Iterator[str]:
+
+def _embeddings_one_by_one(config: ConfigDict) -> Iterator[str]:
     """A line for each value that does not go with texts that read some embeddings of a context."""
-    if config.integration.kind != "cross_attention" or config.integration.perceiver.enabled:
-        yield f"{says} is for cross-attention to the embeddings: set --config.integration.kind=cross_attention"
-    if not ENCODERS[config.encoder.kind].causal:
-        yield f"{says} is for causal encoders: set --config.encoder.kind=autoregressive or hstu"
-    of_items = config.integration.label_contexts or config.integration.distillation
-    if of_items and tuple(config.encoder.features) != ("item",):
-        yield f"{says} is for encoders of items alone: set \"--config.encoder.features=('item',)\""
-    if task_names(config) != ("next_item",):
-        yield f"{says} is for answers that are an event's title: set --config.task=next_item"
-    if config.integration.targets > 1 and config.data.text_history:
-        yield f"{says}: each text would have a history of its own; set --config.data.text_history=0"
-    if config.integration.targets > 1 and config.data.reader != "windows":
-        yield f"{says} is for the reader windows: set --config.data.reader=windows"
+    integration = config.integration
+    asked = {key for key, usual in _ONE_BY_ONE.items() if integration[key] != usual}
+    attends, causal = "--config.integration.kind=cross_attention", "--config.encoder.kind=autoregressive"
+    of_items, items_alone = ("label_contexts", "distillation"), "\"--config.encoder.features=('item',)\""
+    next_item = "--config.task=next_item"
+    wants = [
+        (integration.kind != "cross_attention", _ONE_BY_ONE, "cross-attention", attends),
+        (integration.perceiver.enabled, _ONE_BY_ONE, "all embeddings", "--config.integration.perceiver.enabled=false"),
+        (not ENCODERS[config.encoder.kind].causal, _ONE_BY_ONE, "causal encoders", causal),
+        (tuple(config.encoder.features) != ("item",), of_items, "encoders of items alone", items_alone),
+        (task_names(config) != ("next_item",), _ONE_BY_ONE, "answers that are an event's title", next_item),
+        (config.data.text_history, ("targets",), "texts without histories", "--config.data.text_history=0"),
+        (config.data.reader != "windows", ("targets",), "the reader windows", "--config.data.reader=windows"),
+    ]
+    for is_so, keys, what, instead in wants:
+        if is_so:
+            yield from (
+                f"{says(config, f'integration.{key}')} is for {what}: set {instead}" for key in keys if key in asked
+            )
 
 
 class UserLLMStage(Stage):
@@ -97,6 +106,11 @@ class UserLLMStage(Stage):
         teacher = None
         if share := config.integration.distillation:
             (task,) = experiment.tasks
+            if experiment.catalogue.num_items > MOST_DENSE:
+                raise ConfigError(
+                    f"config.integration.distillation={share} asks the encoder about all titles, at most "
+                    f"{MOST_DENSE:,}, and {config.data.dataset} has {experiment.catalogue.num_items:,}: set 0"
+                )
             teacher = Teacher(experiment.answer_trie(task.name), share, experiment.cold_items)
         return contextualised_objective(config.encoder.chunk_rows, config.integration.label_contexts, teacher)
 
@@ -174,9 +188,7 @@ class UserLLMStage(Stage):
                 "config.integration.kind='none' reads a user from the prompt, where config.data.text_history=0 writes "
                 "no event: set --config.data.text_history, or take another kind"
             )
-        for key, common in (("label_contexts", 0.0), ("distillation", 0.0), ("targets", 1)):
-            if config.integration[key] != common:
-                yield from _reads_embeddings_singly(config, f"config.integration.{key}={config.integration[key]}")
+        yield from _embeddings_one_by_one(config)
         if config.strategy != "full" and not config.llm.checkpoint and "llm" not in config.stages:
             yield (
                 f"config.strategy={config.strategy!r} freezes a language model that nothing has trained: add 'llm' to "
