@@ -130,6 +130,7 @@ MAY_IMPORT = {
         "user_llm.seqio_road",
     ),
     "user_llm.inspect": (
+        "user_llm.arguments",
         "user_llm.errors",
         "user_llm.files",
         "user_llm.builders",

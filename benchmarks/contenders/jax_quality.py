@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.quality_files import experiment_of
-from user_llm.evaluation.evaluator import encoder_scores, rank_by_scores
+from user_llm.evaluation.evaluator import rank_by_scores
 from user_llm.evaluation.metrics import ranking_metrics
+from user_llm.evaluation.users import encoder_scores
 from user_llm.experiment.stages import STAGES
 from user_llm.host import Host
 from user_llm.models.model import Model

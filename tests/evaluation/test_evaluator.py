@@ -17,7 +17,6 @@ from user_llm.evaluation.evaluator import (
     TOP,
     ShuffledContexts,
     Subset,
-    encoder_scores,
     mean_metrics,
     rank_by_beams,
     rank_by_scores,
@@ -26,6 +25,7 @@ from user_llm.evaluation.evaluator import (
     user_llm_texts,
     write_texts,
 )
+from user_llm.evaluation.users import encoder_scores
 from user_llm.models.model import Model
 from user_llm.parallel import processes
 from user_llm.parallel.mesh import make_mesh

@@ -3,14 +3,9 @@
 import numpy as np
 import pytest
 
-from user_llm.evaluation.evaluator import (
-    encoder_scores,
-    rank_by_beams,
-    rank_by_scores,
-    user_llm_beams,
-    user_llm_scores,
-)
+from user_llm.evaluation.evaluator import rank_by_beams, rank_by_scores, user_llm_beams, user_llm_scores
 from user_llm.evaluation.fusion import WEIGHTS, best_weight, fused_scores, log_prior, mean_of, share_of
+from user_llm.evaluation.users import encoder_scores
 
 EOS, ITEMS, BATCH = 2, 12, 4
 UNTRAINED, FLOOR = [4, 11], 0.05

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from tests.evaluation.conftest import EOS, ITEMS, TITLES
-from user_llm.evaluation.evaluator import encoder_scores, user_llm_scores
+from user_llm.evaluation.evaluator import user_llm_scores
 from user_llm.evaluation.title_losses import title_losses
+from user_llm.evaluation.users import encoder_scores
 
 
 @pytest.fixture(scope="module")

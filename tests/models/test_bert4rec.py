@@ -27,7 +27,7 @@ def encode(encoder, history, mask, masked):
 
 @jax.jit
 def rank(encoder, history, mask):
-    return encoder.next_item_logits(history, mask)
+    return encoder.query_logits(encoder.query(history, mask))
 
 
 def test_every_event_sees_all_others(encoder):

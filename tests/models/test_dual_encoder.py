@@ -60,9 +60,9 @@ def test_each_feature_is_encoded_apart_from_the_others(encoder, history, mask):
 
 
 def test_items_are_ranked_by_the_cosine_of_the_towers(encoder, history, mask):
-    embeddings, logits = jax.jit(lambda encoder: (encoder(history, mask), encoder.next_item_logits(history, mask)))(
-        encoder
-    )
+    embeddings, logits = jax.jit(
+        lambda encoder: (encoder(history, mask), encoder.query_logits(encoder.query(history, mask)))
+    )(encoder)
     tower = encoder.label_tower
     tables = {feature: np.asarray(tower.table(feature)) for feature in ("item", "category")}
     sets = [[c for c in row if c] for row in ITEM_CATEGORIES]
@@ -75,20 +75,13 @@ def test_items_are_ranked_by_the_cosine_of_the_towers(encoder, history, mask):
 
 
 def test_labels_may_be_categories(of_categories, history, mask):
-    logits = jax.jit(lambda encoder: encoder.category_logits(history, mask))(of_categories)
-    users = jax.jit(lambda encoder: encoder.user_vectors(history, mask))(of_categories)
+    logits = jax.jit(lambda encoder: encoder.query_logits(encoder.query(history, mask)))(of_categories)
+    users = jax.jit(lambda encoder: encoder.query(history, mask))(of_categories)
     tower = of_categories.label_tower
     labels = unit(np.asarray(tower.table("category")) @ np.asarray(tower.projection_EU))
     assert (logits.shape, logits.dtype) == ((3, 4), jnp.float32)
     assert jnp.all(logits[:, 0] == -jnp.inf)
     np.testing.assert_allclose(logits[:, 1:], np.asarray(users) @ labels[1:].T, atol=1e-5)
-
-
-def test_a_ranking_of_the_other_kind_is_refused(encoder, of_categories, history, mask):
-    with pytest.raises(ValueError, match="of kind 'category', so it cannot rank by item: train one with label='item'"):
-        of_categories.next_item_logits(history, mask)
-    with pytest.raises(ValueError, match="of kind 'item', so it cannot rank by category"):
-        encoder.category_logits(history, mask)
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,11 @@ def build(kind, **changes):
 
 @jax.jit
 def run(encoder, history, mask, key=None):
-    return encoder(history, mask, key=key), encoder.output_mask(mask), encoder.next_item_logits(history, mask)
+    return (
+        encoder(history, mask, key=key),
+        encoder.output_mask(mask),
+        encoder.query_logits(encoder.query(history, mask)),
+    )
 
 
 @pytest.fixture(scope="module", params=KINDS)

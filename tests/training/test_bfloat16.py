@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from ml_collections.config_flags import config_path
 
-from user_llm.evaluation.evaluator import encoder_scores, rank_by_scores
+from user_llm.evaluation.evaluator import rank_by_scores
 from user_llm.evaluation.metrics import compare, ranking_metrics
+from user_llm.evaluation.users import encoder_scores
 from user_llm.experiment.experiment import Experiment
 from user_llm.experiment.prepare import prepare
 from user_llm.experiment.stages import STAGES

@@ -84,7 +84,7 @@ def test_the_loss_is_that_of_the_label_and_of_the_encoders_opinion(trie, lesson)
         hidden, _ = model(
             tokens, batch["decoder_positions"], causal_mask(tokens > 0), context=model.encode(history, mask)
         )
-        return model.logits(hidden), model.encoder.next_item_logits(history, mask)
+        return model.logits(hidden), model.encoder.query_logits(model.encoder.query(history, mask))
 
     logits, items = (np.asarray(x, np.float64) for x in predict(model))
     expected = own = 0.0

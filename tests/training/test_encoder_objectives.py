@@ -135,7 +135,7 @@ def test_the_label_competes_with_the_distinct_labels_of_the_batch(dual_encoder, 
     objective = dual_encoder_objective(CHUNK, frequencies if corrected else None)
     loss, weight, metrics = run(objective, dual_encoder, {**windows, "weight": weights})
     history = {name: windows[f"history/{name}"] for name in ("item", "rating")}
-    logits = jax.jit(lambda model: model.next_item_logits(history, history["item"] > 0))(dual_encoder)
+    logits = jax.jit(lambda model: model.query_logits(model.query(history, history["item"] > 0)))(dual_encoder)
     logits = np.asarray(logits, np.float64)
     if corrected:
         logits[:, 1:] -= np.log(1 - (1 - frequencies[1:] / frequencies.sum()) ** 16)
@@ -167,7 +167,7 @@ def test_categories_compete_with_all_categories(lively, windows, given):
     batch = {**windows, "label/category": favorites} if given else windows
     loss, weight, _ = run(dual_encoder_objective(CHUNK, None), model, batch)
     history = {name: windows[f"history/{name}"] for name in ("item", "rating")}
-    logits = jax.jit(lambda model: model.category_logits(history, history["item"] > 0))(model)
+    logits = jax.jit(lambda model: model.query_logits(model.query(history, history["item"] > 0)))(model)
     wanted = favorites[:, None] if given else [CATEGORIES[item] for item in windows["label/item"]]
     wanted = [[c - 1 for c in row if c] for row in wanted]
     losses = [

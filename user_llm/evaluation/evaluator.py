@@ -7,7 +7,7 @@ a batch of the evaluation takes far longer to compute than to read, and metrics 
 import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Generic, TypeVar, cast
+from typing import Generic, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from user_llm.decoding.text_states import TextStates
 from user_llm.evaluation.baselines import Scores
 from user_llm.evaluation.fusion import LogPrior
 from user_llm.evaluation.metrics import ranks_from_scores, ranks_from_titles
+from user_llm.evaluation.users import context_of, inputs_of
 from user_llm.models.model import Model
 from user_llm.models.user_llm import UserLLM
 from user_llm.parallel.mesh import put_whole_batch
@@ -34,7 +35,6 @@ from user_llm.training.objectives import Objective
 AnySource = TypeVar("AnySource", bound=Source)
 Beams = Callable[[Mapping[str, np.ndarray]], tuple[BeamResult, np.ndarray]]
 
-_FEATURES = ("item", "rating", "ago")  # of a history, the last where times are read
 TOP = 10  # items kept of a ranking by scores
 
 _logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def rank_by_scores(
     """
     ranks, items = [], []
     for batch, real in batches_of(source, batch_size, description):
-        values, seen = np.array(fetch(scores(batch)))[real], _seen(batch)[real]
+        values, seen = np.array(fetch(scores(batch)))[real], seen_items(batch)[real]
         labels = batch[label][real]
         ranks.append(ranks_from_scores(values, labels, seen if exclude_seen else None))
         values[:, 0] = -np.inf
@@ -133,7 +133,7 @@ def best(scores: np.ndarray, count: int) -> np.ndarray:
     return np.where(np.take_along_axis(scores, top, axis=1) > -np.inf, top, 0)
 
 
-def _seen(batch: Mapping[str, np.ndarray]) -> np.ndarray:
+def seen_items(batch: Mapping[str, np.ndarray]) -> np.ndarray:
     """Items `[n, E]` that the users have met: all of them where the batch brings them, else those of the history."""
     return batch.get("seen/item", batch["history/item"])
 
@@ -141,26 +141,6 @@ def _seen(batch: Mapping[str, np.ndarray]) -> np.ndarray:
 def _but(seen: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Items `[n, E]` that are no answer: what is seen, but never the label, to which a user may come back."""
     return np.where(seen == labels[:, None], 0, seen)
-
-
-@functools.partial(jax.jit, static_argnames="of")
-def _encoder_logits(model: Model, history: Mapping[str, jax.Array], of: str) -> jax.Array:
-    encoder: Any = model.module()  # of categories only a dual encoder has logits
-    logits = encoder.category_logits if of == "category" else encoder.next_item_logits
-    return logits(history, history["item"] > 0)
-
-
-def encoder_scores(model: Model, *, of: str = "item") -> Scores:
-    """The encoder alone, whichever it is, as a recommender: `batch -> [B, I+1]`.
-
-    With `of="category"` a dual encoder that has learnt categories scores these, `[B, C+1]`.
-    """
-
-    def scores(batch: Mapping[str, np.ndarray]) -> jax.Array:
-        history = {name: batch[f"history/{name}"] for name in _FEATURES if f"history/{name}" in batch}
-        return _encoder_logits(model, put_whole_batch(history, model.mesh), of)
-
-    return scores
 
 
 _BEAM_OPTIONS = ("num_beams", "max_steps", "eos_id", "constrained", "with_context")
@@ -218,7 +198,7 @@ def user_llm_beams(
     options |= dict(constrained=constrained, with_context=with_context)
 
     def beams(batch: Mapping[str, np.ndarray]) -> tuple[BeamResult, np.ndarray]:
-        seen = _seen(batch)
+        seen = seen_items(batch)
         excluded = np.zeros_like(seen)
         if exclude_seen:
             # A user to recommend to has no label.
@@ -280,19 +260,6 @@ def write_texts(
     for batch, real in batches_of(source, batch_size, description):
         found += vocabulary.decode_batch(fetch(texts(batch))[real])
     return [text.strip() for text in found]
-
-
-def inputs_of(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What an LLM answers from. A shuffled source brings other users' events as the context."""
-    context = {
-        name: batch.get(f"context/{name}", batch[f"history/{name}"]) for name in _FEATURES if f"history/{name}" in batch
-    }
-    return {**{name: batch[name] for name in ("prompt_tokens", "prompt_lengths")}, **context}
-
-
-def context_of(model: UserLLM, batch: Mapping[str, jax.Array]):
-    """What the LLM reads of the users of `inputs_of`."""
-    return model.encode({name: batch[name] for name in _FEATURES if name in batch}, batch["item"] > 0)
 
 
 class Subset(Generic[AnySource]):

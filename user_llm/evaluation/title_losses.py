@@ -13,7 +13,8 @@ from user_llm.decoding.paths import nodes_above, paths_to
 from user_llm.decoding.prefill import extend, prefill
 from user_llm.decoding.prior import DensePrior
 from user_llm.evaluation.baselines import Scores
-from user_llm.evaluation.evaluator import batches_of, context_of, inputs_of
+from user_llm.evaluation.evaluator import batches_of
+from user_llm.evaluation.users import context_of, inputs_of
 from user_llm.models.model import Model
 from user_llm.models.user_llm import UserLLM
 from user_llm.parallel.mesh import put_whole_batch

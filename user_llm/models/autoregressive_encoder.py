@@ -31,6 +31,6 @@ class AutoregressiveEncoder(EventEncoder):
         x = self.embedding(history)
         return self.transform(x, mask, sees, ago=history.get("ago"), packing=packing, key=key)
 
-    def next_item_logits(self, history: History, mask: jax.Array) -> jax.Array:
-        """float32 [B, I + 1], the logits of the item after the newest event; -inf for the padding item 0."""
-        return self.item_logits(self(history, mask)[:, -1])
+    def query(self, history: History, mask: jax.Array) -> jax.Array:
+        """[B, U], the embedding of the newest event."""
+        return self(history, mask)[:, -1]

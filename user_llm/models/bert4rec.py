@@ -54,8 +54,8 @@ class Bert4Rec(EventEncoder):
             x = jnp.where(masked[..., None], cast(self.mask_U, self.config.dtype), x)
         return self.transform(x, mask, both_ways(mask), key=key)
 
-    def next_item_logits(self, history: History, mask: jax.Array) -> jax.Array:
-        """float32 [B, I + 1], the logits of the item after the newest event; -inf for the padding item 0.
+    def query(self, history: History, mask: jax.Array) -> jax.Array:
+        """[B, U], the embedding of an event that is not known yet.
 
         A masked event stands behind the history, whose oldest event leaves where `max_length` has no room for both.
         """
@@ -66,7 +66,7 @@ class Bert4Rec(EventEncoder):
 
         longer = {name: append(ids, 0) for name, ids in history.items()}
         masked = append(jnp.zeros_like(mask), True)
-        return self.item_logits(self(longer, append(mask, True), masked=masked)[:, -1])
+        return self(longer, append(mask, True), masked=masked)[:, -1]
 
     def drop_pretraining(self) -> None:
         """Leaves out the softmaxes' projections and the masked event: a language model reads embeddings only."""

@@ -150,7 +150,7 @@ class DualEncoder(nnx.Module):
         """Leaves out the label tower and what compares with it: a language model reads the user tower only."""
         del self.label_tower, self.user_head_UU, self.log_scale
 
-    def user_vectors(self, history: History, mask: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+    def query(self, history: History, mask: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
         """[B, U], all of a user's embeddings as one vector; times `label_vectors` transposed they are logits."""
         joined = self(history, mask, key=key).reshape(len(mask), -1)
         unit = _unit(linear(joined, cast(self.user_head_UU, self.config.dtype)))
@@ -160,31 +160,10 @@ class DualEncoder(nnx.Module):
         """[..., U] of label ids int [...]: of items, or of categories with `label="category"`."""
         return self.label_tower(labels)
 
-    def next_item_logits(self, history: History, mask: jax.Array) -> jax.Array:
-        """float32 [B, I + 1], the logits of the item after the newest event; -inf for the padding item 0.
-
-        Raises:
-          UserError: the labels are categories.
-        """
-        return self._label_logits("item", history, mask)
-
-    def category_logits(self, history: History, mask: jax.Array) -> jax.Array:
-        """float32 [B, C + 1], the logits of the next item's category; -inf for the padding category 0.
-
-        Raises:
-          UserError: the labels are items.
-        """
-        return self._label_logits("category", history, mask)
-
-    def _label_logits(self, label: str, history: History, mask: jax.Array) -> jax.Array:
-        if label != self.config.label:
-            raise UserError(
-                f"This dual encoder's labels are of kind {self.config.label!r}, so it cannot rank by {label}: "
-                f"train one with label={label!r}."
-            )
-        labels = self.label_vectors(jnp.arange(self.label_tower.table(label).shape[0]))
-        users = self.user_vectors(history, mask)
-        logits = jnp.einsum("BU,VU->BV", users, labels, preferred_element_type=jnp.float32)
+    def query_logits(self, query: jax.Array) -> jax.Array:
+        """float32 [B, V], the logits of the next item, or of its category (`label`); -inf for padding 0."""
+        labels = self.label_vectors(jnp.arange(self.label_tower.table(self.config.label).shape[0]))
+        logits = jnp.einsum("BU,VU->BV", query, labels, preferred_element_type=jnp.float32)
         return logits.at[:, 0].set(-jnp.inf)
 
 

@@ -37,8 +37,12 @@ class UserEncoder(Protocol):
         """bool [B, S']: which embeddings there are."""
         ...
 
-    def next_item_logits(self, history: History, mask: jax.Array) -> jax.Array:
-        """[B, I + 1]: the encoder alone as a recommender."""
+    def query(self, history: History, mask: jax.Array) -> jax.Array:
+        """[B, Q]: what the users are looking for, as the encoder alone has it."""
+        ...
+
+    def query_logits(self, query: jax.Array) -> jax.Array:
+        """float32 [B, I + 1], the logits of each next item (of a dual encoder that has learnt them: category)."""
         ...
 
     def drop_pretraining(self) -> None:
@@ -239,6 +243,10 @@ class EventEncoder(HistoryTransformer):
         if feature not in self._heads:
             return embeddings
         return linear(embeddings, cast(getattr(self, f"{feature}_head_UU"), self.config.dtype))
+
+    def query_logits(self, query: jax.Array) -> jax.Array:
+        """float32 [B, I + 1], the logits of the item that comes next; -inf for the padding item 0."""
+        return self.item_logits(query)
 
     def item_logits(self, embeddings: jax.Array) -> jax.Array:
         """float32 [..., I + 1], an item's logits at the event of each embedding; -inf for the padding item 0."""

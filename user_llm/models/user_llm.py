@@ -93,17 +93,29 @@ class UserLLM(nnx.Module):
         """
         if self.encoder is None or self.connector is None:
             return None
-        embeddings, mask = self.encoder(history, mask, key=key), self.encoder.output_mask(mask)
-        if self.perceiver is not None:
-            embeddings, mask = self.perceiver(embeddings, mask)
-        context = self.connector.context(embeddings, mask)
+        context = self.context(*self.embed(history, mask, key=key))
         if texts > 1:
             context = cast(Context, context).for_texts(texts)
         if items is not None:
             states = cast(EventEncoder, self.encoder).item_states(items)[:, None]
-            own = cast(Context, self.connector.context(states, jnp.ones(states.shape[:2], bool)))
+            own = cast(Context, self.context(states, jnp.ones(states.shape[:2], bool)))
             context = cast(Context, context).or_else(own, items > 0)
         return context
+
+    def embed(
+        self, history: Mapping[str, jax.Array], mask: jax.Array, *, key: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """User embeddings [B, N, U], the Perceiver's latents where there is one, and bool [B, N] which there are.
+
+        The arguments are those of `encode`. They may be stored, and are all that `context` reads of a user.
+        """
+        encoder = cast(UserEncoder, self.encoder)
+        embeddings, mask = encoder(history, mask, key=key), encoder.output_mask(mask)
+        return (embeddings, mask) if self.perceiver is None else self.perceiver(embeddings, mask)
+
+    def context(self, embeddings: jax.Array, mask: jax.Array) -> Context | Prefix:
+        """What the language model attends to of user embeddings [B, N, U], where bool `mask` [B, N]."""
+        return cast(Connector, self.connector).context(embeddings, mask)
 
     def __call__(
         self,

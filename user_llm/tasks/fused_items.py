@@ -6,9 +6,10 @@ import numpy as np
 
 from user_llm.data.pipeline import Source
 from user_llm.errors import UserError
-from user_llm.evaluation.evaluator import Beams, Subset, encoder_scores, rank_by_beams, user_llm_beams
+from user_llm.evaluation.evaluator import Beams, Subset, rank_by_beams, user_llm_beams
 from user_llm.evaluation.fusion import Fusion, LogPrior, best_weight, log_prior, share_of
 from user_llm.evaluation.metrics import METRICS
+from user_llm.evaluation.users import encoder_scores
 from user_llm.models.model import Model
 from user_llm.tasks.base import Study
 from user_llm.tasks.rows import FUSED, RERANKED

@@ -9,12 +9,13 @@ from user_llm.data.answers import NameAnswers
 from user_llm.data.prompts import Piece, Wording
 from user_llm.evaluation.baselines import Scores, category_popularity_scores, popularity_scores
 from user_llm.evaluation.blocks import label_blocks
-from user_llm.evaluation.evaluator import Subset, encoder_scores, rank_by_beams, rank_by_scores, user_llm_scores
+from user_llm.evaluation.evaluator import Subset, rank_by_beams, rank_by_scores, seen_items, user_llm_scores
 from user_llm.evaluation.fusion import LogPrior, fused_scores, mean_of
 from user_llm.evaluation.metrics import ranking_metrics
 from user_llm.evaluation.neighbours import followers, neighbour_scores, similar_items
 from user_llm.evaluation.places import Places
 from user_llm.evaluation.report import ranking_predictions
+from user_llm.evaluation.users import encoder_scores
 from user_llm.models.model import Model
 from user_llm.parallel.processes import fetch
 from user_llm.tasks.base import Answer, Asker, Batch, Evaluation, Study, Task, best_answers
@@ -192,11 +193,11 @@ class NextItem(Task):
         mix = None if prior is None else fused_scores(scores, prior, weight, trie)
 
         def ask(batch: Batch) -> list[list[Answer]]:
-            history = batch["history/item"]
-            values = np.array(fetch(scores(batch) if mix is None else mix(batch, history)))
+            closed = seen_items(batch)
+            values = np.array(fetch(scores(batch) if mix is None else mix(batch, closed)))
             items = np.broadcast_to(np.arange(values.shape[1]), values.shape)
             # A title stands for its open items, under the lowest of them; all others are no answer of their own.
-            values[np.asarray(trie.open_items(items, history)) != items] = -np.inf
+            values[np.asarray(trie.open_items(items, closed)) != items] = -np.inf
             return best_answers(titles, values, k)
 
         return ask

@@ -9,8 +9,9 @@ from user_llm.data.pipeline import Source
 from user_llm.encoders import ENCODERS
 from user_llm.errors import UserError
 from user_llm.evaluation.baselines import Scores
-from user_llm.evaluation.evaluator import ShuffledContexts, encoder_scores
+from user_llm.evaluation.evaluator import ShuffledContexts
 from user_llm.evaluation.metrics import compare, summarise
+from user_llm.evaluation.users import encoder_scores
 from user_llm.models.model import Model
 from user_llm.tasks.base import Batch, Study
 
@@ -31,7 +32,7 @@ def encoder_row(study: Study, trained: Mapping[str, Model], *, of: str) -> Score
     config, encoder = study.config.encoder, trained.get("encoder")
     if encoder is None or ENCODERS[config.kind].ranks(config) != of:
         return None
-    return encoder_scores(encoder, of=of)
+    return encoder_scores(encoder)
 
 
 def item_rankers(study: Study, trained: Mapping[str, Model]) -> dict[str, Scores]:

@@ -127,7 +127,7 @@ def dual_encoder_objective(chunk_rows: int, label_frequencies: np.ndarray | None
     """
 
     def objective(model, batch: Batch, key: jax.Array | None):
-        users = model.user_vectors(*history(batch), key=key)
+        users = model.query(*history(batch), key=key)
         weights, items = _example_weights(batch), batch["label/item"]
         if model.config.label == "category":
             tower = model.label_tower

@@ -9,8 +9,9 @@ from ml_collections.config_flags import config_path
 from user_llm.config import ConfigError, reads_pretrained_encoder
 from user_llm.data.packing import packed
 from user_llm.encoders import ENCODERS
-from user_llm.evaluation.evaluator import encoder_scores, mean_metrics, rank_by_scores
+from user_llm.evaluation.evaluator import mean_metrics, rank_by_scores
 from user_llm.evaluation.metrics import METRICS
+from user_llm.evaluation.users import encoder_scores
 from user_llm.experiment import workdir as workdirs
 from user_llm.experiment.experiment import Experiment
 from user_llm.experiment.item_text import item_text
