@@ -1,12 +1,13 @@
 """The titles of a catalogue as one prefix tree, in flat arrays that live on the device."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from user_llm.decoding.trie_building import build_columns
+from user_llm.decoding.trie_building import build_columns, item_columns
 from user_llm.errors import UserError
 
 
@@ -40,17 +41,18 @@ class CatalogueTrie:
             `first_child … first_child + num_children`, in order of token, the EOS leaf (if any) first.
         first_title, end_title: int32 `[nodes]`: titles `first_title … end_title` lie under a node.
         parent: int32 `[nodes]`; -1: the root has none.
-        leaf_item: int32 `[nodes]`, the item of a leaf; 0 on every other node.
+        leaf_item: int32 `[nodes]`, the item of a leaf; 0 on every other node, and where no item is left (`only`).
         leaf_of_title: int32 `[R]`, the leaf on which each title ends.
         tree_node: int32 `[nodes]`, the same node in `tree`; -1 for the root and the leaves.
-        items_before: int32 `[R+1]`, items of the first r titles.
+        items_before: int32 `[R+1]`, items of the first r titles that are left.
         title_of_item: int32 `[I+1]`, the row of an item's title among the sorted titles; -1 for item 0.
-        canonical_item: int32 `[I+1]`, the lowest item with the same title tokens; 0 for item 0.
-        group_size: int32 `[I+1]`, the number of items with these title tokens; 0 for item 0.
-        next_twin: int32 `[I+1]`, the next higher item with the same title tokens; 0 behind the last, and for item 0.
+        canonical_item: int32 `[I+1]`, the lowest item left with the same title tokens; 0 for item 0, and for none.
+        group_size: int32 `[I+1]`, the number of items left with these title tokens; 0 for item 0, and what is not left.
+        next_twin: int32 `[I+1]`, the next higher item left with the same title tokens; 0 behind the last.
         tree: the same tree as a language model reads it, for `rank_catalogue`.
         fan_out: most children of a node at depth 0, 1, …; its length is the longest title with its EOS.
         level_ends: one past the last node at depth 0, 1, …; nodes of one depth stand side by side.
+        open_nodes: bool `[nodes]`, those below which an item is left; None: all.
     """
 
     token: jax.Array
@@ -70,16 +72,41 @@ class CatalogueTrie:
     tree: TitleTree
     fan_out: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     level_ends: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    open_nodes: jax.Array | None = None
 
     @property
     def num_titles(self) -> int:
         return self.tree.last.shape[0]
 
     def children(self, nodes: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
-        """The first `width` children of nodes int32 `[…]`: int32 `[…, width]`, and which of them there are, bool."""
+        """The first `width` children of nodes int32 `[…]`: int32 `[…, width]`, and which of them are open, bool."""
         places = jnp.arange(width)
         children = jnp.minimum(self.first_child[nodes][..., None] + places, len(self.token) - 1)
-        return children, places < self.num_children[nodes][..., None]
+        real = places < self.num_children[nodes][..., None]
+        return children, real if self.open_nodes is None else real & self.open_nodes[children]
+
+    def only(self, items: np.ndarray) -> "CatalogueTrie":
+        """The same tree with some of its items left; nodes without any are closed.
+
+        No node moves: what was computed of them (`TextStates`) stays theirs.
+
+        Args:
+            items: bool `[I+1]`.
+
+        Raises:
+            UserError: none is left.
+        """
+        left = np.array(items, bool)
+        left[0] = False
+        if not left.any():
+            raise UserError("no item is left that may be answered")
+        columns = item_columns(np.asarray(self.title_of_item), left)
+        before, first, end = columns["items_before"], np.asarray(self.first_title), np.asarray(self.end_title)
+        leaves, leaf_item = np.asarray(self.leaf_of_title), np.zeros(len(first), np.int32)
+        leaf_item[leaves[np.asarray(self.title_of_item)[1:]]] = columns["canonical_item"][1:]
+        changed: dict[str, Any] = {name: _int32(column) for name, column in columns.items()}
+        changed |= {"leaf_item": _int32(leaf_item), "open_nodes": jnp.asarray(before[end] > before[first])}
+        return dataclasses.replace(self, **changed)
 
     @jax.jit
     def open_items(self, items: jax.Array, excluded_items: jax.Array) -> jax.Array:

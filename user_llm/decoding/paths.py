@@ -70,6 +70,7 @@ class Excluded(NamedTuple):
         """Of items int32 `[B, E]`, 0-padded, in any order, with repetitions."""
         items = jnp.sort(items, axis=1)
         once = jnp.diff(items, axis=1, prepend=0) > 0  # an item named twice is one item; padding is none
+        once &= trie.group_size[items] > 0
         titles = jnp.sort(jnp.where(once, trie.title_of_item[items], trie.num_titles), axis=1)
         paths = paths_to(trie, titles)
         # Titles stand in order, so those below a node stand side by side.

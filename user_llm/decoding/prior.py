@@ -113,7 +113,7 @@ class TopPrior(NamedTuple):
         titles = jnp.where(values > -jnp.inf, trie.title_of_item[items], trie.num_titles)
         closed = Excluded.build(trie, excluded)
         are_open = (log_prior[:, 1:] > -jnp.inf).sum(axis=1)
-        counted = are_open == log_prior.shape[1] - 1 - (closed.titles < trie.num_titles).sum(axis=1)
+        counted = are_open == trie.items_before[-1] - (closed.titles < trie.num_titles).sum(axis=1)
         rest = jnp.where((count > 0) & counted, jnp.maximum(rest, _TINY), 0.0)
         return cls(shares, paths_to(trie, titles), highest, rest, closed)
 
@@ -140,9 +140,19 @@ def build_prior(trie: CatalogueTrie, log_prior: jax.Array, excluded: jax.Array) 
 
     `excluded`, int32 `[B, E]`, are those that are no answer.
     """
+    log_prior = of_items_left(trie, log_prior)
     if log_prior.shape[1] <= MOST_DENSE:
         return DensePrior.build(trie, log_prior)
     return TopPrior.build(trie, log_prior, excluded)
+
+
+def of_items_left(trie: CatalogueTrie, log_prior: jax.Array) -> jax.Array:
+    """Log-probabilities float32 `[B, I+1]` over the items that the trie has left (`CatalogueTrie.only`)."""
+    if trie.open_nodes is None:
+        return log_prior
+    left = jnp.where(trie.group_size > 0, log_prior, -jnp.inf)
+    mass = jax.nn.logsumexp(left, axis=-1, keepdims=True)
+    return left - jnp.where(mass > -jnp.inf, mass, 0.0)
 
 
 def title_masses(trie: CatalogueTrie, log_prior: jax.Array) -> jax.Array:

@@ -52,7 +52,12 @@ def build_columns(title_tokens: np.ndarray, lengths: np.ndarray, eos_id: int) ->
     starts = (0, *level_ends[:-2])  # of the levels that have children
     fan_out = tuple(np.maximum.reduceat(num_children[: level_ends[-2]], starts).tolist())
     return Built(
-        nodes, {**_items(titles), "leaf_of_title": leaf_of_title}, tree, int(titles.lengths.max()), fan_out, level_ends
+        nodes,
+        {**item_columns(titles.title_of_item), "title_of_item": titles.title_of_item, "leaf_of_title": leaf_of_title},
+        tree,
+        int(titles.lengths.max()),
+        fan_out,
+        level_ends,
     )
 
 
@@ -131,23 +136,25 @@ def _levels(titles: _Titles, level_ends: tuple[int, ...], eos_id: int) -> tuple[
     return nodes, tree, leaf_of_title
 
 
-def _items(titles: _Titles) -> Columns:
-    title_of_item = titles.title_of_item
-    sizes = np.bincount(title_of_item[1:], minlength=len(titles.lengths)).astype(np.int32)
-    canonical, group_size = titles.canonical[title_of_item], sizes[title_of_item]
-    canonical[0] = group_size[0] = 0
-    return {
-        "title_of_item": title_of_item,
-        "canonical_item": canonical,
-        "group_size": group_size,
-        "next_twin": _next_twins(title_of_item),
-        "items_before": np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32),
-    }
+def item_columns(title_of_item: np.ndarray, left: np.ndarray | None = None) -> Columns:
+    """What a trie knows of items: `canonical_item`, `group_size`, `next_twin`, `items_before`.
 
-
-def _next_twins(title_of_item: np.ndarray) -> np.ndarray:
-    order = np.argsort(title_of_item, kind="stable")  # twins side by side, the lowest item first
+    Args:
+        title_of_item: int `[I+1]`, -1 for item 0.
+        left: bool `[I+1]`, the items that there are; None: all.
+    """
+    exists = title_of_item >= 0 if left is None else left & (title_of_item >= 0)
+    items, titles = np.flatnonzero(exists), title_of_item.max() + 1
+    order = items[np.argsort(title_of_item[items], kind="stable")]  # twins side by side, the lowest item first
     twins = title_of_item[order[1:]] == title_of_item[order[:-1]]
-    following = np.zeros(len(order), np.int32)
-    following[order[:-1]] = np.where(twins, order[1:], 0)
-    return following
+    next_twin = np.zeros(len(title_of_item), np.int32)
+    next_twin[order[:-1]] = np.where(twins, order[1:], 0)
+    lowest, first = np.zeros(titles, np.int32), np.append(True, ~twins)
+    lowest[title_of_item[order[first]]] = order[first]
+    sizes = np.bincount(title_of_item[items], minlength=titles)
+    return {
+        "canonical_item": np.where(title_of_item >= 0, lowest[title_of_item], 0),
+        "group_size": np.where(exists, sizes[title_of_item], 0),
+        "next_twin": next_twin,
+        "items_before": np.concatenate([[0], np.cumsum(sizes)]),
+    }

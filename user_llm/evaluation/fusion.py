@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from user_llm.decoding.catalogue_trie import CatalogueTrie
-from user_llm.decoding.prior import open_log_prior, title_masses
+from user_llm.decoding.prior import of_items_left, open_log_prior, title_masses
 from user_llm.evaluation.baselines import Scores
 
 LogPrior = Callable[[Mapping[str, np.ndarray], jax.Array], jax.Array]
@@ -79,6 +79,7 @@ def fused_scores(llm: Scores, prior: LogPrior, weight: float, trie: CatalogueTri
 
     @jax.jit
     def mix(titles: jax.Array, log_probs: jax.Array) -> jax.Array:
+        log_probs = of_items_left(trie, log_probs)
         masses, is_open = title_masses(trie, log_probs)[trie.title_of_item].T, log_probs > -jnp.inf
         return jnp.where(is_open, weight * titles + (1 - weight) * masses, -jnp.inf)
 
