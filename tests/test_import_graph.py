@@ -163,6 +163,9 @@ MAY_IMPORT = {
         "user_llm.checkpoints",
         "user_llm.decoding",
     ),
+    "user_llm.embeddings": ("user_llm.errors", "user_llm.data"),
+    "user_llm.given": ("user_llm.errors", "user_llm.events", "user_llm.embeddings"),
+    "user_llm.asking": ("user_llm.models", "user_llm.tasks"),
     "user_llm.api": ALL_ABOVE,
     "user_llm.bulk": ALL_ABOVE,  # commands
     "user_llm.main": ALL_ABOVE,  # a command

@@ -1,6 +1,6 @@
 """User-LLM: a language model that reads a user's timeline as embeddings (arXiv 2402.13598).
 
-`load_timelines`, `load_language_model` and `load` are the public face (docs/python.md).
+`load_timelines`, `load_language_model`, `load` and `UserEmbeddings` are the public face (docs/python.md).
 """
 
 import importlib
@@ -10,15 +10,17 @@ _PUBLIC = {
     "load_timelines": "user_llm.data.timelines",
     "load_language_model": "user_llm.api",
     "load": "user_llm.api",
+    "UserEmbeddings": "user_llm.embeddings",
 }
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "load", "load_language_model", "load_timelines"]
+__all__ = ["UserEmbeddings", "__version__", "load", "load_language_model", "load_timelines"]
 
 if TYPE_CHECKING:
     from user_llm.api import load, load_language_model
     from user_llm.data.timelines import load_timelines
+    from user_llm.embeddings import UserEmbeddings
 else:
 
     def __getattr__(name: str) -> Any:

@@ -1,14 +1,21 @@
 """The public face: language models and finished runs from Python (docs/python.md)."""
 
+import functools
+import itertools
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from user_llm.arguments import folder_path, whole
+from user_llm.asking import BATCHES, Askers, beside, filled
+from user_llm.data.vocabularies import text_start
+from user_llm.embeddings import UserEmbeddings, catalogue_fingerprint, parameters_fingerprint
 from user_llm.errors import UserError
+from user_llm.evaluation.evaluator import user_llm_texts
+from user_llm.evaluation.users import encoder_queries, user_embeddings
 from user_llm.events import Event, EventReader
 from user_llm.experiment.borrowed import contents
 from user_llm.experiment.experiment import Experiment
@@ -16,22 +23,19 @@ from user_llm.experiment.export import save_language_model
 from user_llm.experiment.seal import check_kept, refuse_swapped
 from user_llm.experiment.training import RestoredStages
 from user_llm.experiment.workdir import BORROWED, read_config
+from user_llm.given import Users, as_many, closed_items, each_of, ids_of
 from user_llm.parallel.mesh import one_device
-from user_llm.tasks import TASKS, Answer, Asker, Study
-from user_llm.tasks.extra_items import WithExtraItems
-from user_llm.text_model import TextModel, load_language_model
+from user_llm.parallel.processes import fetch
+from user_llm.tasks import TASKS, Answer, Asker
+from user_llm.text_model import TextModel, check_text, continuation, load_language_model
 
-__all__ = ["Answer", "Event", "TextModel", "UserModel", "load", "load_language_model"]
+__all__ = ["Answer", "Event", "TextModel", "UserEmbeddings", "UserModel", "load", "load_language_model"]
 
-BATCHES = (1, 8, 64)
-"""Users at once: as many rows as the next of these, so that each is compiled for once."""
-
-Users = Sequence[Event] | Sequence[Sequence[Event]]
-"""One user's events, or those of many."""
+_PROMPT = 16  # tokens: prompts of any text are as wide as the next multiple
 
 
 class UserModel:
-    """A finished run: encoder, LLM and vocabularies, for users it has never seen.
+    """A finished run: encoder, LLM and vocabularies, for users it has never seen. Threads may share one.
 
     Attributes:
       config, catalogue, tokenizer: of the run.
@@ -48,10 +52,51 @@ class UserModel:
         self.tokenizer = experiment.vocabulary
         self.tasks = tuple(task.name for task in experiment.tasks)
         self._experiment = experiment
-        self._study: Study = experiment
-        self._extra: tuple[str, ...] = ()
-        self._askers: dict[tuple[str, int, str], Asker] = {}
+        self._askers = Askers(experiment, self._stages)
         self.events = EventReader(self.config, self.catalogue.titles, experiment.rating_names)
+
+    def encode(
+        self,
+        users: Users,
+        *,
+        now: float | Sequence[float] | None = None,
+        unknown: str = "error",
+        query: bool | None = None,
+    ) -> UserEmbeddings:
+        """What the run makes of users' events: small arrays that may be kept, and asked anything later.
+
+        Args:
+          users, now, unknown: as for `recommend`. A single user is a batch of one.
+          query: whether what the encoder alone asks for is made, too, for answers "fused" and "encoder"; None: of a run
+            whose answers are fused.
+
+        Raises:
+          UserError: as `recommend`.
+        """
+        if query is None:
+            query = self.config.evaluation.answers == "fused"
+        many, users, count = as_many(users)
+        return UserEmbeddings.join(list(self._parts(many, users, count, now, unknown, query)))
+
+    def encode_arrays(self, read: Mapping[str, np.ndarray], *, query: bool = False) -> UserEmbeddings:
+        """As `encode`, of users who are arrays already, no more than the last of `BATCHES`.
+
+        Args:
+          read: `history/item`, `history/rating` int32 `[B, S]`, ids and classes of the run, oldest first, left-padded
+            with 0; and `history/ago`, seconds from each event until the user is asked, where `events.reads_times`.
+        """
+        items = read["history/item"]
+        embeddings, mask = np.zeros((len(items), 0, 0), np.float32), np.zeros((len(items), 0), bool)
+        batch = filled(read)
+        if self.config.integration.kind != "none":
+            made = user_embeddings(self._model)(batch)
+            embeddings, mask = (np.asarray(fetch(x))[: len(items)] for x in made)
+        asked = None
+        if query:
+            if "encoder" not in self._stages:
+                raise UserError(f"{self._experiment.workdir} has trained no encoder that could be asked alone.")
+            asked = np.asarray(fetch(encoder_queries(self._stages["encoder"])(batch)))[: len(items)]
+        return UserEmbeddings(items, embeddings, mask, asked, self._encoder_fingerprint, self._catalogue_fingerprint)
 
     def recommend(
         self,
@@ -60,8 +105,12 @@ class UserModel:
         *,
         now: float | Sequence[float] | None = None,
         answers: str = "beams",
+        exclude: Sequence[str] | Sequence[Sequence[str]] = (),
+        allow: Sequence[str] | None = None,
+        category: str | None = None,
         extra_items: Sequence[Mapping[str, str]] = (),
-    ) -> list[Any]:
+        unknown: str = "error",
+    ) -> Any:
         """The `k` likeliest next items of a user, or of each of many, best first.
 
         None of them is among the events read.
@@ -69,20 +118,38 @@ class UserModel:
         Args:
           events: oldest first, each `{"item": title, "rating": number}`; the latest `history_length` are read. The
             rating may be left out only where no encoder reads it. An encoder that reads times (`encoder.time`) needs
-            `"time"`, too: seconds since 1970. Of many users: a list of such lists, which get a list of answers.
+            `"time"`, too: seconds since 1970. Of many users: a list of such lists, which get a list of answers; an
+            iterator of them, whose answers are an iterator, in the memory of a batch; or what `encode` has made.
           k: how many; the whole rest of the catalogue where that is less. Up to 100 are found by beam search, with
             as many beams or the config's where those are more; more are ranked exactly, in the same memory.
           now: of the answer, in seconds since 1970; for `encoder.time=asked`, which needs it. Of many users: one for
             all, or for each.
-          answers: "beams" of the LLM, or "fused" with what its encoder says, by a run with `evaluation.answers=fused`.
+          answers: "beams" of the LLM; "exact", by the probability of every title; "fused" with what its encoder says,
+            by a run with `evaluation.answers=fused`; or those of the "encoder" alone.
+          exclude: titles that are no answer either; of many users: for all, or a list for each.
+          allow, category: titles, and the name of a category, that an answer must be of.
           extra_items: items that came after the training, each `{"title": text}`: they may be answered, too. Others
             than in the call before are read anew, and compiled for.
+          unknown: what of events whose item or rating the run does not know: an "error", or "skip". Skipped ones are
+            counted in `self.events.skipped`; a user without any other gets no answers.
 
         Raises:
           UserError: the run was not trained for it; no event, or one that is none (an unknown title, an unknown
             rating: the nearest valid ones are named); a `k` that is no number of answers.
         """
-        return self._answer(events, "next_item", k, now=now, answers=answers, extra=self._titles_of(extra_items))
+        extra = self._titles_of(extra_items)
+        ids = {**self.events.items, **{title: self.catalogue.num_items + 1 + n for n, title in enumerate(extra)}}
+        allowed = self._allowed(ids, allow, category)
+        return self._answer(
+            events,
+            "next_item",
+            k,
+            now=now,
+            unknown=unknown,
+            how=answers,
+            closed=functools.partial(closed_items, ids, exclude),
+            asker=lambda task, k: self._askers.get(task, k, answers, extra, allowed),
+        )
 
     def answer(
         self,
@@ -92,88 +159,57 @@ class UserModel:
         *,
         about: Event | Sequence[Event] | None = None,
         now: float | Sequence[float] | None = None,
-        answers: str = "beams",
-    ) -> list[Any]:
+        unknown: str = "error",
+    ) -> Any:
         """The `k` likeliest answers to a task's question about a user, or about each of many, best first.
 
         Args:
           events: as for `recommend`.
           task: one the run was trained for; None: its first.
           about: the event, with its rating, that a review is to be written of; of many users one for each.
-          now, answers: as for `recommend`.
+          now, unknown: as for `recommend`.
 
         Raises:
           UserError: as `recommend`.
         """
-        return self._answer(events, self.tasks[0] if task is None else task, k, about=about, now=now, answers=answers)
+        name = self.tasks[0] if task is None else task
+        return self._answer(events, name, k, now=now, unknown=unknown, about=about)
 
-    def _answer(
-        self,
-        events: Users,
-        task: str,
-        k: int,
-        *,
-        about: Any = None,
-        now: Any,
-        answers: str,
-        extra: tuple[str, ...] = (),
-    ) -> list[Any]:
-        if task not in self.tasks:
-            raise UserError(f"{self._experiment.workdir} answers {' and '.join(self.tasks)}: train a run of {task!r}.")
-        k = whole("k", k, 1)
-        if (about is not None) != TASKS[task].asks_about_label:
-            raise UserError(f"task {task!r} asks about {'an event: give it with about=' if about is None else 'none'}.")
-        many = _is_list(events) and len(events) > 0 and _is_list(events[0])
-        users = list(events) if many else [events]
-        where = [f"user {user}, " for user in range(len(users))] if many else [""]
-        moments, asked = _each("now", now, users, many), _each("about", about, users, many)
-        asker = self._asker(task, k, answers, extra)
-        found: list[list[Answer]] = []
-        for start in range(0, len(users), BATCHES[-1]):
-            part = slice(start, start + BATCHES[-1])
-            found += self._ask(asker, task, users[part], moments[part], asked[part], where[part])
-        return found if many else found[0]
-
-    def _ask(
-        self,
-        asker: Asker,
-        task: str,
-        users: Sequence[Any],
-        now: Sequence[float | None],
-        about: Sequence[Event | None],
-        where: Sequence[str],
-    ) -> list[list[Answer]]:
-        """The answers about users who fit into a batch."""
-        read = self.events.read(users, now, where)
-        asked: list[np.ndarray] = []
-        if about[0] is not None:
-            names = [f"{prefix}about" for prefix in where]
-            pairs = [(name, event) for name, event in zip(names, about, strict=True) if event is not None]
-            asked = [np.array([self.events.item(*pair) for pair in pairs])]
-            asked += [np.array([self.events.rating(*pair, asked=True) for pair in pairs])]
-        return self._ask_of(asker, task, read, asked)
-
-    def _ask_of(
-        self, asker: Asker, task: str, read: Mapping[str, np.ndarray], asked: Sequence[np.ndarray] = ()
-    ) -> list[list[Answer]]:
-        """The answers about the users of a batch that has been read."""
-        tokens, lengths, _ = self._experiment.prompts(task).build(read["history/item"], *asked)
-        batch = {"prompt_tokens": tokens, "prompt_lengths": lengths, **read}
-        count = len(tokens)
-        filled = next(size for size in BATCHES if size >= count) - count
-        rows = {name: np.pad(x, ((0, filled), *((0, 0),) * (x.ndim - 1))) for name, x in batch.items()}
-        return asker(rows)[:count]
-
-    def recommend_read(
-        self, read: Mapping[str, np.ndarray], k: int = 10, *, answers: str = "beams"
-    ) -> list[list[Answer]]:
-        """As `recommend`, of users who are arrays already, no more than the last of `BATCHES`.
+    def generate(
+        self, events: Users, prompt: str, max_new_tokens: int = 40, *, now: Any = None, unknown: str = "error"
+    ) -> Any:
+        """The text that continues `prompt`, greedily, by an LLM that reads the user: of many users a text for each.
 
         Args:
-          read: `history/item`, `history/rating` int32 `[B, S]`, ids and classes of the run, oldest first, left-padded
-            with 0; and `history/ago`, seconds from each event until the user is asked, where `events.reads_times`.
+          events, now, unknown: as for `recommend`.
+
+        Raises:
+          UserError: as `recommend`; the LLM has no room for the text.
         """
-        return self._ask_of(self._asker("next_item", whole("k", k, 1), answers, ()), "next_item", read)
+        check_text(prompt)
+        whole("max_new_tokens", max_new_tokens, 1)
+        start, (words,) = text_start(self.tokenizer), self.tokenizer.encode_batch([prompt])
+        length, assembly = len(start) + len(words), self._experiment.assembly
+        room = assembly.language_model_config.max_length - assembly.soft_prompt_length
+        if not length:
+            raise UserError("there is nothing to continue: this tokenizer puts no BOS in front of an empty prompt.")
+        if length + max_new_tokens > room:
+            raise UserError(
+                f"{length} tokens of prompt and {max_new_tokens} new ones are more than the {room} this model has room "
+                "for: shorten the prompt, or lower max_new_tokens."
+            )
+        texts = user_llm_texts(self._model, eos_id=self.tokenizer.eos_id, max_new_tokens=max_new_tokens)
+        tokens = np.array(start + words, np.int32)
+        tokens = np.pad(tokens, (0, -length % _PROMPT))
+
+        def ask(part: UserEmbeddings, users: slice) -> list[str]:
+            del users
+            prompts = {"prompt_tokens": np.tile(tokens, (len(part), 1))}
+            prompts["prompt_lengths"] = np.full(len(part), length, np.int32)
+            new = np.asarray(fetch(texts(filled({**prompts, **part.batch()}))))[: len(part)]
+            return [continuation(self.tokenizer, words, row) for row in new]
+
+        return self._ofeach_of(*as_many(events), now, unknown, False, ask)
 
     def save_language_model(self, folder: str | Path) -> None:
         """Writes the run's language model by itself, as a Hugging Face folder that `load_language_model` loads.
@@ -187,6 +223,108 @@ class UserModel:
         """
         save_language_model(self._experiment, self._model, folder_path("folder", folder))
 
+    def _answer(
+        self,
+        users: Users,
+        task: str,
+        k: int,
+        *,
+        now: Any,
+        unknown: str,
+        about: Any = None,
+        how: str | None = None,
+        closed: Callable[[int | None], Callable[[slice], list[list[int]]] | None] = lambda count: None,
+        asker: Callable[[str, int], Asker] | None = None,
+    ) -> Any:
+        if task not in self.tasks:
+            raise UserError(f"{self._experiment.workdir} answers {' and '.join(self.tasks)}: train a run of {task!r}.")
+        k = whole("k", k, 1)
+        if (about is not None) != TASKS[task].asks_about_label:
+            raise UserError(f"task {task!r} asks about {'an event: give it with about=' if about is None else 'none'}.")
+        many, users, count = as_many(users)
+        asked = each_of("about", about, count, many)
+        excluded = closed(count if many else None)
+        prompts = self._experiment.prompts(task)
+        compiled = asker(task, k) if asker else self._askers.get(task, k, None)
+
+        def ask(part: UserEmbeddings, rows: slice) -> list[list[Answer]]:
+            label = self._label(asked(rows), rows, many) if about is not None else []
+            tokens, lengths, _ = prompts.build(part.items, *label)
+            batch = {"prompt_tokens": tokens, "prompt_lengths": lengths, **part.batch()}
+            if excluded is not None:
+                batch["seen/item"] = beside(part.items, excluded(rows))
+            found = compiled(filled(batch))[: len(part)]
+            return [answers if items.any() else [] for answers, items in zip(found, part.items, strict=True)]
+
+        return self._ofeach_of(many, users, count, now, unknown, how in ("fused", "encoder"), ask)
+
+    def _ofeach_of(
+        self,
+        many: bool,
+        users: Any,
+        count: int | None,
+        now: Any,
+        unknown: str,
+        query: bool,
+        ask: Callable[[UserEmbeddings, slice], list[Any]],
+    ) -> Any:
+        """What is answered about each user, in batches."""
+
+        def each() -> Iterator[Any]:
+            start = 0
+            for part in self._parts(many, users, count, now, unknown, query):
+                yield from ask(part, slice(start, start + len(part)))
+                start += len(part)
+
+        if many and count is None:
+            return each()
+        found = list(each())
+        return found if many else found[0]
+
+    def _parts(
+        self, many: bool, users: Any, count: int | None, now: Any, unknown: str, query: bool
+    ) -> Iterator[UserEmbeddings]:
+        """The users in batches."""
+        if unknown not in ("error", "skip"):
+            raise UserError(f"unknown must be 'error' or 'skip', got {reprlib.repr(unknown)}.")
+        size = BATCHES[-1]
+        if isinstance(users, UserEmbeddings):
+            users.check(self._encoder_fingerprint, self._catalogue_fingerprint)
+            if now is not None:
+                raise UserError("now= was read when the users were encoded: leave it out.")
+            if query and users.query is None:
+                raise UserError("these users were encoded without what the encoder asks for: encode them query=True.")
+            yield from (users[start : start + size] for start in range(0, len(users), size))
+            return
+        moments, rest = each_of("now", now, count, many), iter(users)
+        for start in itertools.count(step=size):
+            some = list(itertools.islice(rest, size))
+            if not some:
+                return
+            where = [f"user {start + row}, " if many else "" for row in range(len(some))]
+            read = self.events.read(some, moments(slice(start, start + len(some))), where, skip=unknown == "skip")
+            yield self.encode_arrays(read, query=query)
+
+    def _label(self, events: Sequence[Any], rows: slice, many: bool) -> list[np.ndarray]:
+        """Items and ratings of the events that are asked about."""
+        names = [f"user {row}, about" if many else "about" for row in range(rows.start, rows.stop)]
+        pairs = list(zip(names, events, strict=True))
+        items = [self.events.item(*pair) for pair in pairs]
+        return [np.array(items), np.array([self.events.rating(*pair, asked=True) for pair in pairs])]
+
+    @functools.cached_property
+    def _encoder_fingerprint(self) -> str:
+        read = ("encoder/", "perceiver/")
+        values = {path: value for path, value in self._model.parameters.items() if path.startswith(read)}
+        if self.config.evaluation.answers == "fused":
+            alone = self._stages["encoder"].parameters
+            values |= {f"alone/{path}": value for path, value in alone.items()}
+        return parameters_fingerprint(values)
+
+    @functools.cached_property
+    def _catalogue_fingerprint(self) -> str:
+        return catalogue_fingerprint(self.catalogue)
+
     def _titles_of(self, extra_items: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
         """The titles of items that came after the training."""
         titles: list[str] = []
@@ -199,38 +337,22 @@ class UserModel:
             titles.append(title)
         return tuple(titles)
 
-    def _asker(self, task: str, k: int, answers: str, extra: tuple[str, ...]) -> Asker:
-        if extra != self._extra:
-            self._extra, self._askers = extra, {}
-            self._study = WithExtraItems(self._experiment, extra) if extra else self._experiment
-        if (task, k, answers) not in self._askers:
-            self._askers[task, k, answers] = self._make_asker(task, k, answers)
-        return self._askers[task, k, answers]
-
-    def _make_asker(self, task: str, k: int, answers: str) -> Asker:
-        if answers == "beams":
-            return TASKS[task].asker(self._study, self._model, k)
-        if answers != "fused":
-            raise UserError(f"answers must be 'beams' or 'fused', got {reprlib.repr(answers)}.")
-        if self.config.evaluation.answers != "fused":
-            raise UserError(
-                f"{self._experiment.workdir} has fitted no mix of its LLM and its encoder: run its config with "
-                "--config.evaluation.answers=fused in another --workdir."
-            )
-        return TASKS[task].fused_asker(self._study, self._model, self._stages["encoder"], k)
-
-
-def _is_list(value: object) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
-
-
-def _each(name: str, value: Any, users: Sequence[Any], many: bool) -> list[Any]:
-    """One value for each of the users."""
-    if not many or value is None or isinstance(value, (int, float)):
-        return [value] * len(users)
-    if not _is_list(value) or len(value) != len(users):
-        raise UserError(f"{name} must be one for each of the {len(users)} users, got {reprlib.repr(value)}.")
-    return list(value)
+    def _allowed(self, ids: Mapping[str, int], allow: Sequence[str] | None, category: str | None) -> np.ndarray | None:
+        """bool `[I+1]`, which items may be answered; None: all."""
+        if allow is None and category is None:
+            return None
+        mask = np.full(max(ids.values()) + 1, allow is None)
+        if allow is not None:
+            mask[ids_of("allow", allow, ids)] = True
+        if category is not None:
+            names = list(self.catalogue.category_names)
+            if category not in names[1:]:
+                raise UserError(f"category must be one of {reprlib.repr(names[1:])}, got {reprlib.repr(category)}.")
+            of_category = (self.catalogue.item_categories == names.index(category)).any(axis=1)
+            mask &= np.pad(of_category, (0, len(mask) - len(of_category)))
+        if not mask[1:].any():
+            raise UserError("no title is left that may be answered: allow= and category= have none in common.")
+        return mask
 
 
 def load(workdir: str | Path) -> UserModel:

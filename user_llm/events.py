@@ -2,7 +2,8 @@
 
 import difflib
 import reprlib
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,20 @@ Event = Mapping[str, Any]
 EVENT = '{"item": title, "rating": number}'
 
 
+def no_title(where: str, title: Any, titles: Iterable[str]) -> UserError:
+    """That it is none of the titles, with the nearest of them."""
+    near = difflib.get_close_matches(str(title), titles, n=3)
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return UserError(f"{where}: {title!r} is no title of the catalogue{hint}")
+
+
 class EventReader:
     """Reads events by the titles and ratings of a run.
 
     Attributes:
       items: the id of each title.
       ratings: the class, from 1, of each rating.
+      skipped: how many events have been left out so far, as the run does not know their item or rating.
 
     Args:
       config: of the run.
@@ -32,9 +41,11 @@ class EventReader:
         self.config = config
         self.items = {title: item for item, title in enumerate(titles) if item}
         self.ratings = {float(name): index for index, name in enumerate(rating_names) if name}
+        self.skipped = 0
+        self._lock = threading.Lock()
 
     def read(
-        self, users: Sequence[Sequence[Event]], now: Sequence[float | None], where: Sequence[str]
+        self, users: Sequence[Sequence[Event]], now: Sequence[float | None], where: Sequence[str], *, skip: bool = False
     ) -> dict[str, np.ndarray]:
         """`history/item`, `history/rating` int32 `[B, S]`, and `history/ago` where the run reads times.
 
@@ -42,6 +53,7 @@ class EventReader:
           users: events of each, oldest first; the latest S are read.
           now: when each is asked, in seconds since 1970, where the run reads that.
           where: what stands before an event in an error, for each user.
+          skip: leaves out events whose item or rating the run does not know, and counts them; a user may have no other.
 
         Raises:
           UserError: no events, or one that is none; the nearest valid titles or ratings are named.
@@ -54,14 +66,29 @@ class EventReader:
                 raise UserError(
                     f"{prefix}events must be a list of at least one event, {EVENT}, got {reprlib.repr(events)}."
                 )
-            recent = list(enumerate(events))[-length:]
+            recent = self._known(events) if skip else list(enumerate(events))
+            recent = recent[-length:]
             for slot, (index, event) in enumerate(recent, start=length - len(recent)):
                 name = f"{prefix}event {index}"
                 history[:, row, slot] = self.item(name, event), self.rating(name, event)
-            if (ago := self._ago(recent, moment, prefix)) is not None:
+            if recent and (ago := self._ago(recent, moment, prefix)) is not None:
                 ages[row, -len(recent) :] = ago
         read = {"history/item": history[0], "history/rating": history[1]}
         return {**read, "history/ago": ages} if self.reads_times else read
+
+    def _known(self, events: Sequence[Event]) -> list[tuple[int, Event]]:
+        """The events that the run knows, with their places; the others are counted."""
+        known = [(index, event) for index, event in enumerate(events) if self._knows(event)]
+        with self._lock:
+            self.skipped += len(events) - len(known)
+        return known
+
+    def _knows(self, event: Event) -> bool:
+        if not isinstance(event, Mapping) or not isinstance(event.get("item"), str):
+            return True  # it is none at all, which is an error
+        rating = event.get("rating")
+        known = rating is None if not is_number(rating) else float(rating) in self.ratings
+        return event["item"] in self.items and (known or not self.reads_ratings)
 
     @property
     def reads_ratings(self) -> bool:
@@ -111,9 +138,7 @@ class EventReader:
             raise UserError(f"{where}: expected {EVENT}, got {reprlib.repr(event)}.")
         title = event["item"]
         if not isinstance(title, str) or title not in self.items:
-            near = difflib.get_close_matches(str(title), self.items, n=3)
-            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-            raise UserError(f"{where}: {title!r} is no title of the catalogue{hint}")
+            raise no_title(where, title, self.items)
         return self.items[title]
 
     def rating(self, where: str, event: Event, *, asked: bool = False) -> int:

@@ -1,6 +1,7 @@
 """A published language model by itself, from Python."""
 
 import reprlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -72,7 +73,7 @@ class TextModel:
         Raises:
           UserError: an argument is no such thing, or prompt and new tokens are more than the model's `max_length`.
         """
-        _check_text(prompt)
+        check_text(prompt)
         max_new_tokens, seed = whole("max_new_tokens", max_new_tokens, 1), whole("seed", seed, 0, 2**32 - 1)
         start, (words,) = text_start(self.tokenizer), self.tokenizer.encode_batch([prompt])
         length = len(start) + len(words)
@@ -92,11 +93,7 @@ class TextModel:
             temperature=temperature,
             key=jax.random.key(seed),
         )
-        # Decoded together: a continuation alone would lose the space in front of it.
-        together = np.array([words + np.asarray(new)[0].tolist()], np.int32)
-        return self.tokenizer.decode_batch(together)[0][
-            len(self.tokenizer.decode_batch(together[:, : len(words)])[0]) :
-        ]
+        return continuation(self.tokenizer, words, np.asarray(new)[0])
 
     def save(self, folder: str | Path) -> None:
         """Writes a Hugging Face folder, which `load_language_model` and `transformers` load.
@@ -110,7 +107,15 @@ class TextModel:
         self.tokenizer.save(folder)
 
 
-def _check_text(prompt: str) -> None:
+def continuation(tokenizer: Vocabulary, words: Sequence[int], new: np.ndarray) -> str:
+    """The text of `new` tokens int `[T]` behind those of `words`."""
+    # Decoded together: a continuation alone would lose the space in front of it.
+    together = np.array([[*words, *new.tolist()]], np.int32)
+    return tokenizer.decode_batch(together)[0][len(tokenizer.decode_batch(together[:, : len(words)])[0]) :]
+
+
+def check_text(prompt: str) -> None:
+    """Raises UserError where a prompt is no text."""
     if not isinstance(prompt, str):
         raise UserError(f"prompt must be a text, got {reprlib.repr(prompt)}.")
     try:

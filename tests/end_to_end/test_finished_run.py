@@ -1,6 +1,8 @@
 """A run with fused answers and cold items, from its config to what is asked of it when it is finished."""
 
+import concurrent.futures
 import csv
+import dataclasses
 import importlib.util
 import json
 import shutil
@@ -130,6 +132,152 @@ def test_many_users_get_what_each_gets_alone(finished):
         model.recommend(users[:2], now=[1.0])
 
 
+@pytest.fixture(scope="module")
+def asked(finished):
+    """The run's model, and events of eleven users."""
+    model = user_llm.load(finished[0])
+    titles = model.catalogue.titles
+    return model, [[{"item": title, "rating": 3.0} for title in titles[start : start + 4]] for start in range(1, 12)]
+
+
+def titles_and_scores(answers):
+    return [[answer.text for answer in of_user] for of_user in answers], [a.score for of in answers for a in of]
+
+
+@pytest.mark.parametrize("answers", ["beams", "exact", "fused", "encoder"])
+def test_users_that_are_kept_are_answered_as_their_events_are(asked, answers):
+    model, users = asked
+    kept = model.encode(users)
+    assert len(kept) == 11
+    for found in (model.recommend(kept, 4, answers=answers), list(model.recommend(iter(users), 4, answers=answers))):
+        titles, scores = titles_and_scores(found)
+        wanted_titles, wanted_scores = titles_and_scores(model.recommend(users, 4, answers=answers))
+        assert titles == wanted_titles
+        np.testing.assert_array_equal(scores, wanted_scores)  # the same programs
+    some = kept[[5, 2]]
+    titles, scores = titles_and_scores(model.recommend(some, 4, answers=answers))
+    assert titles == [wanted_titles[5], wanted_titles[2]]
+    assert user_llm.UserEmbeddings.join([kept[:3], kept[3:]]).embeddings.tolist() == kept.embeddings.tolist()
+
+
+def test_answers_of_the_encoder_are_its_ranking(finished, asked):
+    model, users = asked
+    encoder = model._stages["encoder"].module()
+    read = model.events.read(users, [None] * len(users), [""] * len(users))
+    history = {name: read[f"history/{name}"] for name in ("item", "rating")}
+    logits = np.array(encoder.query_logits(encoder.query(history, history["item"] > 0)), np.float64)
+    names = model.catalogue.titles
+    for row, events, found in zip(logits, users, model.recommend(users, 3, answers="encoder"), strict=True):
+        row[[names.index(event["item"]) for event in events]] = -np.inf
+        assert [answer.text for answer in found] == [names[item] for item in np.argsort(-row, kind="stable")[:3]]
+
+
+def test_what_may_be_answered_is_chosen(asked):
+    model, users = asked
+    titles, names = model.catalogue.titles, model.catalogue.category_names
+    everything = model.recommend(users[:2], 100)
+    best = [of_user[0].text for of_user in everything]
+    found = model.recommend(users[:2], 100, exclude=[[best[0]], [best[1]]])
+    assert [titles_and_scores([answers])[0][0] for answers in found] == [
+        [answer.text for answer in of_user[1:]] for of_user in everything
+    ]
+    both = model.recommend(users[:2], 100, exclude=best)
+    assert not {*best} & {answer.text for of_user in both for answer in of_user}
+    allowed = titles[20:30]
+    for answers in ("beams", "exact", "fused", "encoder"):
+        found = model.recommend(users[0], 100, allow=allowed, answers=answers)
+        assert {answer.text for answer in found} == set(allowed)
+        of_all = {a.text: a.score for a in model.recommend(users[0], 100, answers=answers)}
+        if answers != "fused":  # where cold items tie
+            assert [answer.text for answer in found] == sorted(allowed, key=of_all.__getitem__, reverse=True)
+    category = names[1]
+    of_category = {
+        title for title, ids in zip(titles, model.catalogue.item_categories, strict=True) if 1 in ids.tolist()
+    }
+    found = model.recommend(users[0], 100, category=category)
+    assert {answer.text for answer in found} == of_category - {event["item"] for event in users[0]}
+    later = [{"title": "The Crimson Harbour (2031)"}]
+    found = model.recommend(users[0], 5, allow=[later[0]["title"], titles[30]], extra_items=later)
+    assert {answer.text for answer in found} == {later[0]["title"], titles[30]}
+
+
+def test_events_that_are_not_known_are_left_out_and_counted(asked):
+    model, users = asked
+    before = model.events.skipped
+    strange = [{"item": "Nothing", "rating": 3.0}, {"item": users[0][0]["item"], "rating": 77.0}]
+    found = model.recommend([[strange[0], *users[0], strange[1]], strange], 3, unknown="skip")
+    assert titles_and_scores(found[:1])[0] == titles_and_scores([model.recommend(users[0], 3)])[0]
+    assert found[1] == []
+    assert model.events.skipped == before + 4
+    with pytest.raises(UserError, match="user 1, event 0: expected"):
+        model.recommend([users[0], [5]], unknown="skip")
+
+
+def test_any_text_may_be_asked_of_users(asked):
+    model, users = asked
+    texts = model.generate(users[:3], "The user's next", 4)
+    assert texts == model.generate(model.encode(users[:3]), "The user's next", 4)
+    assert texts[1] == model.generate(users[1], "The user's next", 4)
+    module = model._model.module()
+    (words,) = model.tokenizer.encode_batch(["The user's next"])
+    read = model.events.read(users[:1], [None], [""])
+    history = {name: read[f"history/{name}"] for name in ("item", "rating")}
+    tokens = [model.tokenizer.bos_id, *words]
+    for _ in range(4):
+        ids = np.array([tokens], np.int32)
+        mask = np.tril(np.ones((1, ids.shape[1], ids.shape[1]), bool))
+        hidden, _ = module(
+            ids, np.arange(ids.shape[1])[None], mask, context=module.encode(history, history["item"] > 0)
+        )
+        tokens.append(int(np.argmax(module.logits(hidden)[0, -1])))
+        if tokens[-1] == model.tokenizer.eos_id:
+            break
+    assert texts[0].strip()
+    assert (model.tokenizer.decode_batch(np.array([tokens]))[0]).endswith(texts[0].strip())
+    with pytest.raises(UserError, match="shorten the prompt, or lower max_new_tokens"):
+        model.generate(users[0], "a", 100_000)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"answers": "both"}, "answers must be one of beams, exact, fused, encoder, got 'both'"),
+        ({"unknown": "drop"}, "unknown must be 'error' or 'skip', got 'drop'"),
+        ({"exclude": "Heat"}, "exclude must be a list of titles, got 'Heat'"),
+        ({"exclude": ["Nothing"]}, "exclude: 'Nothing' is no title of the catalogue"),
+        ({"exclude": [["Nothing"]]}, "exclude of user 0: 'Nothing' is no title"),
+        ({"exclude": [[], []]}, "exclude must be one for each of the 11 users"),
+        ({"allow": "Heat"}, "allow must be a list of titles"),
+        ({"allow": []}, "no title is left that may be answered"),
+        ({"category": "Nothing"}, "category must be one of "),
+    ],
+)
+def test_what_cannot_be_chosen_is_told(asked, options, message):
+    model, users = asked
+    with pytest.raises(UserError, match=message):
+        model.recommend(users, **options)
+
+
+def test_embeddings_of_another_encoder_are_refused(asked):
+    model, users = asked
+    kept = model.encode(users[:2], query=False)
+    for other, what in (({"encoder": "f" * 64}, "encoder"), ({"catalogue": "f" * 64}, "catalogue")):
+        with pytest.raises(UserError, match=f"made with another {what}"):
+            model.recommend(dataclasses.replace(kept, **other))
+    with pytest.raises(UserError, match="encoded without what the encoder asks for"):
+        model.recommend(kept, answers="fused")
+    with pytest.raises(UserError, match="now= was read when the users were encoded"):
+        model.recommend(kept, now=3.0)
+
+
+def test_threads_may_share_a_model(asked):
+    model, users = asked
+    wanted = [titles_and_scores([answers])[0] for answers in model.recommend(users, 5)]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda user: titles_and_scores([model.recommend(users, 5)[user]])[0], range(8)))
+    assert found == wanted[:8]
+
+
 @pytest.fixture
 def events(finished, tmp_path):
     """A CSV file of users' events in no order, and what each user has of it, oldest first."""
@@ -211,5 +359,5 @@ def test_many_answers_are_the_beams_in_another_way(finished):
     exact = model.recommend(events, k=101, answers="fused")
     assert {answer.text for answer in beams} == {answer.text for answer in exact}  # of items unknown to it many tie
     assert [answer.score for answer in beams] == pytest.approx([answer.score for answer in exact], abs=1e-3)
-    with pytest.raises(UserError, match="answers must be 'beams' or 'fused', got 'both'"):
+    with pytest.raises(UserError, match="answers must be one of beams, exact, fused, encoder, got 'both'"):
         model.recommend(events, answers="both")

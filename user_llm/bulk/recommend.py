@@ -22,13 +22,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from user_llm.api import BATCHES, UserModel, load
+from user_llm.api import UserModel, load
 from user_llm.arguments import whole
+from user_llm.asking import BATCHES
 from user_llm.builders.custom.command import pairs
 from user_llm.builders.custom.config import CustomConfig
 from user_llm.bulk.users import UserEvents, UsersFile
 from user_llm.errors import UserError, show
 from user_llm.files import read_json, replacing, write_json
+from user_llm.tasks.next_item import ANSWERS
 
 PART = 4096  # users of a part, which a stop may cost
 _USERS = b"users"  # how many a part has, in its metadata
@@ -131,7 +133,8 @@ def _answers(
             newest = np.full((1, 1), int(options.now))
         ago = np.where(read["history/item"] > 0, newest - users.seconds[span], 0)
         read["history/ago"] = np.clip(ago, 0, np.iinfo(np.int32).max).astype(np.int32)
-    found = model.recommend_read(read, options.k, answers=options.answers)
+    encoded = model.encode_arrays(read, query=options.answers in ("fused", "encoder"))
+    found = model.recommend(encoded, options.k, answers=options.answers)
     for user, answers in zip(users.users[span], found, strict=True):
         for rank, answer in enumerate(answers, start=1):
             item = model.catalogue.raw_ids[model.events.items[answer.text]]
@@ -171,7 +174,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, required=True, help="Parquet file for the answers")
     parser.add_argument("--k", type=int, default=10, help="answers a user (10)")
     parser.add_argument(
-        "--answers", choices=("beams", "fused"), default="beams", help="of the LLM, or with its encoder"
+        "--answers", choices=ANSWERS, default="beams", help="of the LLM (beams, exact), its encoder, or both (fused)"
     )
     parser.add_argument(
         "--unknown", choices=("error", "skip"), default="error", help="events of unknown items or ratings"

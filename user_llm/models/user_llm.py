@@ -113,9 +113,9 @@ class UserLLM(nnx.Module):
         embeddings, mask = encoder(history, mask, key=key), encoder.output_mask(mask)
         return (embeddings, mask) if self.perceiver is None else self.perceiver(embeddings, mask)
 
-    def context(self, embeddings: jax.Array, mask: jax.Array) -> Context | Prefix:
+    def context(self, embeddings: jax.Array, mask: jax.Array) -> Context | Prefix | None:
         """What the language model attends to of user embeddings [B, N, U], where bool `mask` [B, N]."""
-        return cast(Connector, self.connector).context(embeddings, mask)
+        return None if self.connector is None else self.connector.context(embeddings, mask)
 
     def __call__(
         self,

@@ -1,6 +1,7 @@
 """What a task is: its words, its right answers, its evaluation, and how a finished model is asked (paper 4.1)."""
 
 import abc
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -176,11 +177,11 @@ class Task(abc.ABC):
         A batch has `history/item`, `history/rating` int `[B, S]`, and `prompt_tokens`, `prompt_lengths`.
         """
 
-    def fused_asker(self, study: Study, model: Model, encoder: Model, k: int) -> Asker:
-        """The same with answers that model and encoder agree on (`evaluation/fusion.py`).
+    def asker_by(self, answers: str, study: Study, trained: Mapping[str, Model], k: int) -> Asker:
+        """As `asker`, in another way than the task's own.
 
         Raises:
-          UserError: the task has none, or the run has not fitted their mix.
+          UserError: there is no such way, or the run has not trained what it needs.
         """
-        del study, model, encoder, k
-        raise UserError(f"task {self.name!r} has no fused answers: only tasks of items have.")
+        del study, trained, k
+        raise UserError(f"task {self.name!r} answers in one way only: leave answers={reprlib.repr(answers)} out.")

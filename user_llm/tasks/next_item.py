@@ -1,12 +1,15 @@
 """Task `next_item`: the title of the next event, and how every row ranks it among the whole catalogue (paper 4.3.1)."""
 
 import logging
+import reprlib
 from collections.abc import Callable, Mapping
 
+import jax
 import numpy as np
 
 from user_llm.data.answers import NameAnswers
 from user_llm.data.prompts import Piece, Wording
+from user_llm.errors import UserError
 from user_llm.evaluation.baselines import Scores, category_popularity_scores, popularity_scores
 from user_llm.evaluation.blocks import label_blocks
 from user_llm.evaluation.evaluator import Subset, rank_by_beams, rank_by_scores, seen_items, user_llm_scores
@@ -43,6 +46,7 @@ FOLLOWERS = "Followers of the latest items"
 SIMILAR = "Item-kNN"
 
 _FOLLOWERS_DECAY, _SIMILAR_DECAY = 0.6, 0.5  # of an event for each newer one; by validation of ML-1M and Beauty
+ANSWERS = ("beams", "exact", "fused", "encoder")  # ways to answer
 MOST_BEAMS = 100  # of an answer; their memory grows with their number
 
 MOST_COUNTED = 50_000_000  # events whose pairs are counted: some minutes, and gigabytes
@@ -163,11 +167,35 @@ class NextItem(Task):
         """
         return self._by_beams(study, model, k) if k <= MOST_BEAMS else self._by_scores(study, model, k)
 
-    def fused_asker(self, study: Study, model: Model, encoder: Model, k: int) -> Asker:
-        """See `Task`; as `asker`, by beams or exactly."""
-        mixed = mix_of(encoder, study.fusion(self.name, not_fitted))
-        answering = self._by_beams if k <= MOST_BEAMS else self._by_scores
-        return answering(study, model, k, **mixed)
+    def asker_by(self, answers: str, study: Study, trained: Mapping[str, Model], k: int) -> Asker:
+        """See `Task`: by "beams", by the probability of every title ("exact"), "fused" with the encoder, or its own."""
+        if answers == "beams":
+            return self.asker(study, trained["user_llm"], k)
+        if answers == "exact":
+            return self._by_scores(study, trained["user_llm"], k)
+        if answers == "fused":
+            fusion = study.fusion(self.name, not_fitted)
+            answering = self._by_beams if k <= MOST_BEAMS else self._by_scores
+            return answering(study, trained["user_llm"], k, **mix_of(trained["encoder"], fusion))
+        if answers != "encoder":
+            raise UserError(f"answers must be one of {', '.join(ANSWERS)}, got {reprlib.repr(answers)}.")
+        scores = encoder_row(study, trained, of="item")
+        if scores is None:
+            raise UserError("the run has trained no encoder that ranks items: ask for answers='beams'.")
+        return self._by_encoder(study, scores, k)
+
+    def _by_encoder(self, study: Study, scores: Scores, k: int) -> Asker:
+        titles, left = study.catalogue.titles, np.asarray(study.answer_trie(self.name).group_size) > 0
+
+        def ask(batch: Batch) -> list[list[Answer]]:
+            values = np.array(jax.nn.log_softmax(fetch(scores(batch)), axis=-1))
+            new = len(left) - values.shape[1]  # items that came later, of which it knows nothing
+            values = np.pad(values, ((0, 0), (0, new)), constant_values=-np.inf)
+            values[:, ~left] = -np.inf
+            np.put_along_axis(values, seen_items(batch), -np.inf, axis=1)
+            return best_answers(titles, values, k)
+
+        return ask
 
     def _by_beams(self, study: Study, model: Model, k: int, **mixed) -> Asker:
         titles = study.catalogue.titles
