@@ -87,6 +87,7 @@ RANGES = {
     "llm.rope_theta": (1.0, _NUMBER),
     "integration.every": _COUNT,
     "integration.first_layer": _COUNT_OR_OFF,
+    "integration.newest": _COUNT_OR_OFF,
     "integration.rates.encoder": _SHARE,
     "integration.rates.llm": _SHARE,
     "integration.connector_first": _SHARE_BUT_NOT_ALL,
@@ -299,9 +300,10 @@ def _integration(config: ConfigDict) -> Iterator[str]:
     if config.encoder.width % perceiver.num_heads:
         heads = says(config, "integration.perceiver.num_heads")
         yield f"{says(config, 'encoder.width')}: expected a multiple of {heads}"
-    if config.integration.targets > config.data.history_length:
-        most = says(config, "integration.targets")
-        yield f"{most} is more than {says(config, 'data.history_length')}: lower it, or raise the other"
+    for key in ("integration.targets", "integration.newest"):
+        if config_path.get_value(key, config) > config.data.history_length:
+            most = says(config, "data.history_length")
+            yield f"{says(config, key)} is more than {most}: lower it, or raise the other"
     kind_is = says(config, "integration.kind")
     if config.integration.first_layer and kind != "cross_attention":
         first = says(config, "integration.first_layer")

@@ -117,6 +117,7 @@ def get_config() -> ConfigDict:
             kind="cross_attention",  # cross_attention | soft_prompt | none (TextPrompt, with data.text_history)
             every=1,  # a cross-attention block before every k-th LLM layer
             first_layer=0,  # the first LLM layer with a block before it; those below know nothing of the user
+            newest=0,  # events whose embeddings the LLM reads, the latest ones, which know of those before; 0 = all
             targets=1,  # newest events of a training window whose titles are learnt, in one pass of the encoder
             distillation=0.0,  # share of the targets that is the encoder's opinion of every next token, not the label
             label_contexts=0.0,  # share of the training examples that read an embedding of their label, and no user

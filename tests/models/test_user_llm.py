@@ -71,6 +71,33 @@ def test_each_user_gets_their_own_history_and_padding_says_nothing(make_user_llm
     np.testing.assert_allclose(_logits(user_llm, shorter, tokens), logits, atol=1e-5)
 
 
+@pytest.mark.parametrize("soft_prompt", [None, 2])
+@pytest.mark.parametrize("newest", [1, 3])
+def test_of_the_embeddings_the_newest_may_be_all_that_is_read(make_user_llm, history, tokens, newest, soft_prompt):
+    """The same as all of them where the others are hidden; a shorter history than that is whole."""
+    user_llm = make_user_llm(soft_prompt=soft_prompt)
+    mask = history["item"] > 0
+
+    @jax.jit
+    def hidden(model):
+        context = model.context(*model.embed(history, mask))
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        return model(tokens, positions, causal_mask(tokens > 0), context=context)[0]
+
+    @jax.jit
+    def others_hidden(model):
+        shown = mask & (jnp.arange(mask.shape[1]) >= mask.shape[1] - newest)
+        context = model.context(model.encoder(history, mask), shown)
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        return model(tokens, positions, causal_mask(tokens > 0), context=context)[0]
+
+    wanted = others_hidden(user_llm)
+    all_read = hidden(user_llm)
+    user_llm.newest = newest
+    np.testing.assert_allclose(hidden(user_llm), wanted, atol=1e-5)
+    assert np.abs(np.asarray(all_read) - wanted).max() > 1e-3
+
+
 def test_a_user_without_events_has_nothing_to_attend_to(user_llm, tokens):
     """Whatever is in their masked slots, their text is what the blocks' MLPs alone make of it."""
     mask = jnp.array([[False, True], [False, False], [True, True]])

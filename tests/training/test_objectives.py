@@ -175,7 +175,10 @@ def test_label_contexts_ask_for_the_label_in_place_of_the_user(lively, build_use
     assert run(half, model, batch, keys[0])[0] == some[0]
 
 
-def test_several_texts_of_a_history_each_read_it_up_to_their_event(user_llm, batch):
+@pytest.mark.parametrize("newest", [0, 1, 3])
+def test_several_texts_of_a_history_each_read_it_up_to_their_event(lively, build_user_llm, batch, newest):
+    user_llm = lively(build_user_llm)
+    user_llm.newest = newest
     names = ("decoder_input_tokens", "decoder_target_tokens", "decoder_positions", "decoder_loss_weights")
     names += ("prompt_tokens", "prompt_lengths", "dropped_events")
     several = {name: values.reshape(8, 2, *values.shape[1:]) if name in names else values[:8]
@@ -184,7 +187,8 @@ def test_several_texts_of_a_history_each_read_it_up_to_their_event(user_llm, bat
     history = {name: batch[f"history/{name}"][:8] for name in ("item", "rating")}
     expected = 0.0
     for text in range(2):
-        mask = (history["item"] > 0) & (np.arange(history["item"].shape[1]) <= history["item"].shape[1] - 2 + text)
+        slots, last = np.arange(history["item"].shape[1]), history["item"].shape[1] - 2 + text
+        mask = (history["item"] > 0) & (slots <= last) & (slots > last - (newest or 99))
 
         @jax.jit
         def predict(model, tokens, positions, mask):

@@ -41,6 +41,8 @@ class TwoTowers(EncoderKind):
 
     def problems(self, config):
         """See `EncoderKind`."""
+        if config.integration.newest:
+            yield "config.integration.newest is for encoders with an embedding an event: leave it out"
         yield from super().problems(config)
         label, keep_best = config.encoder.dual_encoder.label, config.training.encoder.keep_best
         says = f"config.encoder.dual_encoder.label={label!r}"

@@ -108,7 +108,7 @@ class Assembly:
                 config.every, config.num_heads, config.head_dim, config.hidden, config.first_layer
             )
             connector = CrossAttention(blocks, llm, width, rngs=rngs)
-        return UserLLM(encoder, perceiver, connector, LanguageModel(llm, rngs=rngs))
+        return UserLLM(encoder, perceiver, connector, LanguageModel(llm, rngs=rngs), newest=config.newest)
 
     def _perceiver(self, rngs: nnx.Rngs) -> Perceiver:
         dims = self.config.integration.perceiver
@@ -130,7 +130,8 @@ class Assembly:
         if config.integration.perceiver.enabled:
             return config.integration.perceiver.num_latents
         encoder = config.encoder
-        return ENCODERS[encoder.kind].context_length(encoder, config.data.history_length)
+        length = ENCODERS[encoder.kind].context_length(encoder, config.data.history_length)
+        return min(length, config.integration.newest or length)
 
     @property
     def soft_prompt_length(self) -> int:

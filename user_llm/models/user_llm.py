@@ -47,6 +47,7 @@ class UserLLM(nnx.Module):
         It becomes a part of the model, and drops what only its pretraining needs.
       perceiver: reads the embeddings into few latents; None hands on the embeddings themselves.
       connector: what the language model does with either.
+      newest: of an encoder with an embedding an event, how many of the latest are handed on; 0: all.
 
     Raises:
       UserError: an encoder without a connector, or a Perceiver or a connector without an encoder.
@@ -58,6 +59,8 @@ class UserLLM(nnx.Module):
         perceiver: Perceiver | None,
         connector: Connector | None,
         language_model: LanguageModel,
+        *,
+        newest: int = 0,
     ):
         if (encoder is None) != (connector is None) or (encoder is None and perceiver is not None):
             parts = {"encoder": encoder, "Perceiver": perceiver, "connector": connector}
@@ -71,6 +74,7 @@ class UserLLM(nnx.Module):
         self.perceiver = perceiver
         self.connector = connector
         self.language_model = language_model
+        self.newest = newest
 
     def encode(
         self,
@@ -93,8 +97,8 @@ class UserLLM(nnx.Module):
         """
         if self.encoder is None or self.connector is None:
             return None
-        context = self.context(*self.embed(history, mask, key=key))
-        if texts > 1:
+        context = self.context(*self.embed(history, mask, key=key, texts=texts))
+        if texts > 1 and not self.newest:
             context = cast(Context, context).for_texts(texts)
         if items is not None:
             states = cast(EventEncoder, self.encoder).item_states(items)[:, None]
@@ -103,14 +107,17 @@ class UserLLM(nnx.Module):
         return context
 
     def embed(
-        self, history: Mapping[str, jax.Array], mask: jax.Array, *, key: jax.Array | None = None
+        self, history: Mapping[str, jax.Array], mask: jax.Array, *, key: jax.Array | None = None, texts: int = 1
     ) -> tuple[jax.Array, jax.Array]:
         """User embeddings [B, N, U], the Perceiver's latents where there is one, and bool [B, N] which there are.
 
-        The arguments are those of `encode`. They may be stored, and are all that `context` reads of a user.
+        The arguments are those of `encode`. They may be stored, and are all that `context` reads of a user. With
+        several `texts` each has its own `newest`, [B · K, N, U]; all embeddings are the same for all.
         """
         encoder = cast(UserEncoder, self.encoder)
         embeddings, mask = encoder(history, mask, key=key), encoder.output_mask(mask)
+        if self.newest:
+            embeddings, mask = _newest(embeddings, mask, self.newest, texts)
         return (embeddings, mask) if self.perceiver is None else self.perceiver(embeddings, mask)
 
     def context(self, embeddings: jax.Array, mask: jax.Array) -> Context | Prefix | None:
@@ -174,3 +181,14 @@ class UserLLM(nnx.Module):
             return self.language_model.init_cache(batch, length)
         connector = cast(Connector, self.connector)
         return connector.init_cache(self.language_model, batch, length, context)
+
+
+def _newest(embeddings: jax.Array, mask: jax.Array, count: int, texts: int) -> tuple[jax.Array, jax.Array]:
+    """The latest `count` of embeddings [B, S, U], of each of K texts: [B · K, count, U] and bool [B · K, count].
+
+    The last text has the latest of all, each before it those of an event earlier.
+    """
+    length, width = embeddings.shape[1:]
+    slots = length - texts + jnp.arange(texts)[:, None] + jnp.arange(1 - count, 1)
+    there = mask[:, jnp.maximum(slots, 0)] & (slots >= 0)
+    return embeddings[:, jnp.maximum(slots, 0)].reshape(-1, count, width), there.reshape(-1, count)
