@@ -88,6 +88,7 @@ RANGES = {
     "integration.every": _COUNT,
     "integration.first_layer": _COUNT_OR_OFF,
     "integration.newest": _COUNT_OR_OFF,
+    "integration.spelling_steps": _COUNT_OR_OFF,
     "integration.rates.encoder": _SHARE,
     "integration.rates.llm": _SHARE,
     "integration.connector_first": _SHARE_BUT_NOT_ALL,

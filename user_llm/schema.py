@@ -120,6 +120,7 @@ def get_config() -> ConfigDict:
             newest=0,  # events whose embeddings the LLM reads, the latest ones, which know of those before; 0 = all
             targets=1,  # newest events of a training window whose titles are learnt, in one pass of the encoder
             distillation=0.0,  # share of the targets that is the encoder's opinion of every next token, not the label
+            spelling_steps=0,  # the stage's first, in which it reads no user, but embeddings that ask for an item each
             label_contexts=0.0,  # share of the training examples that read an embedding of their label, and no user
             stored_gib=4.0,  # room for what frozen layers below make of texts, computed once; 0 = in every step
             rates=ConfigDict(  # shares of the stage's learning rate; the connector has all of it

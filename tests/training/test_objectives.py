@@ -170,6 +170,8 @@ def test_label_contexts_ask_for_the_label_in_place_of_the_user(lively, build_use
     plain = run(CONTEXTUALISED, model, batch)[0]
     assert run(everyone, model, batch, keys[0])[0] == pytest.approx(expected, rel=1e-5)
     assert run(everyone, model, batch)[0] == plain  # no validation has label contexts
+    items = {name: values for name, values in batch.items() if name.startswith(("decoder", "prompt"))}
+    assert run(CONTEXTUALISED, model, {**items, "label/item": labels})[0] == pytest.approx(expected, rel=1e-5)
     some = [run(half, model, batch, key)[0] for key in keys]
     assert len({plain, expected, *some}) == 4
     assert run(half, model, batch, keys[0])[0] == some[0]

@@ -101,10 +101,16 @@ class UserLLM(nnx.Module):
         if texts > 1 and not self.newest:
             context = cast(Context, context).for_texts(texts)
         if items is not None:
-            states = cast(EventEncoder, self.encoder).item_states(items)[:, None]
-            own = cast(Context, self.context(states, jnp.ones(states.shape[:2], bool)))
-            context = cast(Context, context).or_else(own, items > 0)
+            context = cast(Context, context).or_else(self.item_context(items), items > 0)
         return context
+
+    def item_context(self, items: jax.Array) -> Context:
+        """Context of texts that read no history, but one embedding that asks for an item each, int [B].
+
+        The encoder learns nothing of it: the items lie where histories have put them.
+        """
+        states = jax.lax.stop_gradient(cast(EventEncoder, self.encoder).item_states(items))[:, None]
+        return cast(Context, self.context(states, jnp.ones(states.shape[:2], bool)))
 
     def embed(
         self, history: Mapping[str, jax.Array], mask: jax.Array, *, key: jax.Array | None = None, texts: int = 1

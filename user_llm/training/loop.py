@@ -251,10 +251,11 @@ def _fetch(pending: collections.deque) -> tuple[dict[str, float], int]:
     rows = jax.device_get(list(pending))
     pending.clear()
     bad_step = [int(row.pop("first_bad_step")) for row in rows][-1]
-    means = {
-        name: float(sum(row[name][0] for row in rows) / max(sum(row[name][1] for row in rows), 1e-9))
-        for name in rows[0]
-    }
+    nothing = np.float32(0), np.float32(0)  # a step may have more metrics than another
+    means = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        totals, weights = zip(*(row.get(name, nothing) for row in rows), strict=True)
+        means[name] = float(sum(totals) / max(sum(weights), 1e-9))
     return means, bad_step
 
 

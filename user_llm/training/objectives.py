@@ -179,7 +179,7 @@ def contextualised_objective(chunk_rows: int, label_contexts: float = 0.0, teach
     """Next-token prediction of the answer by the LLM that reads the user's embeddings (paper 3.2).
 
     Counts the events of a text history that did not fit into the prompt. A history may have several texts
-    (`data.targets`).
+    (`data.targets`). Batches without histories are items to spell (`data.spelling`).
 
     Args:
       chunk_rows: of the softmax.
@@ -190,6 +190,9 @@ def contextualised_objective(chunk_rows: int, label_contexts: float = 0.0, teach
     """
 
     def objective(model, batch: Batch, key: jax.Array | None):
+        if "history/item" not in batch:
+            context = model.item_context(batch["label/item"])
+            return _text_loss(model, model.language_model, batch, chunk_rows, answers=True, context=context)
         features, mask = history(batch)
         texts, items = batch["target/item"].shape[1] if "target/item" in batch else 1, None
         labels = _labels(batch) if label_contexts or teacher else jnp.zeros(0, jnp.int32)  # not read

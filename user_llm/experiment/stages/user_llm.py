@@ -10,6 +10,9 @@ from user_llm.checkpoints import huggingface
 from user_llm.checkpoints.adapters import load_adapters, save_adapters
 from user_llm.checkpoints.transfer import with_prefix, without_prefix
 from user_llm.config import ConfigError, reads_pretrained_encoder, says, task_names, task_rates
+from user_llm.data.pipeline import TrainBatches
+from user_llm.data.sources import UserLLMSource
+from user_llm.data.spelling import OneAfterTheOther, Spelling
 from user_llm.data.targets import SeveralTargets
 from user_llm.decoding.prior import MOST_DENSE
 from user_llm.encoders import ENCODERS
@@ -19,13 +22,19 @@ from user_llm.experiment.text_states import make_states, with_states
 from user_llm.files import replacing
 from user_llm.models import parameters
 from user_llm.models.parameters import Parameters
+from user_llm.parallel.mesh import local_rows
 from user_llm.parallel.processes import is_lead
 from user_llm.training.distillation import Teacher
 from user_llm.training.objectives import contextualised_objective
 from user_llm.training.optimizer import Pace
 from user_llm.training.trainable import STRATEGIES
 
-_ONE_BY_ONE = {"label_contexts": 0.0, "distillation": 0.0, "targets": 1}  # keys of it, and what they usually are
+_ONE_BY_ONE = {
+    "spelling_steps": 0,
+    "label_contexts": 0.0,
+    "distillation": 0.0,
+    "targets": 1,
+}  # keys of it, and what they usually are
 
 
 def _embeddings_one_by_one(config: ConfigDict) -> Iterator[str]:
@@ -33,15 +42,16 @@ def _embeddings_one_by_one(config: ConfigDict) -> Iterator[str]:
     integration = config.integration
     asked = {key for key, usual in _ONE_BY_ONE.items() if integration[key] != usual}
     attends, causal = "--config.integration.kind=cross_attention", "--config.encoder.kind=autoregressive"
-    of_items, items_alone = ("label_contexts", "distillation"), "\"--config.encoder.features=('item',)\""
-    next_item = "--config.task=next_item"
+    of_items = ("spelling_steps", "label_contexts", "distillation")
+    items_alone = "\"--config.encoder.features=('item',)\""
+    next_item, no_history = "--config.task=next_item", "--config.data.text_history=0"
     wants = [
         (integration.kind != "cross_attention", _ONE_BY_ONE, "cross-attention", attends),
         (integration.perceiver.enabled, _ONE_BY_ONE, "all embeddings", "--config.integration.perceiver.enabled=false"),
         (not ENCODERS[config.encoder.kind].causal, _ONE_BY_ONE, "causal encoders", causal),
         (tuple(config.encoder.features) != ("item",), of_items, "encoders of items alone", items_alone),
         (task_names(config) != ("next_item",), _ONE_BY_ONE, "answers that are an event's title", next_item),
-        (config.data.text_history, ("targets",), "texts without histories", "--config.data.text_history=0"),
+        (config.data.text_history, ("spelling_steps", "targets"), "texts without histories", no_history),
         (config.data.reader != "windows", ("targets",), "the reader windows", "--config.data.reader=windows"),
     ]
     for is_so, keys, what, instead in wants:
@@ -92,6 +102,19 @@ class UserLLMStage(Stage):
         (task,) = experiment.tasks
         windows = experiment.windows("train", stride=targets)
         return SeveralTargets(windows, experiment.prompts(task.name), experiment.answers(task.name), targets)
+
+    def denser_batches(self, experiment, reader):
+        """See `Stage`; items to spell come first."""
+        batches, integration = super().denser_batches(experiment, reader), experiment.config.integration
+        if not integration.spelling_steps:
+            return batches
+        (task,) = experiment.tasks
+        # Of an item without events the encoder knows nothing.
+        items = np.flatnonzero(experiment.item_counts[1:]) + 1
+        texts = UserLLMSource(experiment.windows("train"), experiment.prompts(task.name), experiment.answers(task.name))
+        size, seed = experiment.config.training.user_llm.batch_size * integration.targets, experiment.config.seed
+        spelling = TrainBatches(Spelling(texts, items), size, seed, rows=local_rows(experiment.mesh, size))
+        return OneAfterTheOther(spelling, batches, integration.spelling_steps)
 
     def seqio_batches(self, experiment, batch_size, rows):
         """See `Stage`: the registered tasks, mixed where there are several."""
@@ -177,10 +200,10 @@ class UserLLMStage(Stage):
 
     def problems(self, config):
         """See `Stage`."""
-        says = f"config.stages={config.stages!r}"
+        stages = f"config.stages={config.stages!r}"
         if reads_pretrained_encoder(config) and "encoder" not in config.stages and not config.encoder.checkpoint:
             yield (
-                f"{says} pretrains no encoder: add 'encoder', name a finished run that has one with "
+                f"{stages} pretrains no encoder: add 'encoder', name a finished run that has one with "
                 "--config.encoder.checkpoint=WORKDIR, or set --config.encoder.init=random"
             )
         if config.integration.kind == "none" and not config.data.text_history:
@@ -189,6 +212,9 @@ class UserLLMStage(Stage):
                 "no event: set --config.data.text_history, or take another kind"
             )
         yield from _embeddings_one_by_one(config)
+        if config.integration.spelling_steps >= config.training.user_llm.steps:
+            steps = says(config, "training.user_llm.steps")
+            yield f"{says(config, 'integration.spelling_steps')}: expected fewer than {steps}, whose first they are"
         if config.strategy != "full" and not config.llm.checkpoint and "llm" not in config.stages:
             yield (
                 f"config.strategy={config.strategy!r} freezes a language model that nothing has trained: add 'llm' to "
