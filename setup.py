@@ -19,6 +19,7 @@ INSTALL_REQUIRES = [
     "gin-config>=0.5",
     "grain>=0.2.18",
     "jax>=0.10.2",
+    "lmdb>=3.0",
     "markdown-it-py>=4.2",
     "matplotlib>=3.11",
     "ml_collections>=1.1",
@@ -44,8 +45,12 @@ INSTALL_REQUIRES = [
 # Names on the Hugging Face hub in place of folders. Imported only where one is given.
 HUB_REQUIRES = ["huggingface_hub>=2.4"]
 
+# Users that several machines share (`user_llm.store`). Imported only where a server is named.
+REDIS_REQUIRES = ["redis>=8.1"]
+
 TEST_REQUIRES = [
     *HUB_REQUIRES,
+    *REDIS_REQUIRES,
     "dill>=0.4",  # tensorflow_datasets.testing imports it without declaring it
     "hypothesis>=6.170",
     "mypy>=2.4",

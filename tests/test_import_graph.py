@@ -167,6 +167,15 @@ MAY_IMPORT = {
     "user_llm.given": ("user_llm.errors", "user_llm.events", "user_llm.embeddings"),
     "user_llm.asking": ("user_llm.models", "user_llm.tasks"),
     "user_llm.api": ALL_ABOVE,
+    "user_llm.store": (
+        "user_llm.errors",
+        "user_llm.files",
+        "user_llm.locks",
+        "user_llm.events",
+        "user_llm.embeddings",
+        "user_llm.asking",
+        "user_llm.api",
+    ),
     "user_llm.bulk": ALL_ABOVE,  # commands
     "user_llm.main": ALL_ABOVE,  # a command
     # What to run is plain data; of the rest it reads what a config may be.
@@ -355,7 +364,7 @@ def test_every_library_is_declared_and_none_is_unwanted():
     normalise = lambda name: re.sub(r"[-_.]+", "-", name).lower()  # noqa: E731
     declared = {
         normalise(re.match(r"[\w.-]+", requirement)[0])
-        for name in ("INSTALL_REQUIRES", "HUB_REQUIRES")
+        for name in ("INSTALL_REQUIRES", "HUB_REQUIRES", "REDIS_REQUIRES")
         for requirement in ast.literal_eval(lists[name])
     }
     distributions = importlib.metadata.packages_distributions()

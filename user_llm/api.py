@@ -96,7 +96,7 @@ class UserModel:
             if "encoder" not in self._stages:
                 raise UserError(f"{self._experiment.workdir} has trained no encoder that could be asked alone.")
             asked = np.asarray(fetch(encoder_queries(self._stages["encoder"])(batch)))[: len(items)]
-        return UserEmbeddings(items, embeddings, mask, asked, self._encoder_fingerprint, self._catalogue_fingerprint)
+        return UserEmbeddings(items, embeddings, mask, asked, *self.fingerprints)
 
     def recommend(
         self,
@@ -289,7 +289,7 @@ class UserModel:
             raise UserError(f"unknown must be 'error' or 'skip', got {reprlib.repr(unknown)}.")
         size = BATCHES[-1]
         if isinstance(users, UserEmbeddings):
-            users.check(self._encoder_fingerprint, self._catalogue_fingerprint)
+            users.check(*self.fingerprints)
             if now is not None:
                 raise UserError("now= was read when the users were encoded: leave it out.")
             if query and users.query is None:
@@ -313,17 +313,14 @@ class UserModel:
         return [np.array(items), np.array([self.events.rating(*pair, asked=True) for pair in pairs])]
 
     @functools.cached_property
-    def _encoder_fingerprint(self) -> str:
+    def fingerprints(self) -> tuple[str, str]:
+        """Of the encoder and of the catalogue: embeddings belong to both."""
         read = ("encoder/", "perceiver/")
         values = {path: value for path, value in self._model.parameters.items() if path.startswith(read)}
         if self.config.evaluation.answers == "fused":
             alone = self._stages["encoder"].parameters
             values |= {f"alone/{path}": value for path, value in alone.items()}
-        return parameters_fingerprint(values)
-
-    @functools.cached_property
-    def _catalogue_fingerprint(self) -> str:
-        return catalogue_fingerprint(self.catalogue)
+        return parameters_fingerprint(values), catalogue_fingerprint(self.catalogue)
 
     def _titles_of(self, extra_items: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
         """The titles of items that came after the training."""

@@ -132,6 +132,15 @@ class EventReader:
         span = moments[-1] - np.array(moments[: len(events)])
         return np.minimum(span, np.iinfo(np.int32).max).astype(np.int32)
 
+    def moment(self, where: str, event: Event, before: float | None) -> int:
+        """When an event was, in whole seconds since 1970; not before the one before it."""
+        moment = event.get("time")
+        if not is_number(moment):
+            raise UserError(f"{where}: its time must be a number of seconds since 1970, got {reprlib.repr(moment)}.")
+        if before is not None and moment < before:
+            raise UserError(f"{where}: its time is before the event before it: give events oldest first.")
+        return int(moment)
+
     def item(self, where: str, event: Event) -> int:
         """The id of an event's item."""
         if not isinstance(event, Mapping) or "item" not in event:

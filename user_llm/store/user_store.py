@@ -1,0 +1,309 @@
+"""A run's users in a database: written once, brought up to date with every event, read in batches."""
+
+import functools
+import itertools
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from user_llm.asking import BATCHES
+from user_llm.embeddings import UserEmbeddings
+from user_llm.errors import UserError
+from user_llm.events import Event
+from user_llm.files import replacing
+from user_llm.store.engine import Engine
+from user_llm.store.lmdb_engine import LMDBEngine
+from user_llm.store.records import DTYPES, Layout, made_by
+from user_llm.store.redis_engine import RedisEngine
+
+if TYPE_CHECKING:
+    from user_llm.api import UserModel
+
+_ABOUT = b"\0about"  # the key of what the records hold; no user has it
+_SOME = 4096  # users of an export's row group
+
+
+class UserStore:
+    """Users of a finished run that are kept: their latest events, and what its encoder has made of them.
+
+    What a method has written when it returns is on disk (of a server: as soon as its settings say). Threads may share a
+    store, and so may processes. Users are named by texts.
+
+    Args:
+      model: of the run.
+      where: a folder of this machine, or a server that machines share, as "redis://host:6379/0".
+      dtype: of the vectors that are kept, float32 or bfloat16.
+
+    Raises:
+      UserError: the database cannot be had, or its records are laid out for a run of another shape; a run with
+        `encoder.time=asked`, whose embeddings change with the clock.
+    """
+
+    def __init__(self, model: "UserModel", where: str | os.PathLike[str], *, dtype: str = "float32"):
+        if dtype not in DTYPES:
+            raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+        if model.events.reads_times == "asked":
+            raise UserError("config.encoder.time='asked' makes embeddings of one moment: there is nothing to keep.")
+        self.model = model
+        self._layout = _layout_of(model, dtype)
+        where = os.fspath(where)
+        self._engine: Engine = RedisEngine(where) if "://" in where else LMDBEngine(where)
+        wanted = json.dumps(vars(self._layout), sort_keys=True).encode()
+        if not self._engine.replace(_ABOUT, None, wanted):
+            (found,) = self._engine.get_many([_ABOUT])
+            if found != wanted:
+                self._engine.close()
+                raise UserError(
+                    f"{where} holds records of another shape ({_text(found)}; this run's are {_text(wanted)}): name "
+                    "another store, and fill it from the events."
+                )
+
+    def put(self, users: Mapping[str, Sequence[Event]], *, unknown: str = "error") -> None:
+        """Writes users anew, each with its events as `UserModel.recommend` takes them.
+
+        Raises:
+          UserError: events that are none, as `recommend` says; nothing of this call's users was written, or whole
+            batches of them.
+        """
+        for some in _batches(list(users.items())):
+            names, events = [name for name, _ in some], [events for _, events in some]
+            self._keys(names)  # which refuses what is no name
+            where = [f"user {name}, " for name in names]
+            read = self.model.events.read(events, [None] * len(some), where, skip=unknown == "skip")
+            times = np.array([int(of_user[-1]["time"]) for of_user in events]) if self._layout.times else None
+            self.put_arrays(names, read, times)
+
+    def put_arrays(self, users: Sequence[str], read: dict[str, np.ndarray], newest: np.ndarray | None = None) -> None:
+        """As `put`, of users who are arrays already (`UserModel.encode_arrays`), in any number.
+
+        Args:
+          newest: int `[B]`, seconds since 1970 of the last event of each, where the run reads times.
+        """
+        records: list[tuple[bytes, bytes]] = []
+        keys = self._keys(users)
+        for some in _batches(range(len(keys))):
+            part = slice(some[0], some[-1] + 1)
+            own = {name: values[part] for name, values in read.items()}
+            records += zip(keys[part], self._records(own, None if newest is None else newest[part]), strict=True)
+        self._engine.put_many(records)
+
+    def append(self, user: str, *events: Event) -> None:
+        """Adds events to a user, who may be new: as if the whole timeline were encoded anew.
+
+        Whoever appends to the same user at the same time loses nothing.
+        """
+        self.append_many({user: events})
+
+    def append_many(self, events: Mapping[str, Sequence[Event]]) -> None:
+        """`append` of many users at once.
+
+        Raises:
+          UserError: an event that is none; a record of another encoder (`refresh`).
+        """
+        for some in _batches(list(events.items())):
+            waiting = {name: list(own) for name, own in some if own}
+            while waiting:
+                keys = self._keys(list(waiting))
+                old = self._engine.get_many(keys)
+                new = self._records(*self._longer(waiting, old))
+                done = [
+                    name
+                    for name, key, before, after in zip(list(waiting), keys, old, new, strict=True)
+                    if self._engine.replace(key, before, after)
+                ]
+                waiting = {name: own for name, own in waiting.items() if name not in set(done)}
+
+    def get_many(self, users: Sequence[str], *, missing: str = "error") -> UserEmbeddings:
+        """What is kept of users, to be asked about (`UserModel.recommend`), in this order.
+
+        Args:
+          missing: what of users who are not there: an "error", or "empty": users without events, who get no answers.
+
+        Raises:
+          UserError: users are not there; they were written with another encoder (`refresh`), or other items.
+        """
+        if missing not in ("error", "empty"):
+            raise UserError(f"missing must be 'error' or 'empty', got {missing!r}.")
+        records = self._engine.get_many(self._keys(users))
+        absent = [user for user, record in zip(users, records, strict=True) if record is None]
+        if absent and missing == "error":
+            raise UserError(f"the store has no user {absent[0]!r} ({len(absent)} of {len(users)} are not there)")
+        nobody = self._nobody if absent else b""
+        rows = self._layout.read([nobody if record is None else record for record in records])
+        self._check(rows, users)
+        return self._layout.users(rows, *self.model.fingerprints)
+
+    def delete(self, users: Sequence[str]) -> int:
+        """Forgets users; how many were there. `compact` leaves nothing of them in the database's files."""
+        return self._engine.delete_many(self._keys(users))
+
+    def refresh(self) -> int:
+        """Encodes the kept events of all users anew whom another encoder has made; how many they were.
+
+        Raises:
+          UserError: they are events of other items.
+        """
+        count = 0
+        for users in _batches(self.users()):
+            keys = self._keys(users)
+            found = [(key, record) for key, record in zip(keys, self._engine.get_many(keys), strict=True) if record]
+            rows = self._layout.read([record for _, record in found])
+            current, known = made_by(rows, *self.model.fingerprints)
+            if not known.all():
+                raise UserError(_OTHER_ITEMS)
+            for index in np.flatnonzero(~current):
+                key, record = found[index]
+                read, newest = self._events_of(rows[[index]])
+                # Whoever has written it in between has encoded it, too.
+                count += self._engine.replace(key, record, self._records(read, newest)[0])
+        return count
+
+    def users(self) -> Iterator[str]:
+        """Whom there is."""
+        return (key.decode() for key in self._engine.names() if key != _ABOUT)
+
+    def __len__(self) -> int:
+        return self._engine.count() - 1
+
+    def export(self, file: str | os.PathLike[str]) -> int:
+        """Writes a Parquet file: `user`, `items` (the run's ids of the latest events), `embeddings`; how many users.
+
+        `embeddings` are lists of N · U numbers, those that there are alone.
+        """
+        raw_ids, count = np.array(self.model.catalogue.raw_ids, object), 0
+        schema = pa.schema(
+            {"user": pa.string(), "items": pa.list_(pa.string()), "embeddings": pa.list_(pa.list_(pa.float32()))}
+        )
+        with replacing(file) as partial, pq.ParquetWriter(partial, schema) as writer:
+            for names in _batches(self.users(), _SOME):
+                kept = self.get_many(names, missing="empty")
+                rows = {
+                    "user": names,
+                    "items": [raw_ids[items[items > 0]].tolist() for items in kept.items],
+                    "embeddings": [list(own[mask]) for own, mask in zip(kept.embeddings, kept.mask, strict=True)],
+                }
+                writer.write_table(pa.table(rows, schema))
+                count += len(names)
+        return count
+
+    def compact(self) -> None:
+        """Gives back the room of what was deleted, of which nothing is left then.
+
+        Raises:
+          Busy: another process has the folder open.
+        """
+        self._engine.compact()
+
+    def close(self) -> None:
+        """Ends the use of the database."""
+        self._engine.close()
+
+    def __enter__(self) -> "UserStore":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _keys(self, users: Sequence[str]) -> list[bytes]:
+        keys = []
+        for user in users:
+            if not isinstance(user, str) or not user or "\0" in user:
+                raise UserError(f"a user is named by a text, got {user!r}.")
+            keys.append(user.encode("utf-8", "surrogatepass"))
+            if len(keys[-1]) > self._engine.longest_key:
+                raise UserError(f"user {user[:40]}…: a name may have {self._engine.longest_key} bytes.")
+        return keys
+
+    def _records(self, read: dict[str, np.ndarray], newest: np.ndarray | None) -> list[bytes]:
+        users = self.model.encode_arrays(read, query=self._layout.query > 0)
+        return self._layout.write(read, newest, users)
+
+    def _check(self, rows: np.ndarray, users: Sequence[str]) -> None:
+        current, known = made_by(rows, *self.model.fingerprints)
+        for index in np.flatnonzero(~known)[:1]:
+            raise UserError(f"user {users[index]!r}: {_OTHER_ITEMS}")
+        for index in np.flatnonzero(~current)[:1]:
+            raise UserError(
+                f"user {users[index]!r} was written with another encoder ({(~current).sum()} of {len(users)} were): "
+                "refresh() encodes their events anew."
+            )
+
+    @functools.cached_property
+    def _nobody(self) -> bytes:
+        """The record of a user without events."""
+        slots = np.zeros((1, self._layout.events), np.int32)
+        read = {f"history/{name}": slots for name in ("item", "rating", "ago")}
+        layout, (encoder, catalogue) = self._layout, self.model.fingerprints
+        vectors, query = np.zeros((1, layout.slots, layout.width), np.float32), np.zeros((1, layout.query), np.float32)
+        users = UserEmbeddings(slots, vectors, np.zeros(vectors.shape[:2], bool), query, encoder, catalogue)
+        return layout.write(read, np.zeros(1, np.int64), users)[0]
+
+    def _events_of(self, rows: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+        """The events in records, as `_records` takes them."""
+        read = {"history/item": rows["item"].copy(), "history/rating": rows["rating"].astype(np.int32)}
+        if not self._layout.times:
+            return read, None
+        return {**read, "history/ago": rows["ago"].copy()}, rows["newest"].copy()
+
+    def _longer(
+        self, events: Mapping[str, Sequence[Event]], records: Sequence[bytes | None]
+    ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+        """The events of records with further ones behind them."""
+        rows = self._layout.read([self._nobody if record is None else record for record in records])
+        self._check(rows, list(events))
+        read, newest = self._events_of(rows)
+        for row, (user, own) in enumerate(events.items()):
+            for index, event in enumerate(own):
+                where = f"user {user}, event {index}"
+                values = {
+                    "item": self.model.events.item(where, event),
+                    "rating": self.model.events.rating(where, event),
+                }
+                if newest is not None:
+                    first = not read["history/item"][row].any()
+                    moment = self.model.events.moment(where, event, None if first else int(newest[row]))
+                    ago, passed = read["history/ago"][row], 0 if first else moment - newest[row]
+                    ago[:] = np.where(read["history/item"][row] > 0, np.minimum(ago + passed, _LONGEST), 0)
+                    newest[row], values["ago"] = moment, 0
+                for name, value in values.items():
+                    column = read[f"history/{name}"][row]
+                    column[:-1] = column[1:].copy()
+                    column[-1] = value
+        return read, newest
+
+
+_OTHER_ITEMS = "the store's events are of another catalogue: fill a new one from the events."
+_LONGEST = np.iinfo(np.int32).max
+
+
+def _layout_of(model: "UserModel", dtype: str) -> Layout:
+    config, length = model.config, model.config.data.history_length
+    query = config.evaluation.answers == "fused"
+    nobody = {name: np.zeros((1, length), np.int32) for name in ("history/item", "history/rating", "history/ago")}
+    if not model.events.reads_times:
+        del nobody["history/ago"]
+    made = model.encode_arrays(nobody, query=query)
+    slots, width = made.embeddings.shape[1:]
+    return Layout(
+        length,
+        slots,
+        width,
+        query=0 if made.query is None else made.query.shape[1],
+        times=bool(model.events.reads_times),
+        dtype=dtype,
+    )
+
+
+def _text(about: bytes | None) -> str:
+    return "" if about is None else about.decode("utf-8", "replace")
+
+
+def _batches(values: Any, size: int = BATCHES[-1]) -> Iterator[list[Any]]:
+    rest = iter(values)
+    while some := list(itertools.islice(rest, size)):
+        yield some
