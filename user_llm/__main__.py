@@ -10,6 +10,7 @@ COMMANDS = {
     "audit": ("user_llm.main", ["--audit"], "look for leaks in an experiment's data and batches"),
     "diagnose": ("user_llm.inspect.diagnosis", [], "take apart where a run's LLM loses on the way to a title"),
     "recommend": ("user_llm.bulk.recommend", [], "recommend items to all users of some files of events"),
+    "embed": ("user_llm.bulk.embed", [], "encode all users of some files, into a file or a store"),
     "build": ("user_llm.builders.build", [], "build a dataset: one timeline a user"),
     "sweep": ("user_llm.launch.local", [], "run tables of the paper on this machine"),
     "report": ("user_llm.launch.report", [], "write the report of a sweep"),

@@ -14,6 +14,7 @@ import pytest
 from ml_collections.config_flags import config_path
 
 import user_llm
+from user_llm.bulk import embed
 from user_llm.bulk import recommend as bulk
 from user_llm.errors import UserError
 from user_llm.evaluation.fusion import WEIGHTS
@@ -315,6 +316,7 @@ def test_a_file_s_answers_go_on_where_they_were_stopped(finished, events, tmp_pa
     file, _, _ = events
     assert command(finished, file, tmp_path / "whole.parquet") == 0
     monkeypatch.setattr(bulk, "PART", 8)
+    monkeypatch.setattr(bulk, "BATCHES", (1, 8))
     answers, calls = bulk._answers, []
 
     def stopped(*arguments):
@@ -334,6 +336,34 @@ def test_a_file_s_answers_go_on_where_they_were_stopped(finished, events, tmp_pa
     assert found.drop(["score"]) == whole.drop(["score"])
     np.testing.assert_allclose(found["score"].to_numpy(), whole["score"].to_numpy(), atol=1e-4)  # of batches of 8, 64
     assert not (tmp_path / "out.parquet.parts").exists()
+
+
+def test_users_of_a_store_get_what_those_of_the_file_get(finished, events, tmp_path):
+    file, users, model = events
+    named = [f"--workdir={finished[0]}", "--users", str(file), "--columns", "user=user", "item=item"]
+    named += ["timestamp=timestamp", "rating=rating"]
+    assert embed.main([*named, f"--store={tmp_path / 'store'}"]) == 0
+    asked = [f"--workdir={finished[0]}", f"--store={tmp_path / 'store'}", "--k=3", "--answers=fused"]
+    assert bulk.main([*asked, f"--out={tmp_path / 'of_store.parquet'}"]) == 0
+    assert command(finished, file, tmp_path / "of_file.parquet", "--answers=fused") == 0
+    of_store, of_file = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("of_store", "of_file"))
+    assert of_store == of_file
+    assert embed.main([*named, f"--out={tmp_path / 'vectors.parquet'}"]) == 0
+    rows = pq.read_table(tmp_path / "vectors.parquet").to_pylist()
+    kept = model.encode([users[row["user"]] for row in rows])
+    assert len(rows) == len(users)
+    for row, vectors, mask in zip(rows, kept.embeddings, kept.mask, strict=True):
+        np.testing.assert_allclose(row["embeddings"], vectors[mask], atol=1e-5)
+
+
+def test_a_command_without_users_is_told(finished, tmp_path, capsys):
+    out, run = f"--out={tmp_path / 'out.parquet'}", f"--workdir={finished[0]}"
+    assert bulk.main([run, out]) == 1
+    assert "name either files of events with --users, or a store" in capsys.readouterr().err
+    assert bulk.main([run, out, f"--store={tmp_path / 'nobody'}"]) == 1
+    assert "has no users: fill it with user-llm embed" in capsys.readouterr().err
+    assert embed.main([run, "--users", "events.csv"]) == 1
+    assert "name either a file with --out, or a store" in capsys.readouterr().err
 
 
 def test_events_that_the_run_does_not_know_are_told(finished, events, tmp_path, capsys):

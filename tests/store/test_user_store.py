@@ -109,8 +109,9 @@ def test_vectors_may_be_kept_in_half_the_room(model, where, users, tmp_path):
         np.testing.assert_allclose(kept.embeddings, made.embeddings, rtol=1e-2, atol=1e-2)
         assert np.abs(kept.embeddings - made.embeddings).max() > 0
     with pytest.raises(UserError, match="holds records of another shape"):
-        UserStore(model, where)
-    UserStore(model, where, dtype="bfloat16").close()
+        UserStore(model, where, dtype="float32")
+    with UserStore(model, where) as store:
+        assert len(store) == 70
 
 
 def test_what_was_deleted_is_nowhere_on_disk(model, tmp_path, users):

@@ -37,22 +37,25 @@ class UserStore:
     Args:
       model: of the run.
       where: a folder of this machine, or a server that machines share, as "redis://host:6379/0".
-      dtype: of the vectors that are kept, float32 or bfloat16.
+      dtype: of the vectors that are kept, float32 or bfloat16; None: as they are, of a new store float32.
 
     Raises:
       UserError: the database cannot be had, or its records are laid out for a run of another shape; a run with
         `encoder.time=asked`, whose embeddings change with the clock.
     """
 
-    def __init__(self, model: "UserModel", where: str | os.PathLike[str], *, dtype: str = "float32"):
-        if dtype not in DTYPES:
+    def __init__(self, model: "UserModel", where: str | os.PathLike[str], *, dtype: str | None = None):
+        if dtype is not None and dtype not in DTYPES:
             raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
         if model.events.reads_times == "asked":
             raise UserError("config.encoder.time='asked' makes embeddings of one moment: there is nothing to keep.")
         self.model = model
-        self._layout = _layout_of(model, dtype)
         where = os.fspath(where)
         self._engine: Engine = RedisEngine(where) if "://" in where else LMDBEngine(where)
+        (about,) = self._engine.get_many([_ABOUT])
+        if dtype is None:
+            dtype = "float32" if about is None else json.loads(about)["dtype"]
+        self._layout = _layout_of(model, dtype)
         wanted = json.dumps(vars(self._layout), sort_keys=True).encode()
         if not self._engine.replace(_ABOUT, None, wanted):
             (found,) = self._engine.get_many([_ABOUT])
