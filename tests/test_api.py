@@ -166,7 +166,7 @@ def test_more_answers_than_beams_are_the_same_ranking(user_model):
 
 
 def test_more_answers_than_titles_are_all_titles(user_model):
-    trie = user_model._experiment.answer_trie("next_item")
+    trie = user_model.study.answer_trie("next_item")
     assert trie.num_titles < user_model.catalogue.num_items  # some share their tokens
     history = seen(user_model, 2, 3)
     answers = user_model.recommend(history, k=10**12)

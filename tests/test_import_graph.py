@@ -177,6 +177,7 @@ MAY_IMPORT = {
         "user_llm.api",
     ),
     "user_llm.bulk": ALL_ABOVE,  # commands
+    "user_llm.exported": ALL_ABOVE,  # a command
     "user_llm.main": ALL_ABOVE,  # a command
     # What to run is plain data; of the rest it reads what a config may be.
     "user_llm.launch.scales": (),
@@ -330,7 +331,7 @@ def test_imports_run_against_the_arrow_and_never_in_a_circle():
 
 def test_only_commands_and_the_public_face_may_import_everything():
     assert [row for row, targets in MAY_IMPORT.items() if targets == ALL_ABOVE] == [
-        *("user_llm.efficiency", "user_llm.api", "user_llm.bulk", "user_llm.main", "user_llm")
+        *("user_llm.efficiency", "user_llm.api", "user_llm.bulk", "user_llm.exported", "user_llm.main", "user_llm")
     ]
 
 

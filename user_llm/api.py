@@ -41,17 +41,18 @@ class UserModel:
       config, catalogue, tokenizer: of the run.
       tasks: names of the tasks that it was trained for.
       events: reads events, and knows what has to stand in them.
+      study, contextualised: the run as tasks see it, and its LLM.
     """
 
     def __init__(self, experiment: Experiment):
         self.config = experiment.config
         self._stages = RestoredStages(experiment)
         # First, as it finds out whether the run is finished: one that is not would build its dataset here.
-        self._model = self._stages["user_llm"]
+        self.contextualised = self._stages["user_llm"]
         self.catalogue = experiment.catalogue
         self.tokenizer = experiment.vocabulary
         self.tasks = tuple(task.name for task in experiment.tasks)
-        self._experiment = experiment
+        self.study = experiment
         self._askers = Askers(experiment, self._stages)
         self.events = EventReader(self.config, self.catalogue.titles, experiment.rating_names)
 
@@ -89,12 +90,12 @@ class UserModel:
         embeddings, mask = np.zeros((len(items), 0, 0), np.float32), np.zeros((len(items), 0), bool)
         batch = filled(read)
         if self.config.integration.kind != "none":
-            made = user_embeddings(self._model)(batch)
+            made = user_embeddings(self.contextualised)(batch)
             embeddings, mask = (np.asarray(fetch(x))[: len(items)] for x in made)
         asked = None
         if query:
             if "encoder" not in self._stages:
-                raise UserError(f"{self._experiment.workdir} has trained no encoder that could be asked alone.")
+                raise UserError(f"{self.study.workdir} has trained no encoder that could be asked alone.")
             asked = np.asarray(fetch(encoder_queries(self._stages["encoder"])(batch)))[: len(items)]
         return UserEmbeddings(items, embeddings, mask, asked, *self.fingerprints)
 
@@ -189,7 +190,7 @@ class UserModel:
         check_text(prompt)
         whole("max_new_tokens", max_new_tokens, 1)
         start, (words,) = text_start(self.tokenizer), self.tokenizer.encode_batch([prompt])
-        length, assembly = len(start) + len(words), self._experiment.assembly
+        length, assembly = len(start) + len(words), self.study.assembly
         room = assembly.language_model_config.max_length - assembly.soft_prompt_length
         if not length:
             raise UserError("there is nothing to continue: this tokenizer puts no BOS in front of an empty prompt.")
@@ -198,7 +199,7 @@ class UserModel:
                 f"{length} tokens of prompt and {max_new_tokens} new ones are more than the {room} this model has room "
                 "for: shorten the prompt, or lower max_new_tokens."
             )
-        texts = user_llm_texts(self._model, eos_id=self.tokenizer.eos_id, max_new_tokens=max_new_tokens)
+        texts = user_llm_texts(self.contextualised, eos_id=self.tokenizer.eos_id, max_new_tokens=max_new_tokens)
         tokens = np.array(start + words, np.int32)
         tokens = np.pad(tokens, (0, -length % _PROMPT))
 
@@ -221,7 +222,7 @@ class UserModel:
           UserError: `folder` is none.
           CheckpointError: it holds weights already.
         """
-        save_language_model(self._experiment, self._model, folder_path("folder", folder))
+        save_language_model(self.study, self.contextualised, folder_path("folder", folder))
 
     def _answer(
         self,
@@ -237,14 +238,14 @@ class UserModel:
         asker: Callable[[str, int], Asker] | None = None,
     ) -> Any:
         if task not in self.tasks:
-            raise UserError(f"{self._experiment.workdir} answers {' and '.join(self.tasks)}: train a run of {task!r}.")
+            raise UserError(f"{self.study.workdir} answers {' and '.join(self.tasks)}: train a run of {task!r}.")
         k = whole("k", k, 1)
         if (about is not None) != TASKS[task].asks_about_label:
             raise UserError(f"task {task!r} asks about {'an event: give it with about=' if about is None else 'none'}.")
         many, users, count = as_many(users)
         asked = each_of("about", about, count, many)
         excluded = closed(count if many else None)
-        prompts = self._experiment.prompts(task)
+        prompts = self.study.prompts(task)
         compiled = asker(task, k) if asker else self._askers.get(task, k, None)
 
         def ask(part: UserEmbeddings, rows: slice) -> list[list[Answer]]:
@@ -316,7 +317,7 @@ class UserModel:
     def fingerprints(self) -> tuple[str, str]:
         """Of the encoder and of the catalogue: embeddings belong to both."""
         read = ("encoder/", "perceiver/")
-        values = {path: value for path, value in self._model.parameters.items() if path.startswith(read)}
+        values = {path: value for path, value in self.contextualised.parameters.items() if path.startswith(read)}
         if self.config.evaluation.answers == "fused":
             alone = self._stages["encoder"].parameters
             values |= {f"alone/{path}": value for path, value in alone.items()}

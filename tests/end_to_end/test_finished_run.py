@@ -219,7 +219,7 @@ def test_any_text_may_be_asked_of_users(asked):
     texts = model.generate(users[:3], "The user's next", 4)
     assert texts == model.generate(model.encode(users[:3]), "The user's next", 4)
     assert texts[1] == model.generate(users[1], "The user's next", 4)
-    module = model._model.module()
+    module = model.contextualised.module()
     (words,) = model.tokenizer.encode_batch(["The user's next"])
     read = model.events.read(users[:1], [None], [""])
     history = {name: read[f"history/{name}"] for name in ("item", "rating")}

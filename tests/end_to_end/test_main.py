@@ -30,7 +30,7 @@ def kill_when(flags, workdir: Path, stage: str, step: int, number: int) -> Outco
 
 def parameters(workdir: Path) -> dict[str, str]:
     """Hashes of every tensor of the finished contextualised LLM."""
-    values = user_llm.load(workdir)._model.parameters
+    values = user_llm.load(workdir).contextualised.parameters
     return {path: hashlib.sha256(np.asarray(value).tobytes()).hexdigest() for path, value in values.items()}
 
 

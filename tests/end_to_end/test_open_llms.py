@@ -89,7 +89,7 @@ def contextualised(folder, data_dir, workdir, monkeypatch, **overrides):
     for key, value in values.items():
         config_path.set_value(key, config, value)
     validate(config)
-    return run(config, workdir, Host(tensorboard=False)), user_llm.load(workdir)._model.parameters
+    return run(config, workdir, Host(tensorboard=False)), user_llm.load(workdir).contextualised.parameters
 
 
 def digest(values):

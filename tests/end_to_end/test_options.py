@@ -159,11 +159,11 @@ def test_an_encoder_that_reads_names_and_times_asks_for_the_times(data_dir, tmp_
     run(config, tmp_path / "run", Host(tensorboard=False))
     model = user_llm.load(tmp_path / "run")
     names = np.load(tmp_path / "run" / "item_text" / "table.npy")  # as they were, whatever was trained
-    np.testing.assert_array_equal(model._model.parameters["encoder/embedding/item_text_IE"], names)
+    np.testing.assert_array_equal(model.contextualised.parameters["encoder/embedding/item_text_IE"], names)
     assert np.abs(names).max() > 1
     titles = model.catalogue.titles[1:4]
     events = [{"item": title, "rating": 4, "time": 1e9 + 60 * place} for place, title in enumerate(titles)]
-    model._model = opened(model._model)
+    model.contextualised = opened(model.contextualised)
     soon, late = (model.recommend(events, now=1e9 + seconds) for seconds in (121, 10**8))
     assert [answer.score for answer in soon] != [answer.score for answer in late]
     for wrong, now, message in (
@@ -199,7 +199,7 @@ def test_encoder_and_llm_of_another_run_take_the_place_of_the_stages(data_dir, p
         assert protocol["rows"]["Encoder alone"] == theirs["protocols"][name]["rows"]["Encoder alone"]
     # The frozen LLM is to the bit the one in that folder, as Hugging Face's layout holds it.
     downloaded = huggingface.load_language_model(pretrained / "llm" / "huggingface")
-    model = user_llm.load(tmp_path / "run")._model.parameters
+    model = user_llm.load(tmp_path / "run").contextualised.parameters
     for path, value in parameters.split(downloaded)[1].items():
         np.testing.assert_array_equal(model[f"language_model/{path}"], value)
 
@@ -217,7 +217,7 @@ def test_adapters_of_a_run_are_where_another_starts(data_dir, pretrained, tmp_pa
         **{"training.user_llm.learning_rate": 0.0},
     )
     run(second, tmp_path / "second", Host(tensorboard=False))
-    trained, kept = (user_llm.load(tmp_path / name)._model.parameters for name in ("first", "second"))
+    trained, kept = (user_llm.load(tmp_path / name).contextualised.parameters for name in ("first", "second"))
     adapters = [path for path in trained if "/lora/" in path]
     assert len(adapters) == 8  # two layers, two targets, A and B
     for path in adapters:

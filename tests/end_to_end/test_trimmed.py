@@ -113,7 +113,7 @@ def test_a_run_answers_and_its_answers_are_titles(finished, folder):
     whole = load_vocabulary(folder)
     assert model.tokenizer.whole == whole
     assert model.tokenizer.rows < 0.9 * whole.rows
-    tables = [model._model.parameters[f"language_model/{name}"] for name in huggingface.TABLES]
+    tables = [model.contextualised.parameters[f"language_model/{name}"] for name in huggingface.TABLES]
     assert [len(table) for table in tables] == [model.tokenizer.rows] * 2
     titles = model.catalogue.titles
     for k in (10, 101):  # by beams, and exactly

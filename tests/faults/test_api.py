@@ -23,7 +23,7 @@ FULL = 512  # tokens that the language model reads
 def models(tmp_path_factory):
     """`users`, a `UserModel`, and `text`, its language model alone."""
     users = made_up(tmp_path_factory.mktemp("user_model"))
-    return SimpleNamespace(users=users, text=TextModel(users._model.module().language_model, users.tokenizer))
+    return SimpleNamespace(users=users, text=TextModel(users.contextualised.module().language_model, users.tokenizer))
 
 
 def recommend(events, k=3):

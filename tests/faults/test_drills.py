@@ -37,7 +37,7 @@ def assert_same_run(workdir: Path, reference: Path, files=RUN_FILES) -> None:
 
 
 def assert_same_parameters(workdir: Path, reference: Path) -> None:
-    ours, theirs = (user_llm.load(folder)._model.parameters for folder in (workdir, reference))
+    ours, theirs = (user_llm.load(folder).contextualised.parameters for folder in (workdir, reference))
     for path, value in theirs.items():
         np.testing.assert_array_equal(np.asarray(ours[path]).view(np.uint8), np.asarray(value).view(np.uint8), path)
 
