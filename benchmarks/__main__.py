@@ -6,6 +6,7 @@
     python -m benchmarks --only=data --data_sizes=1,20
     python -m benchmarks --only=llm --llm=gemma-3-270m-q4_k_m.gguf
     python -m benchmarks --only=quality --quality_dir=runs/quality --seeds=3
+    python -m benchmarks --only=store --run=runs/demo --store_users=1000000
 
 Prints the tables of README.md and writes the numbers to `benchmarks/results/<date>.json`.
 """
@@ -33,12 +34,13 @@ from benchmarks.protocol import MALLOC, Contender, main_python, torch_python
 from benchmarks.quality import DATASETS, measure_quality
 from benchmarks.quality_report import draw_curves
 from benchmarks.raw_files import MOVIELENS
+from benchmarks.store import measure_store
 from benchmarks.turns import Entry, measure_in_turns
 from benchmarks.workload import Workload
 
 PIPELINE_BATCH = 8_192
 PARTS = ("pipeline", "encoder", "beams", "llm", "data")
-HOURS = ("quality",)  # parts that run only where they are named
+NAMED = ("quality", "store")  # parts that run only where they are named: hours, or of a run
 OF_THE_PEAK = {"encoder", "llm"}  # parts whose rows say what share of the machine's peak they reach
 DATA_SIZES = "1,20,200"  # millions of events
 
@@ -135,7 +137,7 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="batch 128, tuned malloc and a million events only, fewer rounds"
     )
-    parser.add_argument("--only", choices=(*PARTS, *HOURS), help="one part of it")
+    parser.add_argument("--only", choices=(*PARTS, *NAMED), help="one part of it")
     today = datetime.date.today().isoformat()
     results_file = Path(__file__).parent / "results" / f"{today}.json"
     parser.add_argument("--output", type=Path, default=results_file, help="JSON file to write")
@@ -156,9 +158,14 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=6.0, help="part quality: of a rival's training, at most")
     parser.add_argument("--datasets", default=",".join(DATASETS), help="part quality: some of them, with commas")
     parser.add_argument("--override", action="append", default=[], help="part quality: KEY=VALUE of the configs of all")
+    parser.add_argument("--run", type=Path, help="part store: folder of a finished run")
+    parser.add_argument("--store_users", type=int, default=100_000, help="part store: users that are written (100000)")
+    parser.add_argument("--store", help="part store: a server, as redis://localhost:6379/9; by default a folder")
     arguments = parser.parse_args()
     if arguments.only == "quality" and not arguments.quality_dir:
         parser.error("--only=quality takes hours: name a folder that keeps what is finished with --quality_dir=")
+    if arguments.only == "store" and not arguments.run:
+        parser.error("--only=store measures a finished run: name its folder with --run=")
     if arguments.raw and not (arguments.raw / MOVIELENS.ratings).is_file():
         parser.error(f"--raw: {arguments.raw} has no {MOVIELENS.ratings}")
 
@@ -193,6 +200,9 @@ def main() -> None:
         {name: DATASETS[name] for name in arguments.datasets.split(",")},
         arguments.hours,
     )
+    parts["store"] = lambda: [
+        measure_store(arguments.run.resolve(), arguments.store_users, arguments.store, arguments.data_dir.resolve())
+    ]
     measured = {name: parts[name]() for name in chosen}
     results = {"date": today, "machine": described, "quick": arguments.quick, **measured}
     report.add_shares(results)

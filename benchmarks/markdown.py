@@ -3,7 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
-_TEXT = ("malloc", "contender", "library", "reader", "what", "files")  # headings of columns that stand on the left
+_TEXT = (
+    "malloc",
+    "contender",
+    "library",
+    "reader",
+    "what",
+    "files",
+    "where",
+)  # headings of columns that stand on the left
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -86,6 +86,11 @@ def render(results: dict[str, Any]) -> str:
         ]
     if "llm" in results:
         sections += llm_report.sections(results["llm"])
+    if "store" in results:
+        sections += [
+            "**Store**: users with full histories, one process; reading in batches of 1,000.",
+            table(_STORE, [_stored(row) for row in results["store"]]),
+        ]
     if "quality" in results:
         sections.append(render_quality(results["quality"]))
     if "data" in results:
@@ -141,6 +146,20 @@ def _costs(row: dict[str, Any]) -> list[str]:
         f"{row['time_ratio']:.2f}",
         f"{row['memory_ratio']:.3f}",
     ]
+
+
+_STORE = (
+    *("where", "users", "vectors", "record KB", "file KB a user", "encoded/s", "written/s", "read/s"),
+    *("appended/s, one by one", "appended/s, 1,000 at once", "peak MB more"),
+)
+
+
+def _stored(row: dict[str, Any]) -> list[str]:
+    slots, width = row["vectors"]
+    speeds = [f"{row[f'{name}_per_second']:,}" for name in
+              ("encoded", "written", "read", "appended", "appended_together")]  # fmt: skip
+    sizes = [f"{row[name] / 1e3:.1f}" for name in ("record_bytes", "file_bytes_per_user")]
+    return [row["where"], f"{row['users']:,}", f"{slots} of {width}", *sizes, *speeds, f"{row['peak_mb_more']:,}"]
 
 
 _READING = (

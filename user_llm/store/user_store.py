@@ -39,6 +39,10 @@ class UserStore:
       where: a folder of this machine, or a server that machines share, as "redis://host:6379/0".
       dtype: of the vectors that are kept, float32 or bfloat16; None: as they are, of a new store float32.
 
+    Attributes:
+      model: as given.
+      layout: of the records.
+
     Raises:
       UserError: the database cannot be had, or its records are laid out for a run of another shape; a run with
         `encoder.time=asked`, whose embeddings change with the clock.
@@ -55,8 +59,8 @@ class UserStore:
         (about,) = self._engine.get_many([_ABOUT])
         if dtype is None:
             dtype = "float32" if about is None else json.loads(about)["dtype"]
-        self._layout = _layout_of(model, dtype)
-        wanted = json.dumps(vars(self._layout), sort_keys=True).encode()
+        self.layout = _layout_of(model, dtype)
+        wanted = json.dumps(vars(self.layout), sort_keys=True).encode()
         if not self._engine.replace(_ABOUT, None, wanted):
             (found,) = self._engine.get_many([_ABOUT])
             if found != wanted:
@@ -78,7 +82,7 @@ class UserStore:
             self._keys(names)  # which refuses what is no name
             where = [f"user {name}, " for name in names]
             read = self.model.events.read(events, [None] * len(some), where, skip=unknown == "skip")
-            times = np.array([int(of_user[-1]["time"]) for of_user in events]) if self._layout.times else None
+            times = np.array([int(of_user[-1]["time"]) for of_user in events]) if self.layout.times else None
             self.put_arrays(names, read, times)
 
     def put_arrays(self, users: Sequence[str], read: dict[str, np.ndarray], newest: np.ndarray | None = None) -> None:
@@ -137,9 +141,9 @@ class UserStore:
         if absent and missing == "error":
             raise UserError(f"the store has no user {absent[0]!r} ({len(absent)} of {len(users)} are not there)")
         nobody = self._nobody if absent else b""
-        rows = self._layout.read([nobody if record is None else record for record in records])
+        rows = self.layout.read([nobody if record is None else record for record in records])
         self._check(rows, users)
-        return self._layout.users(rows, *self.model.fingerprints)
+        return self.layout.users(rows, *self.model.fingerprints)
 
     def delete(self, users: Sequence[str]) -> int:
         """Forgets users; how many were there. `compact` leaves nothing of them in the database's files."""
@@ -155,7 +159,7 @@ class UserStore:
         for users in _batches(self.users()):
             keys = self._keys(users)
             found = [(key, record) for key, record in zip(keys, self._engine.get_many(keys), strict=True) if record]
-            rows = self._layout.read([record for _, record in found])
+            rows = self.layout.read([record for _, record in found])
             current, known = made_by(rows, *self.model.fingerprints)
             if not known.all():
                 raise UserError(_OTHER_ITEMS)
@@ -223,8 +227,8 @@ class UserStore:
         return keys
 
     def _records(self, read: dict[str, np.ndarray], newest: np.ndarray | None) -> list[bytes]:
-        users = self.model.encode_arrays(read, query=self._layout.query > 0)
-        return self._layout.write(read, newest, users)
+        users = self.model.encode_arrays(read, query=self.layout.query > 0)
+        return self.layout.write(read, newest, users)
 
     def _check(self, rows: np.ndarray, users: Sequence[str]) -> None:
         current, known = made_by(rows, *self.model.fingerprints)
@@ -239,9 +243,9 @@ class UserStore:
     @functools.cached_property
     def _nobody(self) -> bytes:
         """The record of a user without events."""
-        slots = np.zeros((1, self._layout.events), np.int32)
+        slots = np.zeros((1, self.layout.events), np.int32)
         read = {f"history/{name}": slots for name in ("item", "rating", "ago")}
-        layout, (encoder, catalogue) = self._layout, self.model.fingerprints
+        layout, (encoder, catalogue) = self.layout, self.model.fingerprints
         vectors, query = np.zeros((1, layout.slots, layout.width), np.float32), np.zeros((1, layout.query), np.float32)
         users = UserEmbeddings(slots, vectors, np.zeros(vectors.shape[:2], bool), query, encoder, catalogue)
         return layout.write(read, np.zeros(1, np.int64), users)[0]
@@ -249,7 +253,7 @@ class UserStore:
     def _events_of(self, rows: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
         """The events in records, as `_records` takes them."""
         read = {"history/item": rows["item"].copy(), "history/rating": rows["rating"].astype(np.int32)}
-        if not self._layout.times:
+        if not self.layout.times:
             return read, None
         return {**read, "history/ago": rows["ago"].copy()}, rows["newest"].copy()
 
@@ -257,7 +261,7 @@ class UserStore:
         self, events: Mapping[str, Sequence[Event]], records: Sequence[bytes | None]
     ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
         """The events of records with further ones behind them."""
-        rows = self._layout.read([self._nobody if record is None else record for record in records])
+        rows = self.layout.read([self._nobody if record is None else record for record in records])
         self._check(rows, list(events))
         read, newest = self._events_of(rows)
         for row, (user, own) in enumerate(events.items()):
