@@ -6,6 +6,7 @@
     python -m benchmarks --only=data --data_sizes=1,20
     python -m benchmarks --only=llm --llm=gemma-3-270m-q4_k_m.gguf
     python -m benchmarks --only=quality --quality_dir=runs/quality --seeds=3
+    python -m benchmarks --only=trie --titles=10000,1000000
     python -m benchmarks --only=store --run=runs/demo --store_users=1000000
 
 Prints the tables of README.md and writes the numbers to `benchmarks/results/<date>.json`.
@@ -35,14 +36,16 @@ from benchmarks.quality import DATASETS, measure_quality
 from benchmarks.quality_report import draw_curves
 from benchmarks.raw_files import MOVIELENS
 from benchmarks.store import measure_store
+from benchmarks.trie import measure_trie
 from benchmarks.turns import Entry, measure_in_turns
 from benchmarks.workload import Workload
 
 PIPELINE_BATCH = 8_192
 PARTS = ("pipeline", "encoder", "beams", "llm", "data")
-NAMED = ("quality", "store")  # parts that run only where they are named: hours, or of a run
+NAMED = ("quality", "store", "trie")  # parts that run only where they are named: hours, of a run, many gigabytes
 OF_THE_PEAK = {"encoder", "llm"}  # parts whose rows say what share of the machine's peak they reach
 DATA_SIZES = "1,20,200"  # millions of events
+TITLES = "10000,100000,1000000,10000000"
 
 REFERENCE = Entry(report.REFERENCE, main_python, "jax_encoder", {"loss": "chunked", "microbatch": 32})
 RIVALS = (
@@ -123,6 +126,11 @@ def millions(text: str) -> list[int]:
     return [size * MILLION for size in sizes]
 
 
+def numbers(text: str) -> list[int]:
+    """Numbers from a flag; argparse reports a ValueError."""
+    return [int(float(number)) for number in text.split(",")]
+
+
 def override(text: str) -> tuple[str, Any]:
     """A key of the config and its value, a Python literal or a text."""
     key, _, value = text.partition("=")
@@ -158,6 +166,7 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=6.0, help="part quality: of a rival's training, at most")
     parser.add_argument("--datasets", default=",".join(DATASETS), help="part quality: some of them, with commas")
     parser.add_argument("--override", action="append", default=[], help="part quality: KEY=VALUE of the configs of all")
+    parser.add_argument("--titles", type=numbers, default=numbers(TITLES), help=f"part trie: how many ({TITLES})")
     parser.add_argument("--run", type=Path, help="part store: folder of a finished run")
     parser.add_argument("--store_users", type=int, default=100_000, help="part store: users that are written (100000)")
     parser.add_argument("--store", help="part store: a server, as redis://localhost:6379/9; by default a folder")
@@ -203,6 +212,7 @@ def main() -> None:
     parts["store"] = lambda: [
         measure_store(arguments.run.resolve(), arguments.store_users, arguments.store, arguments.data_dir.resolve())
     ]
+    parts["trie"] = lambda: measure_trie(arguments.titles, 3 if arguments.quick else 9)
     measured = {name: parts[name]() for name in chosen}
     results = {"date": today, "machine": described, "quick": arguments.quick, **measured}
     report.add_shares(results)

@@ -86,6 +86,11 @@ def render(results: dict[str, Any]) -> str:
         ]
     if "llm" in results:
         sections += llm_report.sections(results["llm"])
+    if "trie" in results:
+        sections += [
+            "**Trie**: 8 users, 10 beams, titles of up to 15 words by Zipf's law; 6 layers of width 384, 32k.",
+            table(_TRIE, [_of_trie(row) for row in results["trie"]]),
+        ]
     if "store" in results:
         sections += [
             "**Store**: users with full histories, one process; reading in batches of 1,000.",
@@ -146,6 +151,24 @@ def _costs(row: dict[str, Any]) -> list[str]:
         f"{row['time_ratio']:.2f}",
         f"{row['memory_ratio']:.3f}",
     ]
+
+
+_TRIE = (
+    *("titles", "million nodes", "built in s", "peak GB", "most children, level by level"),
+    *("step ms", "free step ms", "over free", "a dictionary's mask, ms a step"),
+)
+
+
+def _of_trie(row: dict[str, Any]) -> list[str]:
+    cells = [
+        f"{row['titles']:,}",
+        f"{row['nodes'] / 1e6:,.2f}",
+        f"{row['build_seconds']:,.1f}",
+        f"{row['peak_gb']:.1f}",
+    ]
+    cells.append(", ".join(f"{width:,}" for width in row["widest"]))
+    cells += [f"{row['step_ms']:,.1f}", f"{row['free_step_ms']:,.1f}", f"{row['over_free']:+.0%}"]
+    return [*cells, number(row.get("dictionary_step_ms"), 0)]
 
 
 _STORE = (

@@ -1,0 +1,120 @@
+"""What it costs to hold beams to a catalogue, from ten thousand titles to ten million, over beams that are free.
+
+    python -m benchmarks --only=trie [--titles=10000,100000,1000000,10000000]
+
+Titles are words by Zipf's law. Beside ours stands what most of the field does: a dictionary of tokens a node, in
+Python, and a mask over the vocabulary made of it at every step.
+"""
+
+import dataclasses
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.beam_workload import EOS, BeamWorkload
+from user_llm.checkpoints.huggingface import load_language_model
+from user_llm.decoding.beam import beam_search
+from user_llm.decoding.catalogue_trie import CatalogueTrie
+from user_llm.models import parameters
+
+_WORDS = 1.05  # the exponent of Zipf's law for words
+_HISTORY = 200  # titles that are no answer for a user
+_IN_DICTIONARIES = 1_000_000  # titles; a dictionary a node takes kilobytes a title
+_SEED = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Titles:
+    """`count` titles of 2 to `longest` words."""
+
+    count: int
+    longest: int = 15
+    vocabulary: int = 32_000
+
+    def tokens(self) -> tuple[np.ndarray, np.ndarray]:
+        """int32 `[count + 1, longest]`, and their lengths."""
+        random = np.random.default_rng(_SEED)
+        frequency = np.cumsum(np.arange(1, self.vocabulary - 2) ** -_WORDS)
+        tokens = np.empty((self.count + 1, self.longest), np.int32)
+        for column in tokens.T:
+            column[:] = 3 + np.searchsorted(frequency, random.random(self.count + 1) * frequency[-1])
+        return tokens, random.integers(2, self.longest + 1, self.count + 1)
+
+
+def measure_trie(sizes: Sequence[int], rounds: int) -> list[dict[str, Any]]:
+    """A row a size; `free` is measured beside each."""
+    workload = BeamWorkload()
+    with tempfile.TemporaryDirectory() as folder:
+        workload.save(Path(folder))
+        graphdef, values, buffers = parameters.split(load_language_model(folder))
+    prompts = jnp.asarray(workload.prompts(), jnp.int32)
+    lengths = jnp.full(workload.users, workload.prompt_length, jnp.int32)
+    steps = Titles(1).longest + 1
+
+    @jax.jit
+    def search(values, trie, excluded):
+        model = parameters.merge(graphdef, values, buffers)
+        options = dict(num_beams=workload.num_beams, max_steps=steps, trie=trie, excluded_items=excluded)
+        # Free beams end nowhere: as many steps as the longest title has.
+        return beam_search(model, prompts, lengths, eos_id=EOS if trie is not None else -1, **options)
+
+    rows = []
+    for size in sizes:
+        tokens, of_title = Titles(size).tokens()
+        start = time.perf_counter()
+        trie = CatalogueTrie.build(tokens, of_title, EOS)
+        built, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
+        seen = np.random.default_rng(0).integers(1, size + 1, (workload.users, _HISTORY)).astype(np.int32)
+        ours, free = _in_turns(
+            [lambda trie=trie, seen=seen: search(values, trie, seen), lambda: search(values, None, None)], rounds
+        )
+        row = {"titles": size, "nodes": trie.level_ends[-1], "build_seconds": built, "peak_gb": peak}
+        row |= {"step_ms": ours / steps * 1e3, "free_step_ms": free / steps * 1e3, "over_free": ours / free - 1}
+        row["widest"] = list(trie.fan_out[:3])
+        if size <= _IN_DICTIONARIES:
+            row["dictionary_step_ms"] = _dictionary_step(tokens, of_title, workload) * 1e3
+        rows.append(row)
+        del trie
+    return rows
+
+
+def _in_turns(searches: Sequence[Callable[[], Any]], rounds: int) -> list[float]:
+    """Median seconds of each."""
+    seconds: list[list[float]] = [[] for _ in searches]
+    for search in searches:
+        jax.block_until_ready(search())  # compiled
+    for _ in range(rounds):
+        for search, taken in zip(searches, seconds, strict=True):
+            start = time.perf_counter()
+            jax.block_until_ready(search())
+            taken.append(time.perf_counter() - start)
+    return [median(taken) for taken in seconds]
+
+
+def _dictionary_step(tokens: np.ndarray, lengths: np.ndarray, workload: BeamWorkload) -> float:
+    """Seconds to mask one step of all beams, by a dictionary a node: the mask alone, without the model."""
+    root: dict[int, Any] = {}
+    for row, length in zip(tokens[1:].tolist(), lengths[1:].tolist(), strict=True):
+        node = root
+        for token in row[:length]:
+            node = node.setdefault(token, {})
+        node[EOS] = {}
+    random = np.random.default_rng(0)
+    chosen = tokens[random.integers(1, len(tokens), workload.users * workload.num_beams), :2].tolist()
+    start = time.perf_counter()
+    mask = np.full((len(chosen), workload.vocabulary), -np.inf, np.float32)
+    for beam, prefix in enumerate(chosen):
+        node = root
+        for token in prefix[: 1 + beam % 2]:
+            node = node[token]
+        mask[beam, list(node)] = 0
+    jax.block_until_ready(jnp.asarray(mask))
+    return time.perf_counter() - start
