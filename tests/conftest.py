@@ -1,7 +1,11 @@
-"""What all tests share: a quiet CPU backend with 8 devices, a compilation cache, the folder of real data."""
+"""What all tests share: a quiet CPU backend with 8 devices, a compilation cache, the folder of real data, a server."""
 
 import importlib.metadata
 import os
+import shutil
+import socket
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -98,3 +102,23 @@ def shared_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data in {folder}: set USER_LLM_SHARED to a folder that holds data/ and llm/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def redis_address(tmp_path_factory):
+    """The address of a Redis server, which ends with the tests."""
+    if not (program := shutil.which("redis-server") or shutil.which("valkey-server")):
+        pytest.skip("needs redis-server or valkey-server")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = tmp_path_factory.mktemp("redis")
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(folder)]
+    with subprocess.Popen([program, *options], stdout=subprocess.DEVNULL) as server:
+        for _ in range(100):
+            with socket.socket() as asked:
+                if asked.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield f"redis://127.0.0.1:{port}"
+        server.terminate()
