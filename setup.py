@@ -93,6 +93,7 @@ setup(
         "cuda": ["jax[cuda]"],
         "tpu": ["jax[tpu]"],
         "hub": HUB_REQUIRES,
+        "redis": REDIS_REQUIRES,
         "test": TEST_REQUIRES,
         "docs": DOCS_REQUIRES,
     },

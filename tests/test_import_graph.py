@@ -173,6 +173,7 @@ MAY_IMPORT = {
         "user_llm.locks",
         "user_llm.events",
         "user_llm.embeddings",
+        "user_llm.given",
         "user_llm.asking",
         "user_llm.api",
     ),

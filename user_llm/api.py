@@ -23,7 +23,7 @@ from user_llm.experiment.export import save_language_model
 from user_llm.experiment.seal import check_kept, refuse_swapped
 from user_llm.experiment.training import RestoredStages
 from user_llm.experiment.workdir import BORROWED, read_config
-from user_llm.given import Users, as_many, closed_items, each_of, ids_of
+from user_llm.given import Users, as_many, closed_items, each_of, ids_of, skips
 from user_llm.parallel.mesh import one_device
 from user_llm.parallel.processes import fetch
 from user_llm.tasks import TASKS, Answer, Asker
@@ -96,6 +96,13 @@ class UserModel:
         if query:
             if "encoder" not in self._stages:
                 raise UserError(f"{self.study.workdir} has trained no encoder that could be asked alone.")
+            if self.config.integration.kind == "none" and (
+                self.config.encoder.time or len(self.config.encoder.features) > 1
+            ):
+                raise UserError(
+                    f"the LLM of {self.study.workdir} reads events' titles alone, and its encoder more than these: its "
+                    "encoder cannot be asked from here."
+                )
             asked = np.asarray(fetch(encoder_queries(self._stages["encoder"])(batch)))[: len(items)]
         return UserEmbeddings(items, embeddings, mask, asked, *self.fingerprints)
 
@@ -286,15 +293,16 @@ class UserModel:
         self, many: bool, users: Any, count: int | None, now: Any, unknown: str, query: bool
     ) -> Iterator[UserEmbeddings]:
         """The users in batches."""
-        if unknown not in ("error", "skip"):
-            raise UserError(f"unknown must be 'error' or 'skip', got {reprlib.repr(unknown)}.")
-        size = BATCHES[-1]
+        skip, size = skips(unknown), BATCHES[-1]
         if isinstance(users, UserEmbeddings):
             users.check(*self.fingerprints)
             if now is not None:
                 raise UserError("now= was read when the users were encoded: leave it out.")
             if query and users.query is None:
-                raise UserError("these users were encoded without what the encoder asks for: encode them query=True.")
+                raise UserError(
+                    "these users were encoded without what the encoder asks for: encode them with query=True (a store "
+                    "keeps it where evaluation.answers=fused)."
+                )
             yield from (users[start : start + size] for start in range(0, len(users), size))
             return
         moments, rest = each_of("now", now, count, many), iter(users)
@@ -303,7 +311,7 @@ class UserModel:
             if not some:
                 return
             where = [f"user {start + row}, " if many else "" for row in range(len(some))]
-            read = self.events.read(some, moments(slice(start, start + len(some))), where, skip=unknown == "skip")
+            read = self.events.read(some, moments(slice(start, start + len(some))), where, skip=skip)
             yield self.encode_arrays(read, query=query)
 
     def _label(self, events: Sequence[Any], rows: slice, many: bool) -> list[np.ndarray]:

@@ -63,8 +63,14 @@ class Askers:
 
 
 def filled(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A batch with as many rows as the next of `BATCHES`."""
+    """A batch with as many rows as the next of `BATCHES`.
+
+    Raises:
+      ValueError: it has more than the last of them.
+    """
     count = len(next(iter(batch.values())))
+    if count > BATCHES[-1]:
+        raise ValueError(f"{count} users at once: at most {BATCHES[-1]}")
     missing = next(size for size in BATCHES if size >= count) - count
     return {name: np.pad(x, ((0, missing), *((0, 0),) * (x.ndim - 1))) for name, x in batch.items()}
 

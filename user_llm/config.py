@@ -314,6 +314,8 @@ def _integration(config: ConfigDict) -> Iterator[str]:
         yield f"{first}: scanned layers are all alike; set 0, or --config.compute.scan_layers=false"
     if kind != "none":
         return
+    if config.integration.newest:
+        yield f"{kind_is} reads no embeddings, of which config.integration.newest would be the latest: leave it out"
     if strategy in ("enc", "proj"):
         yield f"{kind_is} has no encoder, of which strategy={strategy!r} would train something: take full or lora"
     if perceiver.enabled:

@@ -34,9 +34,12 @@ class UserEmbeddings:
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, users: slice | np.ndarray | Sequence[int]) -> "UserEmbeddings":
-        """Some of the users."""
-        chosen = users if isinstance(users, slice) else np.asarray(users, np.int64)
+    def __getitem__(self, users: slice | int | np.ndarray | Sequence[int]) -> "UserEmbeddings":
+        """Some of the users: a slice, numbers, one number, or which of all, bool `[B]`."""
+        chosen = users
+        if not isinstance(users, slice):
+            chosen = np.atleast_1d(np.asarray(users))
+            chosen = chosen if chosen.dtype == bool else chosen.astype(np.int64)
         return self._with({name: values[chosen] for name, values in self._columns().items()})
 
     @classmethod

@@ -47,7 +47,8 @@ class EventReader:
     def read(
         self, users: Sequence[Sequence[Event]], now: Sequence[float | None], where: Sequence[str], *, skip: bool = False
     ) -> dict[str, np.ndarray]:
-        """`history/item`, `history/rating` int32 `[B, S]`, and `history/ago` where the run reads times.
+        """`history/item`, `history/rating` int32 `[B, S]`; `history/ago` too, and int64 `[B]` `history/newest`, seconds
+        since 1970 of the last event, where the run reads times.
 
         Args:
           users: events of each, oldest first; the latest S are read.
@@ -60,7 +61,7 @@ class EventReader:
         """
         length = self.config.data.history_length
         history = np.zeros((2, len(users), length), np.int32)
-        ages = np.zeros((len(users), length), np.int32)
+        ages, newest = np.zeros((len(users), length), np.int32), np.zeros(len(users), np.int64)
         for row, (events, moment, prefix) in enumerate(zip(users, now, where, strict=True)):
             if not isinstance(events, Sequence) or isinstance(events, (str, bytes)) or not events:
                 raise UserError(
@@ -70,11 +71,13 @@ class EventReader:
             recent = recent[-length:]
             for slot, (index, event) in enumerate(recent, start=length - len(recent)):
                 name = f"{prefix}event {index}"
-                history[:, row, slot] = self.item(name, event), self.rating(name, event)
+                unread = skip and not self.reads_ratings  # whatever it is
+                history[:, row, slot] = self.item(name, event), 0 if unread else self.rating(name, event)
             if recent and (ago := self._ago(recent, moment, prefix)) is not None:
                 ages[row, -len(recent) :] = ago
+                newest[row] = int(recent[-1][1]["time"])
         read = {"history/item": history[0], "history/rating": history[1]}
-        return {**read, "history/ago": ages} if self.reads_times else read
+        return {**read, "history/ago": ages, "history/newest": newest} if self.reads_times else read
 
     def _known(self, events: Sequence[Event]) -> list[tuple[int, Event]]:
         """The events that the run knows, with their places; the others are counted."""

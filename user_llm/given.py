@@ -31,6 +31,13 @@ def as_many(users: Any) -> tuple[bool, Any, int | None]:
     return False, [users], 1
 
 
+def skips(unknown: Any) -> bool:
+    """Whether events that a run does not know are left out, or an error."""
+    if unknown not in ("error", "skip"):
+        raise UserError(f"unknown must be 'error' or 'skip', got {reprlib.repr(unknown)}.")
+    return bool(unknown == "skip")
+
+
 def each_of(name: str, value: Any, count: int | None, many: bool) -> Callable[[slice], list[Any]]:
     """The value of some users: one for all, or of a list of them theirs."""
     if not many or value is None or isinstance(value, (int, float)):

@@ -14,13 +14,14 @@ import pytest
 from ml_collections.config_flags import config_path
 
 import user_llm
-from user_llm.bulk import embed
+from user_llm.bulk import embed, parts
 from user_llm.bulk import recommend as bulk
 from user_llm.errors import UserError
 from user_llm.evaluation.fusion import WEIGHTS
 from user_llm.experiment import experiment
 from user_llm.experiment.validation import validate
 from user_llm.experiment.workdir import read_config
+from user_llm.exported import export, runtime
 from user_llm.host import Host
 from user_llm.inspect import diagnosis
 from user_llm.parallel.mesh import one_device
@@ -155,6 +156,9 @@ def test_users_that_are_kept_are_answered_as_their_events_are(asked, answers):
         wanted_titles, wanted_scores = titles_and_scores(model.recommend(users, 4, answers=answers))
         assert titles == wanted_titles
         np.testing.assert_array_equal(scores, wanted_scores)  # the same programs
+    for part in (kept[[5, 2]], kept[2], kept[np.arange(11) == 2], kept[2:3]):
+        np.testing.assert_array_equal(part.items[-1], kept.items[2])
+        assert len(part) in (1, 2)
     some = kept[[5, 2]]
     titles, scores = titles_and_scores(model.recommend(some, 4, answers=answers))
     assert titles == [wanted_titles[5], wanted_titles[2]]
@@ -315,7 +319,7 @@ def test_users_of_a_file_get_what_they_get_one_by_one(finished, events, tmp_path
 def test_a_file_s_answers_go_on_where_they_were_stopped(finished, events, tmp_path, monkeypatch):
     file, _, _ = events
     assert command(finished, file, tmp_path / "whole.parquet") == 0
-    monkeypatch.setattr(bulk, "PART", 8)
+    monkeypatch.setattr(parts, "PART", 8)
     monkeypatch.setattr(bulk, "BATCHES", (1, 8))
     answers, calls = bulk._answers, []
 
@@ -356,12 +360,33 @@ def test_users_of_a_store_get_what_those_of_the_file_get(finished, events, tmp_p
         np.testing.assert_allclose(row["embeddings"], vectors[mask], atol=1e-5)
 
 
+def test_an_export_answers_as_the_run_does(finished, asked, tmp_path, capsys):
+    model, users = asked
+    folder = tmp_path / "exported"
+    assert export.main([f"--workdir={finished[0]}", f"--out={folder}", "--batches=1", "--platforms=cpu"]) == 0
+    assert "runtime.py says how to use it" in capsys.readouterr().out
+    run = runtime.Recommender(folder)
+    wanted = model.recommend(users[0], 5)
+    assert [title for title, _ in run.recommend(users[0], 5)] == [answer.text for answer in wanted]
+    assert run.recommend([]) == []
+    for wrong, message in (({"users": [[]]}, "user 0 has no events"), ({"users": users, "now": 3.0}, "reads no now=")):
+        with pytest.raises(ValueError, match=message):
+            run.recommend(**wrong)
+
+
 def test_a_command_without_users_is_told(finished, tmp_path, capsys):
     out, run = f"--out={tmp_path / 'out.parquet'}", f"--workdir={finished[0]}"
     assert bulk.main([run, out]) == 1
     assert "name either files of events with --users, or a store" in capsys.readouterr().err
     assert bulk.main([run, out, f"--store={tmp_path / 'nobody'}"]) == 1
-    assert "has no users: fill it with user-llm embed" in capsys.readouterr().err
+    assert "is no store: user-llm embed" in capsys.readouterr().err
+    for command, options in (
+        (bulk, ["--store=a", "--by=title"]),
+        (embed, ["--users=a", "--out=b", "--dtype=bfloat16"]),
+    ):
+        with pytest.raises(SystemExit):
+            command.main([run, out, *options])
+        assert "means nothing beside" in capsys.readouterr().err
     assert embed.main([run, "--users", "events.csv"]) == 1
     assert "name either a file with --out, or a store" in capsys.readouterr().err
 

@@ -93,6 +93,36 @@ def test_users_of_another_encoder_are_refused_until_they_are_refreshed(model, wh
         np.testing.assert_allclose(kept.embeddings, made.embeddings, atol=1e-6)
 
 
+def test_ratings_of_another_scale_are_refused(model, where, users):
+    UserStore(model, where).close()
+    other = copy.copy(model)
+    other.events = copy.copy(model.events)
+    other.events.ratings = {rating * 2: index for rating, index in model.events.ratings.items()}
+    with pytest.raises(UserError, match="holds records of another shape"):
+        UserStore(other, where)
+
+
+def test_a_wrong_event_among_many_leaves_all_as_they_were(store, users):
+    wrong = {**users, "user 69": [*users["user 69"], {"item": "Nothing", "rating": 4.0}]}
+    with pytest.raises(UserError, match=r"user user 69, event \d+: 'Nothing' is no title"):
+        store.append_many(wrong)
+    assert len(store) == 0
+
+
+def test_events_that_are_not_known_may_be_left_out(store, users):
+    store.put({"a": users["user 0"]})
+    store.put({"b": [*users["user 0"], {"item": "Nothing", "rating": 4.0}]}, unknown="skip")
+    (one,), (other,) = records(store, ["a"]), records(store, ["b"])
+    assert one == other
+    with pytest.raises(UserError, match="unknown must be 'error' or 'skip'"):
+        store.put({"b": users["user 0"]}, unknown="drop")
+
+
+def test_a_store_that_is_only_read_is_not_made(model, where):
+    with pytest.raises(UserError, match="is no store: user-llm embed"):
+        UserStore(model, where, create=False)
+
+
 def test_users_of_another_catalogue_are_refused(model, where, users):
     with UserStore(of_another_encoder(model, catalogue="1" * 64), where) as old:
         old.put({"user 1": users["user 1"]})
@@ -146,6 +176,7 @@ def test_all_users_are_exported(store, model, users, tmp_path):
     [
         (lambda store: store.get_many([""]), "a user is named by a text, got ''"),
         (lambda store: store.get_many([3]), "a user is named by a text, got 3"),
+        (lambda store: store.get_many(["\ud800"]), "holds half a character"),
         (lambda store: store.put({"a\0b": []}), "a user is named by a text"),
         (lambda store: store.put({"a": []}), "user a, events must be a list of at least one event"),
         (lambda store: store.append("a", {"item": "Nothing", "rating": 4.0}), "user a, event 0: 'Nothing' is no title"),

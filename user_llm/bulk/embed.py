@@ -8,7 +8,6 @@ same command; a store is written anew.
 """
 
 import argparse
-import itertools
 import logging
 import sys
 from collections.abc import Iterator
@@ -19,14 +18,13 @@ from tqdm import tqdm
 
 from user_llm.api import UserModel, load
 from user_llm.asking import BATCHES
-from user_llm.bulk.parts import Parts
-from user_llm.bulk.reading import add_arguments, asked_of, opened, read_of
+from user_llm.bulk.parts import PART, Parts
+from user_llm.bulk.reading import add_arguments, asked_of, opened, read_of, refuse_ignored, run_of
 from user_llm.bulk.users import UserEvents, UsersFile
 from user_llm.errors import UserError, show
 from user_llm.store.records import DTYPES
 from user_llm.store.user_store import UserStore
 
-PART = 4096  # users of a part, which a stop may cost
 SCHEMA = pa.schema({"user": pa.string(), "embeddings": pa.list_(pa.list_(pa.float32()))})
 
 
@@ -43,41 +41,27 @@ def embed(options: argparse.Namespace) -> int:
     if options.store:
         with UserStore(model, options.store, dtype=options.dtype) as store, opened(model, options) as users:
             return _to_store(model, users, store)
-    parts = Parts(options.out, asked_of(options, "now"))
+    if model.config.integration.kind == "none":
+        raise UserError(f"the LLM of {options.workdir} reads no embeddings: there is nothing to write")
+    parts = Parts(options.out, {"run": run_of(options), **asked_of(options), "now": options.now})
     with opened(model, options) as users:
-        return _to_file(model, users, parts, options.now)
+        parts.write(SCHEMA, _tables(model, users.batches(BATCHES[-1], skip=parts.done), options.now), users.count)
+        return users.count
 
 
 def _to_store(model: UserModel, users: UsersFile, store: UserStore) -> int:
     with tqdm(total=users.count, unit="user", dynamic_ncols=True) as bar:
         for some in users.batches(PART):
-            store.put_arrays(some.users, read_of(model, some), some.seconds[:, -1])
+            store.put_arrays(some.users, read_of(model, some))
             bar.update(len(some.users))
     return users.count
 
 
-def _to_file(model: UserModel, users: UsersFile, parts: Parts, now: float | None) -> int:
-    done = parts.users()
-    batches = users.batches(BATCHES[-1], skip=done)
-    with tqdm(total=users.count, initial=done, unit="user", dynamic_ncols=True) as bar:
-
-        def tables() -> Iterator[tuple[pa.Table, int]]:
-            while some := list(itertools.islice(batches, max(1, PART // BATCHES[-1]))):
-                yield (
-                    pa.concat_tables([_vectors(model, batch, now, bar) for batch in some]),
-                    sum(len(batch.users) for batch in some),
-                )
-
-        parts.write(tables())
-    parts.join(SCHEMA)
-    return users.count
-
-
-def _vectors(model: UserModel, users: UserEvents, now: float | None, bar: tqdm) -> pa.Table:
-    made = model.encode_arrays(read_of(model, users, now))
-    vectors = [list(own[mask]) for own, mask in zip(made.embeddings, made.mask, strict=True)]
-    bar.update(len(made))
-    return pa.table({"user": users.users, "embeddings": vectors}, SCHEMA)
+def _tables(model: UserModel, batches: Iterator[UserEvents], now: float | None) -> Iterator[tuple[pa.Table, int]]:
+    for users in batches:
+        made = model.encode_arrays(read_of(model, users, now))
+        vectors = [list(own[mask]) for own, mask in zip(made.embeddings, made.mask, strict=True)]
+        yield pa.table({"user": users.users, "embeddings": vectors}, SCHEMA), len(made)
 
 
 def main(arguments: list[str]) -> int:
@@ -91,6 +75,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="of a new store's vectors (float32)")
     parser.add_argument("--now", type=float, help="when all are asked, in seconds since 1970 (encoder.time=asked)")
     options = parser.parse_args(arguments)
+    refuse_ignored(parser, options, *(("--store", ("now",)) if options.store else ("--out", ("dtype",))))
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         count = embed(options)

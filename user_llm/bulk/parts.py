@@ -2,15 +2,18 @@
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tqdm import tqdm
 
 from user_llm.errors import UserError
 from user_llm.files import read_json, replacing, write_json
+
+PART = 4096  # users of a part, which a stop may cost
 
 _ASKED = "asked.json"
 _USERS = b"users"  # how many a part has, in its metadata
@@ -23,6 +26,9 @@ class Parts:
       out: the file.
       asked: what two calls that make the same file have in common.
 
+    Attributes:
+      done: how many users the parts that are there have.
+
     Raises:
       UserError: there are parts of another call.
     """
@@ -30,30 +36,51 @@ class Parts:
     def __init__(self, out: Path, asked: dict[str, Any]):
         self._out, self._folder = out, out.with_name(out.name + ".parts")
         self._asked, facts = asked, self._folder / _ASKED
-        if facts.exists() and read_json(facts, f"delete {self._folder}") != json.loads(json.dumps(asked)):
+        self._old = out.with_name(out.name + ".old")
+        shutil.rmtree(self._old, ignore_errors=True)  # of a call that was stopped while it tidied up
+        if not facts.exists():
+            shutil.rmtree(self._folder, ignore_errors=True)  # nobody knows of what they are
+        elif read_json(facts, f"delete {self._folder}") != json.loads(json.dumps(asked)):
             raise UserError(
                 f"{self._folder} holds parts of another call (other users, run or options): delete it, or take "
                 "another --out"
             )
+        self.done = sum(int(pq.read_metadata(part).metadata[_USERS]) for part in self._parts())
 
-    def users(self) -> int:
-        """How many users the parts that are there have."""
-        return sum(int(pq.read_metadata(part).metadata[_USERS]) for part in self._done())
+    def write(self, schema: pa.Schema, batches: Iterator[tuple[pa.Table, int]], count: int) -> None:
+        """Writes what comes behind the parts, and then the file.
 
-    def write(self, tables: Iterable[tuple[pa.Table, int]]) -> None:
-        """Writes further parts: tables, and how many users each has."""
+        Args:
+          schema: of the tables.
+          batches: tables of further users, and how many users each has.
+          count: of all users.
+        """
         self._folder.mkdir(parents=True, exist_ok=True)
         write_json(self._folder / _ASKED, self._asked)
-        for number, (table, users) in enumerate(tables, start=len(self._done())):
-            with replacing(self._folder / f"part-{number:06}.parquet") as partial:
-                pq.write_table(table.replace_schema_metadata({_USERS: str(users)}), partial)
+        with tqdm(total=count, initial=self.done, unit="user", dynamic_ncols=True) as bar:
+            waiting = [schema.empty_table()]
+            users = 0
+            for table, more in batches:
+                waiting.append(table)
+                users += more
+                bar.update(more)
+                if users >= PART:
+                    self._add(waiting, users)
+                    waiting, users = [schema.empty_table()], 0
+            self._add(waiting, users)
+        self._join(schema)
 
-    def join(self, schema: pa.Schema) -> None:
+    def _add(self, tables: list[pa.Table], users: int) -> None:
+        with replacing(self._folder / f"part-{len(self._parts()):06}.parquet") as partial:
+            pq.write_table(pa.concat_tables(tables).replace_schema_metadata({_USERS: str(users)}), partial)
+
+    def _join(self, schema: pa.Schema) -> None:
         """One file of all parts, in order; then the parts go."""
         with replacing(self._out) as partial, pq.ParquetWriter(partial, schema) as writer:
-            for part in self._done():
+            for part in self._parts():
                 writer.write_table(pq.read_table(part).replace_schema_metadata())
-        shutil.rmtree(self._folder)
+        self._folder.rename(self._old)  # at once: some of them would be taken for all
+        shutil.rmtree(self._old)
 
-    def _done(self) -> list[Path]:
+    def _parts(self) -> list[Path]:
         return sorted(self._folder.glob("part-*.parquet"))

@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from user_llm.builders.custom.command import pairs
 from user_llm.builders.custom.config import CustomConfig
 from user_llm.bulk.users import UserEvents, UsersFile
 from user_llm.errors import UserError
+
+OF_FILES = ("columns", "by", "unknown", "max_malformed")  # options of files
 
 _logger = logging.getLogger("user_llm")
 
@@ -43,15 +45,28 @@ def _share(text: str) -> float:
     return share
 
 
-def asked_of(options: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """What two calls that make the same file have in common: run, files, and the options of these names."""
+def refuse_ignored(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, beside: str, names: Sequence[str]
+) -> None:
+    """Ends the command where options are given that mean nothing beside another."""
+    for name in names:
+        if getattr(options, name) != parser.get_default(name):
+            parser.error(f"--{name} means nothing beside {beside}: leave it out")
+
+
+def run_of(options: argparse.Namespace) -> str:
+    """A fingerprint of all that the run's folder holds."""
+    return hashlib.sha256((options.workdir / "checksums.json").read_bytes()).hexdigest()
+
+
+def asked_of(options: argparse.Namespace) -> dict[str, Any]:
+    """What two calls that read the same users have in common."""
     files = {
         name: [path.stat().st_size, path.stat().st_mtime_ns] if path.exists() else None
         for name, path in _config(options).named_files().items()
     }
-    kept = {name: getattr(options, name) for name in ("by", "unknown", "max_malformed", *names)}
-    run = hashlib.sha256((options.workdir / "checksums.json").read_bytes()).hexdigest()
-    return {"files": files, "columns": dict(_config(options).columns), "run": run, **kept}
+    kept = {name: getattr(options, name) for name in ("by", "unknown", "max_malformed")}
+    return {"files": files, "columns": dict(_config(options).columns), **kept}
 
 
 def _config(options: argparse.Namespace) -> CustomConfig:
@@ -101,6 +116,7 @@ def read_of(model: UserModel, users: UserEvents, now: float | None = None) -> di
     if not model.events.reads_times:
         return read
     newest = users.seconds[:, -1:]
+    read["history/newest"] = newest[:, 0]
     if now is not None:
         for row in np.flatnonzero(newest[:, 0] > now)[:1]:
             raise UserError(

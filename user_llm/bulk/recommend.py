@@ -9,28 +9,25 @@ goes on with the same command.
 """
 
 import argparse
-import itertools
 import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from user_llm.api import UserModel, load
 from user_llm.arguments import whole
 from user_llm.asking import BATCHES
 from user_llm.bulk.parts import Parts
-from user_llm.bulk.reading import add_arguments, asked_of, opened, read_of
+from user_llm.bulk.reading import OF_FILES, add_arguments, asked_of, opened, read_of, refuse_ignored, run_of
 from user_llm.bulk.users import UsersFile
 from user_llm.embeddings import UserEmbeddings
 from user_llm.errors import UserError, show
 from user_llm.store.user_store import UserStore
 from user_llm.tasks.next_item import ANSWERS
 
-PART = 4096  # users of a part, which a stop may cost
 SCHEMA = pa.schema(
     {"user": pa.string(), "rank": pa.int32(), "item": pa.string(), "title": pa.string(), "score": pa.float32()}
 )
@@ -50,29 +47,24 @@ def recommend(options: argparse.Namespace) -> None:
         raise UserError("name either files of events with --users, or a store with --store")
     model = load(options.workdir)
     model.events.check_now(options.now, "--now")
+    kept = {"run": run_of(options), **{name: getattr(options, name) for name in ("k", "answers", "now")}}
     if options.store:
-        with UserStore(model, options.store) as store:
+        with UserStore(model, options.store, create=False) as store:
             names = sorted(store.users())
-            if not names:
-                raise UserError(f"{options.store} has no users: fill it with user-llm embed --store={options.store}")
-            parts = Parts(options.out, {"store": options.store, "users": names, **_of_answers(options)})
-            done = parts.users()
-            _answer(model, options, parts, _of_store(store, names[done:]), done, len(names))
+            parts = Parts(options.out, {"store": options.store, "users": names, **kept})
+            batches = _of_store(store, names[parts.done :])
+            parts.write(SCHEMA, _tables(model, options, batches), len(names))
         return
-    parts = Parts(options.out, {**asked_of(options), **_of_answers(options)})
+    parts = Parts(options.out, {**asked_of(options), **kept})
     with opened(model, options) as users:
-        done = parts.users()
-        _answer(model, options, parts, _of_files(model, users, options, done), done, users.count)
-
-
-def _of_answers(options: argparse.Namespace) -> dict[str, object]:
-    return {name: getattr(options, name) for name in ("k", "answers", "now")}
+        batches = _of_files(model, users, options, parts.done)
+        parts.write(SCHEMA, _tables(model, options, batches), users.count)
 
 
 def _of_store(store: UserStore, names: list[str]) -> Iterator[Batch]:
     for start in range(0, len(names), BATCHES[-1]):
         some = names[start : start + BATCHES[-1]]
-        yield some, store.get_many(some)
+        yield some, store.get_many(some, missing="empty")  # somebody may have deleted them meanwhile
 
 
 def _of_files(model: UserModel, users: UsersFile, options: argparse.Namespace, skip: int) -> Iterator[Batch]:
@@ -81,30 +73,20 @@ def _of_files(model: UserModel, users: UsersFile, options: argparse.Namespace, s
         yield some.users, model.encode_arrays(read, query=options.answers in ("fused", "encoder"))
 
 
-def _answer(
-    model: UserModel, options: argparse.Namespace, parts: Parts, batches: Iterator[Batch], done: int, count: int
-) -> None:
-    with tqdm(total=count, initial=done, unit="user", dynamic_ncols=True) as bar:
-
-        def tables() -> Iterator[tuple[pa.Table, int]]:
-            while some := list(itertools.islice(batches, max(1, PART // BATCHES[-1]))):
-                rows = [row for batch in some for row in _answers(model, batch, options, bar)]
-                yield pa.Table.from_pylist(rows, SCHEMA), sum(len(names) for names, _ in some)
-
-        parts.write(tables())
-    parts.join(SCHEMA)
+def _tables(model: UserModel, options: argparse.Namespace, batches: Iterator[Batch]) -> Iterator[tuple[pa.Table, int]]:
+    for batch in batches:
+        yield pa.Table.from_pylist(list(_answers(model, batch, options)), SCHEMA), len(batch[0])
 
 
 def _answers(
-    model: UserModel, batch: Batch, options: argparse.Namespace, bar: tqdm
-) -> Iterable[dict[str, str | int | float | None]]:
+    model: UserModel, batch: Batch, options: argparse.Namespace
+) -> Iterator[dict[str, str | int | float | None]]:
     names, users = batch
     found = model.recommend(users, options.k, answers=options.answers)
     for user, answers in zip(names, found, strict=True):
         for rank, answer in enumerate(answers, start=1):
             item = model.catalogue.raw_ids[model.events.items[answer.text]]
             yield {"user": user, "rank": rank, "item": item, "title": answer.text, "score": answer.score}
-    bar.update(len(found))
 
 
 def main(arguments: list[str]) -> int:
@@ -121,6 +103,8 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--now", type=float, help="when all are asked, in seconds since 1970 (encoder.time=asked)")
     options = parser.parse_args(arguments)
+    if options.store:
+        refuse_ignored(parser, options, "--store", OF_FILES)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         recommend(options)

@@ -1,6 +1,6 @@
 """A finished run as a folder that answers with jax, numpy and safetensors alone:
 
-    user-llm export --workdir=RUN --out=FOLDER [--num_beams=10] [--batches=1,8,64] [--platforms=cpu,cuda,tpu]
+    user-llm export --workdir=RUN --out=FOLDER [--num_beams=20] [--batches=1,8,64] [--platforms=cpu,cuda,tpu]
 
 The folder has the weights, the trie and the catalogue as safetensors, the tokenizer, a program for each batch, and
 runtime.py, which reads it all. Programs are made for all platforms here, whether they are here or not.
@@ -58,7 +58,7 @@ def export_run(
         "platforms": list(platforms),
         "reads": events,
         "asked": model.events.reads_times == "asked",
-        "ratings": ["", *(f"{rating:g}" for rating in model.events.ratings)],
+        "ratings": list(model.events.ratings),  # by class, from 1
         "prompt": prompt[0].tolist(),
         "weights": of_program,
         "fingerprints": dict(zip(("encoder", "catalogue"), model.fingerprints, strict=True)),
@@ -137,7 +137,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--workdir", type=Path, required=True, help="folder of a finished run")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--num_beams", type=int, default=10, help="beams, and so the most answers a user (10)")
+    parser.add_argument("--num_beams", type=int, help="beams, and so the most answers a user (evaluation.num_beams)")
     parser.add_argument("--batches", type=_sizes, default=[1, 8, 64], help="users at once, a program each (1,8,64)")
     parser.add_argument(
         "--platforms", type=_platforms, default=list(PLATFORMS), help="what programs run on (cpu,cuda,tpu)"
@@ -145,9 +145,11 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        whole("--num_beams", options.num_beams, 1)
-        settings = dict(num_beams=options.num_beams, batches=options.batches, platforms=options.platforms)
-        export_run(load(options.workdir), options.out, **settings)
+        if options.num_beams is not None:
+            whole("--num_beams", options.num_beams, 1)
+        model = load(options.workdir)
+        num_beams = options.num_beams or model.config.evaluation.num_beams
+        export_run(model, options.out, num_beams=num_beams, batches=options.batches, platforms=options.platforms)
     except Exception as error:
         return show(error, doing=f"{options.out} was not written")
     size = sum(path.stat().st_size for path in options.out.rglob("*") if path.is_file())

@@ -43,7 +43,7 @@ class Recommender:
         columns = load_file(self._folder / "catalogue.safetensors")
         self.titles, self.raw_ids = (_texts(columns, name) for name in ("titles", "raw_ids"))
         self._items = {title: item for item, title in enumerate(self.titles) if item}
-        self._ratings = {float(name): index for index, name in enumerate(self.facts["ratings"]) if name}
+        self._ratings = {rating: index for index, rating in enumerate(self.facts["ratings"], start=1)}
         self._prompt = np.array(self.facts["prompt"], np.int32)
         self._programs: dict[str, Any] = {}
 
@@ -56,18 +56,23 @@ class Recommender:
           now: when they are asked, where the run reads that (`facts["asked"]`).
 
         Raises:
-          ValueError: an item or a rating that the run does not know, or a time that it needs and has not.
+          ValueError: no events; an item or a rating that the run does not know; times that it needs and has not, or not
+            in order.
         """
+        if (now is not None) != self.facts["asked"]:
+            raise ValueError("this run reads when it is asked: give now=" if now is None else "this run reads no now=")
         length, parts = self.facts["history_length"], []
         history = {name: np.zeros((len(users), length), np.int32) for name in self.facts["reads"]}
         items = history["item"]
         for row, events in enumerate(users):
             recent = list(events)[-length:]
+            if not recent:
+                raise ValueError(f"user {row} has no events")
             for slot, event in enumerate(recent, start=length - len(recent)):
                 items[row, slot] = _known(self._items, event["item"], "title of the catalogue", row)
                 if "rating" in history:
                     history["rating"][row, slot] = _known(self._ratings, event.get("rating"), "rating of the run", row)
-            if "ago" in history and recent:
+            if "ago" in history:
                 history["ago"][row, length - len(recent) :] = self._ago(recent, now, row)
         for some in _batches(len(users), self.facts["batches"]):
             made = self._run("encode", some, self._weights["encode"], {name: x[some] for name, x in history.items()})
@@ -94,7 +99,9 @@ class Recommender:
             raise ValueError(
                 f"k must be from 1 to {self.facts['num_beams']}, with which this run was exported, got {k}"
             )
-        many = isinstance(users, Mapping) or not users or not isinstance(users[0], Mapping)
+        if not len(users):
+            return []
+        many = isinstance(users, Mapping) or not isinstance(users[0], Mapping)
         kept = users if isinstance(users, Mapping) else self.encode(users if many else [users], now)
         answers: list[list[tuple[str, float]]] = []
         for some in _batches(len(kept["items"]), self.facts["batches"]):
@@ -108,12 +115,12 @@ class Recommender:
 
     def _ago(self, events: Sequence[Mapping[str, Any]], now: float | None, row: int) -> np.ndarray:
         moments = [event.get("time") for event in events]
-        last = now if self.facts["asked"] else moments[-1]
-        if last is None or None in moments:
-            raise ValueError(
-                f"user {row}: this run reads times: give each event its time" + ", and now=" * (now is None)
-            )
-        return np.clip(last - np.array(moments, np.float64), 0, np.iinfo(np.int32).max).astype(np.int32)
+        if None in moments:
+            raise ValueError(f"user {row}: this run reads times: give each event its time")
+        times = np.array([*moments, moments[-1] if now is None else now], np.float64)
+        if (np.diff(times) < 0).any():
+            raise ValueError(f"user {row}: a time is before the one before it: give events oldest first")
+        return np.minimum(times[-1] - times[:-1], np.iinfo(np.int32).max).astype(np.int32)
 
     def _run(self, program: str, some: slice, *arguments: Any) -> dict[str, np.ndarray]:
         """Runs a program for a batch, whose arguments with a leading batch axis are filled up."""

@@ -1,7 +1,7 @@
 """A user's record in bytes: as long for every user of a run, so that a batch of them is one array."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -47,19 +47,18 @@ class Layout:
             fields += [("query", kept, (self.query,))]
         return np.dtype(fields)
 
-    def write(self, read: dict[str, np.ndarray], newest: np.ndarray | None, users: UserEmbeddings) -> list[bytes]:
+    def write(self, read: Mapping[str, np.ndarray], users: UserEmbeddings) -> list[bytes]:
         """The records of users.
 
         Args:
-          read: their events, `history/item`, `history/rating`, `history/ago` as `EventReader.read` gives them.
-          newest: int64 `[B]`, when the last event of each was, where events have times.
+          read: their events as `EventReader.read` gives them.
           users: what the run has made of them.
         """
         rows = np.zeros(len(users), self.columns)
         rows["encoder"], rows["catalogue"] = (_mark(name) for name in (users.encoder, users.catalogue))
         rows["item"], rows["rating"] = read["history/item"], read["history/rating"]
         if self.times:
-            rows["ago"], rows["newest"] = read["history/ago"], newest
+            rows["ago"], rows["newest"] = read["history/ago"], read["history/newest"]
         rows["mask"], rows["embeddings"] = users.mask, self._packed(users.embeddings)
         if self.query:
             rows["query"] = self._packed(users.query)

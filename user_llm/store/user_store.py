@@ -16,6 +16,7 @@ from user_llm.embeddings import UserEmbeddings
 from user_llm.errors import UserError
 from user_llm.events import Event
 from user_llm.files import replacing
+from user_llm.given import skips
 from user_llm.store.engine import Engine
 from user_llm.store.lmdb_engine import LMDBEngine
 from user_llm.store.records import DTYPES, Layout, made_by
@@ -38,6 +39,7 @@ class UserStore:
       model: of the run.
       where: a folder of this machine, or a server that machines share, as "redis://host:6379/0".
       dtype: of the vectors that are kept, float32 or bfloat16; None: as they are, of a new store float32.
+      create: whether there may be no store yet.
 
     Attributes:
       model: as given.
@@ -48,19 +50,25 @@ class UserStore:
         `encoder.time=asked`, whose embeddings change with the clock.
     """
 
-    def __init__(self, model: "UserModel", where: str | os.PathLike[str], *, dtype: str | None = None):
+    def __init__(
+        self, model: "UserModel", where: str | os.PathLike[str], *, dtype: str | None = None, create: bool = True
+    ):
         if dtype is not None and dtype not in DTYPES:
             raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
         if model.events.reads_times == "asked":
             raise UserError("config.encoder.time='asked' makes embeddings of one moment: there is nothing to keep.")
         self.model = model
         where = os.fspath(where)
-        self._engine: Engine = RedisEngine(where) if "://" in where else LMDBEngine(where)
+        self._engine: Engine = RedisEngine(where) if "://" in where else LMDBEngine(where, create=create)
         (about,) = self._engine.get_many([_ABOUT])
+        if about is None and not create:
+            raise UserError(f"{where} is no store: user-llm embed --store={where} makes one")
         if dtype is None:
             dtype = "float32" if about is None else json.loads(about)["dtype"]
         self.layout = _layout_of(model, dtype)
-        wanted = json.dumps(vars(self.layout), sort_keys=True).encode()
+        # Ratings are kept as classes, of which another run may have others.
+        ratings = list(model.events.ratings) if model.events.reads_ratings else []
+        wanted = json.dumps({**vars(self.layout), "ratings": ratings}, sort_keys=True).encode()
         if not self._engine.replace(_ABOUT, None, wanted):
             (found,) = self._engine.get_many([_ABOUT])
             if found != wanted:
@@ -74,29 +82,25 @@ class UserStore:
         """Writes users anew, each with its events as `UserModel.recommend` takes them.
 
         Raises:
-          UserError: events that are none, as `recommend` says; nothing of this call's users was written, or whole
-            batches of them.
+          UserError: events that are none, as `recommend` says; the batches of users before them were written.
         """
+        skip = skips(unknown)
         for some in _batches(list(users.items())):
             names, events = [name for name, _ in some], [events for _, events in some]
             self._keys(names)  # which refuses what is no name
             where = [f"user {name}, " for name in names]
-            read = self.model.events.read(events, [None] * len(some), where, skip=unknown == "skip")
-            times = np.array([int(of_user[-1]["time"]) for of_user in events]) if self.layout.times else None
-            self.put_arrays(names, read, times)
+            self.put_arrays(names, self.model.events.read(events, [None] * len(some), where, skip=skip))
 
-    def put_arrays(self, users: Sequence[str], read: dict[str, np.ndarray], newest: np.ndarray | None = None) -> None:
-        """As `put`, of users who are arrays already (`UserModel.encode_arrays`), in any number.
-
-        Args:
-          newest: int `[B]`, seconds since 1970 of the last event of each, where the run reads times.
-        """
+    def put_arrays(self, users: Sequence[str], read: Mapping[str, np.ndarray]) -> None:
+        """As `put`, of users who are arrays already (`EventReader.read`), in any number."""
         records: list[tuple[bytes, bytes]] = []
         keys = self._keys(users)
         for some in _batches(range(len(keys))):
             part = slice(some[0], some[-1] + 1)
-            own = {name: values[part] for name, values in read.items()}
-            records += zip(keys[part], self._records(own, None if newest is None else newest[part]), strict=True)
+            records += zip(keys[part], self._records({name: x[part] for name, x in read.items()}), strict=True)
+            if len(records) * self.layout.columns.itemsize > _AT_ONCE:
+                self._engine.put_many(records)
+                records = []
         self._engine.put_many(records)
 
     def append(self, user: str, *events: Event) -> None:
@@ -110,14 +114,19 @@ class UserStore:
         """`append` of many users at once.
 
         Raises:
-          UserError: an event that is none; a record of another encoder (`refresh`).
+          UserError: an event that is none, and nothing was written; one before a user's latest, a record of another
+            encoder (`refresh`), a database that fails: the batches of users before it were written.
         """
+        self._keys(list(events))  # which refuses what is no name
+        for name, own in events.items():
+            for index, event in enumerate(own):
+                self._values(f"user {name}, event {index}", event, None)
         for some in _batches(list(events.items())):
             waiting = {name: list(own) for name, own in some if own}
             while waiting:
                 keys = self._keys(list(waiting))
                 old = self._engine.get_many(keys)
-                new = self._records(*self._longer(waiting, old))
+                new = self._records(self._longer(waiting, old))
                 done = [
                     name
                     for name, key, before, after in zip(list(waiting), keys, old, new, strict=True)
@@ -157,17 +166,20 @@ class UserStore:
         """
         count = 0
         for users in _batches(self.users()):
-            keys = self._keys(users)
-            found = [(key, record) for key, record in zip(keys, self._engine.get_many(keys), strict=True) if record]
-            rows = self.layout.read([record for _, record in found])
-            current, known = made_by(rows, *self.model.fingerprints)
-            if not known.all():
-                raise UserError(_OTHER_ITEMS)
-            for index in np.flatnonzero(~current):
-                key, record = found[index]
-                read, newest = self._events_of(rows[[index]])
-                # Whoever has written it in between has encoded it, too.
-                count += self._engine.replace(key, record, self._records(read, newest)[0])
+            waiting = self._keys(users)
+            while waiting:  # whoever has been written in between is looked at again
+                found = [(key, old) for key, old in zip(waiting, self._engine.get_many(waiting), strict=True) if old]
+                rows = self.layout.read([old for _, old in found])
+                current, known = made_by(rows, *self.model.fingerprints)
+                if not known.all():
+                    raise UserError(_OTHER_ITEMS)
+                stale = np.flatnonzero(~current)
+                anew = self._records(self._events_of(rows[stale])) if len(stale) else []
+                waiting = []
+                for (key, old), new in zip([found[index] for index in stale], anew, strict=True):
+                    done = self._engine.replace(key, old, new)
+                    count += done
+                    waiting += [] if done else [key]
         return count
 
     def users(self) -> Iterator[str]:
@@ -178,16 +190,18 @@ class UserStore:
         return self._engine.count() - 1
 
     def export(self, file: str | os.PathLike[str]) -> int:
-        """Writes a Parquet file: `user`, `items` (the run's ids of the latest events), `embeddings`; how many users.
+        """Writes a Parquet file: `user`, `items` (the run's ids of the latest events), `embeddings` (its vectors).
 
-        `embeddings` are lists of N · U numbers, those that there are alone.
+        Returns: how many users.
         """
         raw_ids, count = np.array(self.model.catalogue.raw_ids, object), 0
         schema = pa.schema(
             {"user": pa.string(), "items": pa.list_(pa.string()), "embeddings": pa.list_(pa.list_(pa.float32()))}
         )
         with replacing(file) as partial, pq.ParquetWriter(partial, schema) as writer:
-            for names in _batches(self.users(), _SOME):
+            for some in _batches(self.users(), _SOME):
+                there = self._engine.get_many(self._keys(some))  # somebody may have deleted one meanwhile
+                names = [name for name, record in zip(some, there, strict=True) if record is not None]
                 kept = self.get_many(names, missing="empty")
                 rows = {
                     "user": names,
@@ -199,7 +213,9 @@ class UserStore:
         return count
 
     def compact(self) -> None:
-        """Gives back the room of what was deleted, of which nothing is left then.
+        """Gives back the room of what was deleted, of which nothing is left in the store's files then.
+
+        A server writes those files anew that its settings have it keep, and this waits for it.
 
         Raises:
           Busy: another process has the folder open.
@@ -221,14 +237,16 @@ class UserStore:
         for user in users:
             if not isinstance(user, str) or not user or "\0" in user:
                 raise UserError(f"a user is named by a text, got {user!r}.")
-            keys.append(user.encode("utf-8", "surrogatepass"))
+            try:
+                keys.append(user.encode())
+            except UnicodeEncodeError:
+                raise UserError(f"user {user!r} holds half a character: name users by whole texts.") from None
             if len(keys[-1]) > self._engine.longest_key:
                 raise UserError(f"user {user[:40]}…: a name may have {self._engine.longest_key} bytes.")
         return keys
 
-    def _records(self, read: dict[str, np.ndarray], newest: np.ndarray | None) -> list[bytes]:
-        users = self.model.encode_arrays(read, query=self.layout.query > 0)
-        return self.layout.write(read, newest, users)
+    def _records(self, read: Mapping[str, np.ndarray]) -> list[bytes]:
+        return self.layout.write(read, self.model.encode_arrays(read, query=self.layout.query > 0))
 
     def _check(self, rows: np.ndarray, users: Sequence[str]) -> None:
         current, known = made_by(rows, *self.model.fingerprints)
@@ -244,48 +262,52 @@ class UserStore:
     def _nobody(self) -> bytes:
         """The record of a user without events."""
         slots = np.zeros((1, self.layout.events), np.int32)
-        read = {f"history/{name}": slots for name in ("item", "rating", "ago")}
+        read: dict[str, np.ndarray] = {f"history/{name}": slots for name in ("item", "rating", "ago")}
+        read = {**read, "history/newest": np.zeros(1, np.int64)}
         layout, (encoder, catalogue) = self.layout, self.model.fingerprints
         vectors, query = np.zeros((1, layout.slots, layout.width), np.float32), np.zeros((1, layout.query), np.float32)
         users = UserEmbeddings(slots, vectors, np.zeros(vectors.shape[:2], bool), query, encoder, catalogue)
-        return layout.write(read, np.zeros(1, np.int64), users)[0]
+        return layout.write(read, users)[0]
 
-    def _events_of(self, rows: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-        """The events in records, as `_records` takes them."""
+    def _events_of(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """The events in records, as `EventReader.read` gives them."""
         read = {"history/item": rows["item"].copy(), "history/rating": rows["rating"].astype(np.int32)}
-        if not self.layout.times:
-            return read, None
-        return {**read, "history/ago": rows["ago"].copy()}, rows["newest"].copy()
+        if self.layout.times:
+            read |= {"history/ago": rows["ago"].copy(), "history/newest": rows["newest"].copy()}
+        return read
 
-    def _longer(
-        self, events: Mapping[str, Sequence[Event]], records: Sequence[bytes | None]
-    ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    def _values(self, where: str, event: Event, before: int | None) -> dict[str, int]:
+        """What is kept of an event that comes behind another."""
+        values = {"item": self.model.events.item(where, event), "rating": self.model.events.rating(where, event)}
+        if self.layout.times:
+            values["newest"] = self.model.events.moment(where, event, before)
+        return values
+
+    def _longer(self, events: Mapping[str, Sequence[Event]], records: Sequence[bytes | None]) -> dict[str, np.ndarray]:
         """The events of records with further ones behind them."""
         rows = self.layout.read([self._nobody if record is None else record for record in records])
         self._check(rows, list(events))
-        read, newest = self._events_of(rows)
+        read = self._events_of(rows)
         for row, (user, own) in enumerate(events.items()):
+            items = read["history/item"][row]
             for index, event in enumerate(own):
-                where = f"user {user}, event {index}"
-                values = {
-                    "item": self.model.events.item(where, event),
-                    "rating": self.model.events.rating(where, event),
-                }
-                if newest is not None:
-                    first = not read["history/item"][row].any()
-                    moment = self.model.events.moment(where, event, None if first else int(newest[row]))
-                    ago, passed = read["history/ago"][row], 0 if first else moment - newest[row]
-                    ago[:] = np.where(read["history/item"][row] > 0, np.minimum(ago + passed, _LONGEST), 0)
-                    newest[row], values["ago"] = moment, 0
+                before = int(read["history/newest"][row]) if self.layout.times and items.any() else None
+                values = self._values(f"user {user}, event {index}", event, before)
+                if self.layout.times:
+                    ago, passed = read["history/ago"][row], values["newest"] - (before or values["newest"])
+                    ago[:] = np.where(items > 0, np.minimum(ago.astype(np.int64) + passed, _LONGEST), 0)
+                    read["history/newest"][row] = values.pop("newest")
+                    values["ago"] = 0
                 for name, value in values.items():
                     column = read[f"history/{name}"][row]
                     column[:-1] = column[1:].copy()
                     column[-1] = value
-        return read, newest
+        return read
 
 
 _OTHER_ITEMS = "the store's events are of another catalogue: fill a new one from the events."
 _LONGEST = np.iinfo(np.int32).max
+_AT_ONCE = 1 << 25  # bytes of records that are written at once
 
 
 def _layout_of(model: "UserModel", dtype: str) -> Layout:

@@ -174,7 +174,8 @@ class Task(abc.ABC):
     def asker(self, study: Study, model: Model, k: int) -> Asker:
         """Compiles `batch → the k best answers of each user`, best first, for users who have no label.
 
-        A batch has `history/item`, `history/rating` int `[B, S]`, and `prompt_tokens`, `prompt_lengths`.
+        A batch has `prompt_tokens`, `prompt_lengths`, `history/item` int `[B, S]`, and of each user what
+        `evaluation/users.py` reads; `seen/item`, where more than the history is no answer.
         """
 
     def asker_by(self, answers: str, study: Study, trained: Mapping[str, Model], k: int) -> Asker:

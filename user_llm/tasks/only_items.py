@@ -13,6 +13,7 @@ class OnlyItems:
 
     Args:
       study: of a finished run.
+      task: whose answers they are.
       items: bool `[I+1]`, those that may be answered.
 
     Raises:
