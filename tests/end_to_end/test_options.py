@@ -50,8 +50,10 @@ VARIANTS = {
         "llm.tie_embeddings": False,
         "evaluation.answers": "exact",
     },
-    "several targets a window, taught by the encoder, some of label contexts": {
+    "items to spell, then several targets a window, taught by the encoder, some of label contexts": {
         "encoder.features": ("item",),
+        "integration.spelling_steps": 2,
+        "integration.newest": 3,
         "integration.targets": 4,
         "integration.label_contexts": 0.25,
         "integration.distillation": 0.5,
