@@ -209,6 +209,7 @@ def test_snippets_of_python_run(tiny_run, tmp_path, monkeypatch):
         '"runs/ml_latest_small"': repr(str(workdir)),
         '"FOLDER"': repr(str(workdir / "llm" / "huggingface")),
         '"NEW_FOLDER"': repr(str(tmp_path / "saved")),
+        'UserStore(model, "users")': f"UserStore(model, {str(tmp_path / 'users')!r})",
         '"LLM_FOLDER"': repr(str(tmp_path / "language_model")),
         '"Toy Story (1995)"': repr(titles[1]),
         '"Heat (1995)"': repr(titles[2]),
@@ -219,12 +220,13 @@ def test_snippets_of_python_run(tiny_run, tmp_path, monkeypatch):
         ", temperature=0.8, seed=1": "",  # another program to compile; test_api.py samples
     }
     ran = 0
-    for page in (README, "docs/python.md"):
+    for page in (README, "docs/python.md", "docs/store.md"):
         for body in blocks(page, "python"):
-            if "model.answer" in body or "purchases.csv" in body:  # of other tasks and files
+            # Of other tasks and files, and of an export (`tests/exported`).
+            if "model.answer" in body or "purchases.csv" in body or "from runtime" in body:
                 continue
             for named, here in places.items():
                 body = body.replace(named, here)
             exec(compile(body, page, "exec"), {})
             ran += 1
-    assert ran == 7
+    assert ran == 9
