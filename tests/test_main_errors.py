@@ -181,6 +181,7 @@ def test_with_verbosity_a_user_sees_where_it_happened(caplog, capsys):
 
 # What only a programmer of this package can cause: shapes that do not fit, names of our own that are not there.
 PLAIN = {
+    "user_llm/asking.py",
     "user_llm/builders/amazon_reviews/catalogue.py",  # caught where it is raised
     "user_llm/builders/timelines.py",
     "user_llm/data/permutation.py",
@@ -191,6 +192,7 @@ PLAIN = {
     "user_llm/decoding/prefill.py",
     "user_llm/decoding/ranking.py",
     "user_llm/evaluation/metrics.py",
+    "user_llm/exported/runtime.py",  # which stands alone
     "user_llm/models/event_embedding.py",
     "user_llm/models/layers.py",
     "user_llm/models/user_encoder.py",

@@ -102,8 +102,8 @@ class MeanOfEvents(EventEncoder):
         count = jnp.maximum(jnp.cumsum(mask, axis=1), 1)[..., None]
         return jnp.where(mask[..., None], jnp.cumsum(events, axis=1) / count, 0)
 
-    def next_item_logits(self, history, mask):
-        return self.item_logits(self(history, mask)[:, -1])
+    def query(self, history, mask):
+        return self(history, mask)[:, -1]
 
 
 class Mean(EncoderKind):
