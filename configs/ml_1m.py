@@ -8,7 +8,7 @@ takes thirty to forty minutes: Recall@10 .332 and NDCG@10 .189 of all users, wha
 --config.encoder.time=asked, which tells it when the asked event was (as HSTU is told), .377 and .228.
 docs/results/log.md has what these figures rest on.
 
-With all three stages (leave --config.stages out) it takes two hours, and User-LLM has Recall@10 .246 and NDCG@10 .143 of
+With all three stages (leave --config.stages out) it takes two hours; User-LLM has Recall@10 .246 and NDCG@10 .143 of
 2,000 users (--config.evaluation.max_users=2000); with ten beams in place of fifty .202 and .129.
 """
 
