@@ -3,15 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-_TEXT = (
-    "malloc",
-    "contender",
-    "library",
-    "reader",
-    "what",
-    "files",
-    "where",
-)  # headings of columns that stand on the left
+# Headings of columns that stand on the left.
+_TEXT = ("malloc", "contender", "library", "reader", "what", "files", "where")
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

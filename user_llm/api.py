@@ -11,7 +11,6 @@ import numpy as np
 
 from user_llm.arguments import folder_path, whole
 from user_llm.asking import BATCHES, Askers, beside, filled
-from user_llm.data.vocabularies import text_start
 from user_llm.embeddings import UserEmbeddings, catalogue_fingerprint, parameters_fingerprint
 from user_llm.errors import UserError
 from user_llm.evaluation.evaluator import user_llm_texts
@@ -23,11 +22,11 @@ from user_llm.experiment.export import save_language_model
 from user_llm.experiment.seal import check_kept, refuse_swapped
 from user_llm.experiment.training import RestoredStages
 from user_llm.experiment.workdir import BORROWED, read_config
-from user_llm.given import Users, as_many, closed_items, each_of, ids_of, skips
+from user_llm.given import Given, Users, as_many, ids_of, skips
 from user_llm.parallel.mesh import one_device
 from user_llm.parallel.processes import fetch
 from user_llm.tasks import TASKS, Answer, Asker
-from user_llm.text_model import TextModel, check_text, continuation, load_language_model
+from user_llm.text_model import TextModel, continuation, load_language_model, prompt_tokens
 
 __all__ = ["Answer", "Event", "TextModel", "UserEmbeddings", "UserModel", "load", "load_language_model"]
 
@@ -76,8 +75,7 @@ class UserModel:
         """
         if query is None:
             query = self.config.evaluation.answers == "fused"
-        many, users, count = as_many(users)
-        return UserEmbeddings.join(list(self._parts(many, users, count, now, unknown, query)))
+        return UserEmbeddings.join(list(self._parts(as_many(users), now, unknown, query)))
 
     def encode_arrays(self, read: Mapping[str, np.ndarray], *, query: bool = False) -> UserEmbeddings:
         """As `encode`, of users who are arrays already, no more than the last of `BATCHES`.
@@ -148,16 +146,12 @@ class UserModel:
         extra = self._titles_of(extra_items)
         ids = {**self.events.items, **{title: self.catalogue.num_items + 1 + n for n, title in enumerate(extra)}}
         allowed = self._allowed(ids, allow, category)
-        return self._answer(
-            events,
-            "next_item",
-            k,
-            now=now,
-            unknown=unknown,
-            how=answers,
-            closed=functools.partial(closed_items, ids, exclude),
-            asker=lambda task, k: self._askers.get(task, k, answers, extra, allowed),
-        )
+        self._check_trained("next_item")
+        users, k = as_many(events), whole("k", k, 1)
+        closed = users.closed(ids, exclude)
+        asker = self._askers.get("next_item", k, answers, extra, allowed)
+        query = answers in ("fused", "encoder")
+        return self._answer(users, "next_item", asker, now=now, unknown=unknown, query=query, closed=closed)
 
     def answer(
         self,
@@ -180,8 +174,12 @@ class UserModel:
         Raises:
           UserError: as `recommend`.
         """
-        name = self.tasks[0] if task is None else task
-        return self._answer(events, name, k, now=now, unknown=unknown, about=about)
+        task = self.tasks[0] if task is None else task
+        self._check_trained(task)
+        if (about is not None) != TASKS[task].asks_about_label:
+            raise UserError(f"task {task!r} asks about {'an event: give it with about=' if about is None else 'none'}.")
+        users, asker = as_many(events), self._askers.get(task, whole("k", k, 1), None)
+        return self._answer(users, task, asker, now=now, unknown=unknown, about=about)
 
     def generate(
         self, events: Users, prompt: str, max_new_tokens: int = 40, *, now: Any = None, unknown: str = "error"
@@ -194,21 +192,12 @@ class UserModel:
         Raises:
           UserError: as `recommend`; the LLM has no room for the text.
         """
-        check_text(prompt)
-        whole("max_new_tokens", max_new_tokens, 1)
-        start, (words,) = text_start(self.tokenizer), self.tokenizer.encode_batch([prompt])
-        length, assembly = len(start) + len(words), self.study.assembly
+        assembly = self.study.assembly
         room = assembly.language_model_config.max_length - assembly.soft_prompt_length
-        if not length:
-            raise UserError("there is nothing to continue: this tokenizer puts no BOS in front of an empty prompt.")
-        if length + max_new_tokens > room:
-            raise UserError(
-                f"{length} tokens of prompt and {max_new_tokens} new ones are more than the {room} this model has room "
-                "for: shorten the prompt, or lower max_new_tokens."
-            )
-        texts = user_llm_texts(self.contextualised, eos_id=self.tokenizer.eos_id, max_new_tokens=max_new_tokens)
-        tokens = np.array(start + words, np.int32)
-        tokens = np.pad(tokens, (0, -length % _PROMPT))
+        start, words = prompt_tokens(self.tokenizer, prompt, max_new_tokens, room)
+        texts = user_llm_texts(self.contextualised, eos_id=self.tokenizer.eos_id, max_new_tokens=int(max_new_tokens))
+        length = len(start + words)
+        tokens = np.pad(np.array(start + words, np.int32), (0, -length % _PROMPT))
 
         def ask(part: UserEmbeddings, users: slice) -> list[str]:
             del users
@@ -217,7 +206,7 @@ class UserModel:
             new = np.asarray(fetch(texts(filled({**prompts, **part.batch()}))))[: len(part)]
             return [continuation(self.tokenizer, words, row) for row in new]
 
-        return self._ofeach_of(*as_many(events), now, unknown, False, ask)
+        return self._of_each(as_many(events), now, unknown, False, ask)
 
     def save_language_model(self, folder: str | Path) -> None:
         """Writes the run's language model by itself, as a Hugging Face folder that `load_language_model` loads.
@@ -231,69 +220,55 @@ class UserModel:
         """
         save_language_model(self.study, self.contextualised, folder_path("folder", folder))
 
+    def _check_trained(self, task: str) -> None:
+        if task not in self.tasks:
+            raise UserError(f"{self.study.workdir} answers {' and '.join(self.tasks)}: train a run of {task!r}.")
+
     def _answer(
         self,
-        users: Users,
+        given: Given,
         task: str,
-        k: int,
+        asker: Asker,
         *,
         now: Any,
         unknown: str,
+        query: bool = False,
         about: Any = None,
-        how: str | None = None,
-        closed: Callable[[int | None], Callable[[slice], list[list[int]]] | None] = lambda count: None,
-        asker: Callable[[str, int], Asker] | None = None,
+        closed: Callable[[slice], list[list[int]]] | None = None,
     ) -> Any:
-        if task not in self.tasks:
-            raise UserError(f"{self.study.workdir} answers {' and '.join(self.tasks)}: train a run of {task!r}.")
-        k = whole("k", k, 1)
-        if (about is not None) != TASKS[task].asks_about_label:
-            raise UserError(f"task {task!r} asks about {'an event: give it with about=' if about is None else 'none'}.")
-        many, users, count = as_many(users)
-        asked = each_of("about", about, count, many)
-        excluded = closed(count if many else None)
-        prompts = self.study.prompts(task)
-        compiled = asker(task, k) if asker else self._askers.get(task, k, None)
+        """A task's answers about users; `closed` items of some users are none, `about` is what each is asked about."""
+        asked, prompts = given.each("about", about), self.study.prompts(task)
 
         def ask(part: UserEmbeddings, rows: slice) -> list[list[Answer]]:
-            label = self._label(asked(rows), rows, many) if about is not None else []
+            label = self._label(asked(rows), rows, given.many) if about is not None else []
             tokens, lengths, _ = prompts.build(part.items, *label)
             batch = {"prompt_tokens": tokens, "prompt_lengths": lengths, **part.batch()}
-            if excluded is not None:
-                batch["seen/item"] = beside(part.items, excluded(rows))
-            found = compiled(filled(batch))[: len(part)]
+            if closed is not None:
+                batch["seen/item"] = beside(part.items, closed(rows))
+            found = asker(filled(batch))[: len(part)]
             return [answers if items.any() else [] for answers, items in zip(found, part.items, strict=True)]
 
-        return self._ofeach_of(many, users, count, now, unknown, how in ("fused", "encoder"), ask)
+        return self._of_each(given, now, unknown, query, ask)
 
-    def _ofeach_of(
-        self,
-        many: bool,
-        users: Any,
-        count: int | None,
-        now: Any,
-        unknown: str,
-        query: bool,
-        ask: Callable[[UserEmbeddings, slice], list[Any]],
+    def _of_each(
+        self, given: Given, now: Any, unknown: str, query: bool, ask: Callable[[UserEmbeddings, slice], list[Any]]
     ) -> Any:
         """What is answered about each user, in batches."""
 
         def each() -> Iterator[Any]:
             start = 0
-            for part in self._parts(many, users, count, now, unknown, query):
+            for part in self._parts(given, now, unknown, query):
                 yield from ask(part, slice(start, start + len(part)))
                 start += len(part)
 
-        if many and count is None:
+        if given.count is None:
             return each()
         found = list(each())
-        return found if many else found[0]
+        return found if given.many else found[0]
 
-    def _parts(
-        self, many: bool, users: Any, count: int | None, now: Any, unknown: str, query: bool
-    ) -> Iterator[UserEmbeddings]:
+    def _parts(self, given: Given, now: Any, unknown: str, query: bool) -> Iterator[UserEmbeddings]:
         """The users in batches."""
-        skip, size = skips(unknown), BATCHES[-1]
+        skip, size, users = skips(unknown), BATCHES[-1], given.users
         if isinstance(users, UserEmbeddings):
             users.check(*self.fingerprints)
             if now is not None:
@@ -305,12 +280,12 @@ class UserModel:
                 )
             yield from (users[start : start + size] for start in range(0, len(users), size))
             return
-        moments, rest = each_of("now", now, count, many), iter(users)
+        moments, rest = given.each("now", now), iter(users)
         for start in itertools.count(step=size):
             some = list(itertools.islice(rest, size))
             if not some:
                 return
-            where = [f"user {start + row}, " if many else "" for row in range(len(some))]
+            where = [f"user {start + row}, " if given.many else "" for row in range(len(some))]
             read = self.events.read(some, moments(slice(start, start + len(some))), where, skip=skip)
             yield self.encode_arrays(read, query=query)
 

@@ -26,15 +26,15 @@ def no_title(where: str, title: Any, titles: Iterable[str]) -> UserError:
 class EventReader:
     """Reads events by the titles and ratings of a run.
 
-    Attributes:
-      items: the id of each title.
-      ratings: the class, from 1, of each rating.
-      skipped: how many events have been left out so far, as the run does not know their item or rating.
-
     Args:
       config: of the run.
       titles: by item id, "" for 0.
       rating_names: by rating class, "" for 0.
+
+    Attributes:
+      items: the id of each title.
+      ratings: the class, from 1, of each rating.
+      skipped: how many events have been left out so far, as the run does not know their item or rating.
     """
 
     def __init__(self, config: ConfigDict, titles: Sequence[str], rating_names: Sequence[str]):
@@ -122,27 +122,21 @@ class EventReader:
         self.check_now(now)
         if not self.reads_times:
             return None
-        named = [(f"{prefix}event {index}: its time", event.get("time")) for index, event in events]
-        if now is not None:
-            named.append((f"{prefix}now", now))
         moments: list[float] = []
-        for name, moment in named:
-            if not is_number(moment):
-                raise UserError(f"{name} must be a number of seconds since 1970, got {reprlib.repr(moment)}.")
-            if moments and moment < moments[-1]:
-                raise UserError(f"{name} is before the event before it: give events oldest first.")
-            moments.append(float(moment))
+        for index, event in events:
+            moments.append(self.moment(f"{prefix}event {index}: its time", event.get("time"), *moments[-1:]))
+        if now is not None:
+            moments.append(self.moment(f"{prefix}now", now, *moments[-1:]))
         span = moments[-1] - np.array(moments[: len(events)])
         return np.minimum(span, np.iinfo(np.int32).max).astype(np.int32)
 
-    def moment(self, where: str, event: Event, before: float | None) -> int:
-        """When an event was, in whole seconds since 1970; not before the one before it."""
-        moment = event.get("time")
+    def moment(self, name: str, moment: Any, before: float | None = None) -> float:
+        """A time in seconds since 1970; not before the one before it."""
         if not is_number(moment):
-            raise UserError(f"{where}: its time must be a number of seconds since 1970, got {reprlib.repr(moment)}.")
+            raise UserError(f"{name} must be a number of seconds since 1970, got {reprlib.repr(moment)}.")
         if before is not None and moment < before:
-            raise UserError(f"{where}: its time is before the event before it: give events oldest first.")
-        return int(moment)
+            raise UserError(f"{name} is before the event before it: give events oldest first.")
+        return float(moment)
 
     def item(self, where: str, event: Event) -> int:
         """The id of an event's item."""

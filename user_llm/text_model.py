@@ -73,22 +73,13 @@ class TextModel:
         Raises:
           UserError: an argument is no such thing, or prompt and new tokens are more than the model's `max_length`.
         """
-        check_text(prompt)
-        max_new_tokens, seed = whole("max_new_tokens", max_new_tokens, 1), whole("seed", seed, 0, 2**32 - 1)
-        start, (words,) = text_start(self.tokenizer), self.tokenizer.encode_batch([prompt])
-        length = len(start) + len(words)
-        if not length:
-            raise UserError("there is nothing to continue: this tokenizer puts no BOS in front of an empty prompt.")
-        if length + max_new_tokens > self.config.max_length:
-            raise UserError(
-                f"{length} tokens of prompt and {max_new_tokens} new ones are more than the "
-                f"{self.config.max_length} this model was made for: shorten the prompt, or lower max_new_tokens."
-            )
+        seed = whole("seed", seed, 0, 2**32 - 1)
+        start, words = prompt_tokens(self.tokenizer, prompt, max_new_tokens, self.config.max_length)
         new = generate(
             self.model,
             jnp.asarray([start + words], jnp.int32),
-            jnp.asarray([length], jnp.int32),
-            max_new_tokens=max_new_tokens,
+            jnp.asarray([len(start + words)], jnp.int32),
+            max_new_tokens=int(max_new_tokens),
             eos_id=self.tokenizer.eos_id,
             temperature=temperature,
             key=jax.random.key(seed),
@@ -114,7 +105,27 @@ def continuation(tokenizer: Vocabulary, words: Sequence[int], new: np.ndarray) -
     return tokenizer.decode_batch(together)[0][len(tokenizer.decode_batch(together[:, : len(words)])[0]) :]
 
 
-def check_text(prompt: str) -> None:
+def prompt_tokens(tokenizer: Vocabulary, prompt: str, max_new_tokens: int, room: int) -> tuple[list[int], list[int]]:
+    """The tokens that stand before a prompt's text, and those of the text.
+
+    Raises:
+      UserError: it is no text, or has no token; a model with `room` for so many tokens has none for the new ones.
+    """
+    _check_text(prompt)
+    whole("max_new_tokens", max_new_tokens, 1)
+    start, (words,) = text_start(tokenizer), tokenizer.encode_batch([prompt])
+    length = len(start) + len(words)
+    if not length:
+        raise UserError("there is nothing to continue: this tokenizer puts no BOS in front of an empty prompt.")
+    if length + max_new_tokens > room:
+        raise UserError(
+            f"{length} tokens of prompt and {max_new_tokens} new ones are more than the {room} this model has room "
+            "for: shorten the prompt, or lower max_new_tokens."
+        )
+    return start, words
+
+
+def _check_text(prompt: str) -> None:
     """Raises UserError where a prompt is no text."""
     if not isinstance(prompt, str):
         raise UserError(f"prompt must be a text, got {reprlib.repr(prompt)}.")

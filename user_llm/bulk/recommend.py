@@ -9,6 +9,7 @@ goes on with the same command.
 """
 
 import argparse
+import hashlib
 import logging
 import sys
 from collections.abc import Iterator
@@ -51,7 +52,8 @@ def recommend(options: argparse.Namespace) -> None:
     if options.store:
         with UserStore(model, options.store, create=False) as store:
             names = sorted(store.users())
-            parts = Parts(options.out, {"store": options.store, "users": names, **kept})
+            digest = hashlib.sha256("\n".join(names).encode()).hexdigest()
+            parts = Parts(options.out, {"store": options.store, "users": digest, **kept})
             batches = _of_store(store, names[parts.done :])
             parts.write(SCHEMA, _tables(model, options, batches), len(names))
         return

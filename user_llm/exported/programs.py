@@ -76,13 +76,12 @@ class Programs:
         return {"items": found.items, "scores": found.scores}
 
     def _llm(self, weights: Arrays) -> UserLLM:
-        buffers = {path: weights[f"buffers/{path}"] for path in self._model.buffers if f"buffers/{path}" in weights}
-        values = {path: weights[path] for path in self._model.parameters if path in weights}
-        # What a program does not read is not among its weights: shapes stand in for it.
-        absent = {path: jnp.zeros(x.shape, x.dtype) for path, x in self._model.parameters.items()}
-        others = {path: jnp.zeros(x.shape, x.dtype) for path, x in self._model.buffers.items()}
-        model = dataclasses.replace(self._model, parameters={**absent, **values}, buffers={**others, **buffers})
-        return cast(UserLLM, model.module())
+        def given(kept: Arrays, prefix: str = "") -> dict[str, Any]:
+            # What a program does not read is not among its weights: zeros stand in for it.
+            return {path: weights.get(prefix + path, jnp.zeros(x.shape, x.dtype)) for path, x in kept.items()}
+
+        parameters, buffers = given(self._model.parameters), given(self._model.buffers, "buffers/")
+        return cast(UserLLM, dataclasses.replace(self._model, parameters=parameters, buffers=buffers).module())
 
     def _trie_of(self, columns: Arrays) -> CatalogueTrie:
         tree = {name.removeprefix("tree/"): x for name, x in columns.items() if name.startswith("tree/")}

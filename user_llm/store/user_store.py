@@ -60,23 +60,31 @@ class UserStore:
         self.model = model
         where = os.fspath(where)
         self._engine: Engine = RedisEngine(where) if "://" in where else LMDBEngine(where, create=create)
+        try:
+            self.layout = self._agreed(where, dtype, create)
+        except BaseException:
+            self._engine.close()
+            raise
+
+    def _agreed(self, where: str, dtype: str | None, create: bool) -> Layout:
+        """The layout of the store's records, which a new store takes from the run."""
         (about,) = self._engine.get_many([_ABOUT])
         if about is None and not create:
             raise UserError(f"{where} is no store: user-llm embed --store={where} makes one")
         if dtype is None:
             dtype = "float32" if about is None else json.loads(about)["dtype"]
-        self.layout = _layout_of(model, dtype)
+        layout, events = _layout_of(self.model, dtype), self.model.events
         # Ratings are kept as classes, of which another run may have others.
-        ratings = list(model.events.ratings) if model.events.reads_ratings else []
-        wanted = json.dumps({**vars(self.layout), "ratings": ratings}, sort_keys=True).encode()
+        ratings = list(events.ratings) if events.reads_ratings else []
+        wanted = json.dumps({**vars(layout), "ratings": ratings}, sort_keys=True).encode()
         if not self._engine.replace(_ABOUT, None, wanted):
             (found,) = self._engine.get_many([_ABOUT])
             if found != wanted:
-                self._engine.close()
                 raise UserError(
                     f"{where} holds records of another shape ({_text(found)}; this run's are {_text(wanted)}): name "
                     "another store, and fill it from the events."
                 )
+        return layout
 
     def put(self, users: Mapping[str, Sequence[Event]], *, unknown: str = "error") -> None:
         """Writes users anew, each with its events as `UserModel.recommend` takes them.
@@ -118,11 +126,9 @@ class UserStore:
             encoder (`refresh`), a database that fails: the batches of users before it were written.
         """
         self._keys(list(events))  # which refuses what is no name
-        for name, own in events.items():
-            for index, event in enumerate(own):
-                self._values(f"user {name}, event {index}", event, None)
-        for some in _batches(list(events.items())):
-            waiting = {name: list(own) for name, own in some if own}
+        values = {name: self._values(f"user {name}, event", own) for name, own in events.items()}
+        for some in _batches(values.items()):
+            waiting = {name: own for name, own in some if len(own["item"])}
             while waiting:
                 keys = self._keys(list(waiting))
                 old = self._engine.get_many(keys)
@@ -276,32 +282,41 @@ class UserStore:
             read |= {"history/ago": rows["ago"].copy(), "history/newest": rows["newest"].copy()}
         return read
 
-    def _values(self, where: str, event: Event, before: int | None) -> dict[str, int]:
-        """What is kept of an event that comes behind another."""
-        values = {"item": self.model.events.item(where, event), "rating": self.model.events.rating(where, event)}
+    def _values(self, where: str, events: Sequence[Event]) -> dict[str, np.ndarray]:
+        """What is kept of a user's further events, int `[E]` each."""
+        reader, moments = self.model.events, list[float]()
+        pairs = [(f"{where} {index}", event) for index, event in enumerate(events)]
+        values = {
+            "item": np.array([reader.item(*pair) for pair in pairs]),
+            "rating": np.array([reader.rating(*pair) for pair in pairs]),
+        }
         if self.layout.times:
-            values["newest"] = self.model.events.moment(where, event, before)
+            for name, event in pairs:
+                moments.append(reader.moment(f"{name}: its time", event.get("time"), *moments[-1:]))
+            values["time"] = np.array(moments).astype(np.int64)
         return values
 
-    def _longer(self, events: Mapping[str, Sequence[Event]], records: Sequence[bytes | None]) -> dict[str, np.ndarray]:
-        """The events of records with further ones behind them."""
+    def _longer(
+        self, events: Mapping[str, Mapping[str, np.ndarray]], records: Sequence[bytes | None]
+    ) -> dict[str, np.ndarray]:
+        """The events of records with further ones (`_values`) behind them."""
         rows = self.layout.read([self._nobody if record is None else record for record in records])
         self._check(rows, list(events))
         read = self._events_of(rows)
         for row, (user, own) in enumerate(events.items()):
-            items = read["history/item"][row]
-            for index, event in enumerate(own):
-                before = int(read["history/newest"][row]) if self.layout.times and items.any() else None
-                values = self._values(f"user {user}, event {index}", event, before)
-                if self.layout.times:
-                    ago, passed = read["history/ago"][row], values["newest"] - (before or values["newest"])
-                    ago[:] = np.where(items > 0, np.minimum(ago.astype(np.int64) + passed, _LONGEST), 0)
-                    read["history/newest"][row] = values.pop("newest")
-                    values["ago"] = 0
-                for name, value in values.items():
-                    column = read[f"history/{name}"][row]
-                    column[:-1] = column[1:].copy()
-                    column[-1] = value
+            columns = {"item": own["item"], "rating": own["rating"]}
+            if self.layout.times:
+                times, newest, known = own["time"], read["history/newest"], read["history/item"][row] > 0
+                if known.any():
+                    name = f"user {user}, event 0: its time"
+                    self.model.events.moment(name, int(times[0]), int(newest[row]))
+                    passed = read["history/ago"][row] + (times[-1] - newest[row])
+                    read["history/ago"][row] = np.where(known, np.minimum(passed, _LONGEST), 0)
+                columns["ago"] = np.minimum(times[-1] - times, _LONGEST)
+                newest[row] = times[-1]
+            for column, values in columns.items():
+                kept = read[f"history/{column}"][row]
+                kept[:] = np.concatenate([kept, values])[-len(kept) :]
         return read
 
 
