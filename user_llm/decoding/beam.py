@@ -6,6 +6,7 @@ only the slot in which its own ancestor was written: selecting beams never moves
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -19,9 +20,7 @@ from user_llm.decoding.prior import DensePrior, TopPrior
 from user_llm.decoding.text_states import TextStates, reading
 from user_llm.models.attention import Cache
 
-# The root and the titles' first words ("The") branch far wider than the rest: these levels of the trie have a
-# bound of their own on the number of children, the levels below share one.
-WIDE_LEVELS = 2
+_NARROW = 64  # children: levels that branch no wider are computed as if they were all as wide
 
 
 class BeamResult(NamedTuple):
@@ -129,7 +128,8 @@ def beam_search(
             scores = jnp.where(finished, beams.scores[..., None] + itself, mixed)
         return _select(beams, scores, log_probs, children, trie, num_beams, eos_id, pad_id)
 
-    root, *below = (None, None) if trie is None else _fan_outs(trie)
+    root = None if trie is None else trie.fan_out[0]
+    widths, width_of_level = ([None], [0] * steps) if trie is None else _widths(trie.fan_out[1:])
 
     def advance(state: tuple[_Beams, Cache]) -> tuple[_Beams, Cache]:
         beams, cache = state
@@ -148,9 +148,8 @@ def beam_search(
             slot=last * num_beams,
         )
         # The model is compiled once for all levels, and the cache stays out of the branches, which would copy it.
-        choices = [functools.partial(choose, fan_out=fan_out) for fan_out in below]
-        level = jnp.minimum(last, len(choices) - 1)
-        return jax.lax.switch(level, choices, beams, hidden), cache
+        choices = [functools.partial(choose, fan_out=width) for width in widths]
+        return jax.lax.switch(jnp.array(width_of_level)[last], choices, beams, hidden), cache
 
     def running(state: tuple[_Beams, Cache]) -> jax.Array:
         beams, _ = state
@@ -174,9 +173,15 @@ def _start(prompt: Prompt[Any], steps: int, pad_id: int) -> _Beams:
     )
 
 
-def _fan_outs(trie: CatalogueTrie) -> tuple[int, ...]:
-    """The bound of each wide level, and one for all levels below."""
-    return (*trie.fan_out[:WIDE_LEVELS], max(trie.fan_out[WIDE_LEVELS:], default=1))
+def _widths(fan_out: Sequence[int]) -> tuple[list[int | None], list[int]]:
+    """Bounds on the number of children, and which of them is that of each level.
+
+    The first words of titles ("The") branch far wider than what follows: a level has a bound less than four times its
+    own children, and levels share it, so that few are compiled for.
+    """
+    groups = [max(children - 1, _NARROW).bit_length() // 2 for children in fan_out]
+    bounds = {group: max(n for n, own in zip(fan_out, groups, strict=True) if own == group) for group in groups}
+    return list(bounds.values()), [list(bounds).index(group) for group in groups]
 
 
 def _select(beams, scores, log_probs, children, trie, num_beams, eos_id, pad_id) -> _Beams:

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from user_llm.decoding.beam import WIDE_LEVELS
 from user_llm.decoding.catalogue_trie import CatalogueTrie
 from user_llm.decoding.paths import nodes_above
 from user_llm.decoding.prior import DensePrior
@@ -21,6 +20,9 @@ from user_llm.models.sharding import deal
 
 Part = tuple[jax.Array, jax.Array, jax.Array]
 """Hidden states [b, A, D] of a group of texts, their targets and weights [b, A]."""
+
+
+_WIDE_LEVELS = 3  # the root, and titles' first and second words: each has a width of its own, all below share one
 
 
 class SoftTargets(NamedTuple):
@@ -59,7 +61,7 @@ class Teacher:
         log_prior = jax.nn.log_softmax(logits, axis=-1)
         masses = DensePrior.build(trie, log_prior).masses
         paths = nodes_above(trie, trie.title_of_item[labels])
-        bounds = [*range(min(WIDE_LEVELS + 1, paths.shape[1])), paths.shape[1]]
+        bounds = [*range(min(_WIDE_LEVELS, paths.shape[1])), paths.shape[1]]
         return [self._level(masses, paths, taught, *span) for span in itertools.pairwise(bounds)]
 
     def _level(self, masses: jax.Array, paths: jax.Array, taught: jax.Array, start: int, end: int) -> SoftTargets:
