@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from user_llm.decoding.trie_building import build_columns, item_columns
+from user_llm.decoding.trie_building import Capacity, Titles, build_columns, item_columns, sorted_titles
 from user_llm.errors import UserError
 
 
@@ -100,10 +100,11 @@ class CatalogueTrie:
         left[0] = False
         if not left.any():
             raise UserError("no item is left that may be answered")
-        columns = item_columns(np.asarray(self.title_of_item), left)
+        titles = np.asarray(self.title_of_item)
+        columns, known = item_columns(titles, self.num_titles, left), titles >= 0
         before, first, end = columns["items_before"], np.asarray(self.first_title), np.asarray(self.end_title)
-        leaves, leaf_item = np.asarray(self.leaf_of_title), np.zeros(len(first), np.int32)
-        leaf_item[leaves[np.asarray(self.title_of_item)[1:]]] = columns["canonical_item"][1:]
+        leaf_item = np.zeros(len(first), np.int32)
+        leaf_item[np.asarray(self.leaf_of_title)[titles[known]]] = columns["canonical_item"][known]
         changed: dict[str, Any] = {name: _int32(column) for name, column in columns.items()}
         changed |= {"leaf_item": _int32(leaf_item), "open_nodes": jnp.asarray(before[end] > before[first])}
         return dataclasses.replace(self, **changed)
@@ -140,15 +141,21 @@ class CatalogueTrie:
             UserError: no items, or a title that is empty, longer than the table, or holds EOS.
         """
         title_tokens, lengths = np.asarray(title_tokens), np.asarray(lengths)
-        _check_titles(title_tokens, lengths, eos_id)
-        built = build_columns(title_tokens, lengths, eos_id)
+        check_titles(title_tokens, lengths, eos_id)
+        titles = sorted_titles(title_tokens, lengths)
+        return cls.of_titles(titles, eos_id, Capacity.of(titles))
+
+    @classmethod
+    def of_titles(cls, titles: Titles, eos_id: int, capacity: Capacity) -> "CatalogueTrie":
+        """Of titles in order, in arrays of some capacity, which holds them."""
+        built = build_columns(titles, eos_id, capacity)
         columns = {name: _int32(column) for name, column in {**built.nodes, **built.items}.items()}
         tree = {name: _int32(column) for name, column in built.tree.items()}
         return cls(
             **columns,
-            tree=TitleTree(**tree, max_depth=built.longest),
-            fan_out=built.fan_out,
-            level_ends=built.level_ends,
+            tree=TitleTree(**tree, max_depth=len(capacity.fan_out) - 1),
+            fan_out=capacity.fan_out,
+            level_ends=capacity.level_ends,
         )
 
 
@@ -157,7 +164,8 @@ def _int32(column: np.ndarray) -> jax.Array:
     return jnp.asarray(np.asarray(column, np.int32))
 
 
-def _check_titles(title_tokens: np.ndarray, lengths: np.ndarray, eos_id: int) -> None:
+def check_titles(title_tokens: np.ndarray, lengths: np.ndarray, eos_id: int) -> None:
+    """Raises UserError as `CatalogueTrie.build` does."""
     if title_tokens.ndim != 2 or lengths.shape != title_tokens.shape[:1] or len(title_tokens) < 2:
         raise UserError(
             "titles must be tokens [items + 1, length] with lengths [items + 1] and at least one item, "

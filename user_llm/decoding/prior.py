@@ -147,7 +147,12 @@ def build_prior(trie: CatalogueTrie, log_prior: jax.Array, excluded: jax.Array) 
 
 
 def of_items_left(trie: CatalogueTrie, log_prior: jax.Array) -> jax.Array:
-    """Log-probabilities float32 `[B, I+1]` over the items that the trie has left (`CatalogueTrie.only`)."""
+    """Log-probabilities float32 `[B, I+1]` over the items that the trie has left (`CatalogueTrie.only`).
+
+    Of items that `log_prior` does not know there is none: a trie may have room for more.
+    """
+    unknown = len(trie.title_of_item) - log_prior.shape[1]
+    log_prior = jnp.pad(log_prior, ((0, 0), (0, unknown)), constant_values=-jnp.inf)
     if trie.open_nodes is None:
         return log_prior
     left = jnp.where(trie.group_size > 0, log_prior, -jnp.inf)
