@@ -2,13 +2,13 @@
 
 import functools
 import itertools
-import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from user_llm.answerable import AnswerableItems
 from user_llm.arguments import folder_path, whole
 from user_llm.asking import BATCHES, Askers, beside, filled
 from user_llm.embeddings import UserEmbeddings, catalogue_fingerprint, parameters_fingerprint
@@ -22,7 +22,7 @@ from user_llm.experiment.export import save_language_model
 from user_llm.experiment.seal import check_kept, refuse_swapped
 from user_llm.experiment.training import RestoredStages
 from user_llm.experiment.workdir import BORROWED, read_config
-from user_llm.given import Given, Users, as_many, ids_of, skips
+from user_llm.given import Given, Users, as_many, skips
 from user_llm.parallel.mesh import one_device
 from user_llm.parallel.processes import fetch
 from user_llm.tasks import TASKS, Answer, Asker
@@ -40,6 +40,7 @@ class UserModel:
       config, catalogue, tokenizer: of the run.
       tasks: names of the tasks that it was trained for.
       events: reads events, and knows what has to stand in them.
+      items: what may be answered as a next item: `add` and `remove` change it.
       study, contextualised: the run as tasks see it, and its LLM.
     """
 
@@ -54,6 +55,7 @@ class UserModel:
         self.study = experiment
         self._askers = Askers(experiment, self._stages)
         self.events = EventReader(self.config, self.catalogue.titles, experiment.rating_names)
+        self.items = AnswerableItems(self.catalogue, self.events.items)
 
     def encode(
         self,
@@ -134,8 +136,8 @@ class UserModel:
             by a run with `evaluation.answers=fused`; or those of the "encoder" alone.
           exclude: titles that are no answer either; of many users: for all, or a list for each.
           allow, category: titles, and the name of a category, that an answer must be of.
-          extra_items: items that came after the training, each `{"title": text}`: they may be answered, too. Others
-            than in the call before are read anew, and compiled for.
+          extra_items: items that came after the training, each `{"title": text}`: they may be answered, too, in this
+            call. `self.items.add` is for all calls.
           unknown: what of events whose item or rating the run does not know: an "error", or "skip". Skipped ones are
             counted in `self.events.skipped`; a user without any other gets no answers.
 
@@ -143,13 +145,11 @@ class UserModel:
           UserError: the run was not trained for it; no event, or one that is none (an unknown title, an unknown
             rating: the nearest valid ones are named); a `k` that is no number of answers.
         """
-        extra = self._titles_of(extra_items)
-        ids = {**self.events.items, **{title: self.catalogue.num_items + 1 + n for n, title in enumerate(extra)}}
-        allowed = self._allowed(ids, allow, category)
+        chosen = self.items.chosen(extra_items, allow, category)
         self._check_trained("next_item")
         users, k = as_many(events), whole("k", k, 1)
-        closed = users.closed(ids, exclude)
-        asker = self._askers.get("next_item", k, answers, extra, allowed)
+        closed = users.closed(chosen.ids, exclude)
+        asker = self._askers.get("next_item", k, answers, chosen.extra, chosen.allowed)
         query = answers in ("fused", "encoder")
         return self._answer(users, "next_item", asker, now=now, unknown=unknown, query=query, closed=closed)
 
@@ -175,6 +175,8 @@ class UserModel:
           UserError: as `recommend`.
         """
         task = self.tasks[0] if task is None else task
+        if task == "next_item" and about is None:
+            return self.recommend(events, k, now=now, unknown=unknown)
         self._check_trained(task)
         if (about is not None) != TASKS[task].asks_about_label:
             raise UserError(f"task {task!r} asks about {'an event: give it with about=' if about is None else 'none'}.")
@@ -305,35 +307,6 @@ class UserModel:
             alone = self._stages["encoder"].parameters
             values |= {f"alone/{path}": value for path, value in alone.items()}
         return parameters_fingerprint(values), catalogue_fingerprint(self.catalogue)
-
-    def _titles_of(self, extra_items: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
-        """The titles of items that came after the training."""
-        titles: list[str] = []
-        for index, item in enumerate(extra_items):
-            title = item.get("title") if isinstance(item, Mapping) and {*item} == {"title"} else None
-            if not isinstance(title, str) or not title.strip():
-                raise UserError(f'extra item {index}: expected {{"title": text}}, got {reprlib.repr(item)}.')
-            if title in self.events.items or title in titles:
-                raise UserError(f"extra item {index}: {title!r} is a title of the catalogue, or given twice.")
-            titles.append(title)
-        return tuple(titles)
-
-    def _allowed(self, ids: Mapping[str, int], allow: Sequence[str] | None, category: str | None) -> np.ndarray | None:
-        """bool `[I+1]`, which items may be answered; None: all."""
-        if allow is None and category is None:
-            return None
-        mask = np.full(max(ids.values()) + 1, allow is None)
-        if allow is not None:
-            mask[ids_of("allow", allow, ids)] = True
-        if category is not None:
-            names = list(self.catalogue.category_names)
-            if category not in names[1:]:
-                raise UserError(f"category must be one of {reprlib.repr(names[1:])}, got {reprlib.repr(category)}.")
-            of_category = (self.catalogue.item_categories == names.index(category)).any(axis=1)
-            mask &= np.pad(of_category, (0, len(mask) - len(of_category)))
-        if not mask[1:].any():
-            raise UserError("no title is left that may be answered: allow= and category= have none in common.")
-        return mask
 
 
 def load(workdir: str | Path) -> UserModel:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from user_llm.data.vocabularies import NameTokens
+from user_llm.decoding.growing_trie import GrowingTrie
 from user_llm.models.model import Model
 from user_llm.tasks import TASKS, Asker, Study
 from user_llm.tasks.extra_items import WithExtraItems
@@ -14,7 +16,7 @@ from user_llm.tasks.only_items import OnlyItems
 BATCHES = (1, 8, 64)
 """Users at once: as many rows as the next of these, so that each is compiled for once."""
 
-_KEPT = 32  # askers; each may hold a trie of its own
+_KEPT, _WITH_TRIES = 32, 4  # askers, and those of them that hold a trie of their own
 _CLOSED = 16  # width of what is excluded, times 1, 2, 4, …
 
 
@@ -30,6 +32,7 @@ class Askers:
         self._study, self._stages = study, stages
         self._made: OrderedDict[tuple, Asker] = OrderedDict()
         self._extended: tuple[tuple[str, ...], Study] = (), study
+        self._tries: dict[tuple[str, ...], GrowingTrie] = {}  # of the catalogue, and with the latest extra titles
         self._lock = threading.Lock()
 
     def get(
@@ -46,20 +49,35 @@ class Askers:
         with self._lock:
             if key not in self._made:
                 self._made[key] = self._make(task, k, answers, extra, allowed)
-                if len(self._made) > _KEPT:
-                    self._made.popitem(last=False)
+                own = [made for made in self._made if made[3:] != ((), None)]
+                for old in [*own[:-_WITH_TRIES], *list(self._made)[:-_KEPT]]:
+                    del self._made[old]
             self._made.move_to_end(key)
             return self._made[key]
 
     def _make(self, task: str, k: int, answers: str | None, extra: tuple[str, ...], allowed: np.ndarray | None):
         if extra != self._extended[0]:
-            self._extended = extra, WithExtraItems(self._study, extra) if extra else self._study
+            self._extended = extra, self._with(extra) if extra else self._study
         study: Study = self._extended[1]
         if allowed is not None:
-            study = OnlyItems(study, task, allowed)
+            items = len(study.answer_trie(task).title_of_item)  # a trie may have room for more
+            study = OnlyItems(study, task, np.pad(allowed, (0, items - len(allowed))))
         if answers is None:
             return TASKS[task].asker(study, self._stages["user_llm"], k)
         return TASKS[task].asker_by(answers, study, self._stages, k)
+
+    def _with(self, extra: tuple[str, ...]) -> Study:
+        """The study with extra titles. What came since the call before is added to its trie."""
+        titles, vocabulary = self._study.names.titles, self._study.vocabulary
+        if not self._tries:
+            self._tries[()] = GrowingTrie.build(titles.tokens, titles.lengths, vocabulary.eos_id)
+        begun = max((known for known in self._tries if extra[: len(known)] == known), key=len)
+        trie = self._tries[begun]
+        if begun != extra:
+            new = NameTokens(["", *extra[len(begun) :]], vocabulary, self._study.config.prompt.max_targets)
+            trie = trie.add(new.tokens[1:], new.lengths[1:])
+            self._tries = {(): self._tries[()], extra: trie}
+        return WithExtraItems(self._study, extra, trie.trie)
 
 
 def filled(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from user_llm.data.timelines import Catalogue
-from user_llm.data.vocabularies import NameTokens
 from user_llm.decoding.catalogue_trie import CatalogueTrie
 from user_llm.evaluation.fusion import Fusion
 from user_llm.models.model import Model
@@ -20,21 +19,17 @@ class WithExtraItems:
     Args:
       study: of a finished run.
       titles: no two alike, none in the run's catalogue; they get the ids behind its items.
+      trie: of all items.
     """
 
-    def __init__(self, study: Study, titles: Sequence[str]):
+    def __init__(self, study: Study, titles: Sequence[str], trie: CatalogueTrie):
         self._study, known = study, study.catalogue
         self._extra = np.arange(known.num_items + 1, known.num_items + 1 + len(titles))
         categories = np.pad(known.item_categories, ((0, len(titles)), (0, 0)))
         self.catalogue: Catalogue = dataclasses.replace(
             known, titles=[*known.titles, *titles], raw_ids=[*known.raw_ids, *titles], item_categories=categories
         )
-        new = NameTokens(["", *titles], study.vocabulary, study.config.prompt.max_targets)
-        old, (new_tokens, new_lengths) = study.names.titles, (new.tokens[1:], new.lengths[1:])
-        width = max(old.tokens.shape[1], new_tokens.shape[1])
-        tokens = np.concatenate([np.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in (old.tokens, new_tokens)])
-        lengths = np.concatenate([old.lengths, new_lengths])
-        self._trie = CatalogueTrie.build(tokens, lengths, study.vocabulary.eos_id)
+        self._trie = trie
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._study, name)

@@ -1,0 +1,146 @@
+"""Which items a finished run may answer: those of its catalogue, what came and went since, and what a caller wants."""
+
+import reprlib
+import threading
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from user_llm.data.timelines import Catalogue
+from user_llm.errors import UserError
+from user_llm.given import ids_of
+
+
+class Chosen(NamedTuple):
+    """What one call may answer.
+
+    Attributes:
+      extra: titles that came after the training; their ids stand behind the catalogue's.
+      ids: the id of each title, theirs too.
+      allowed: bool `[I+1]`, with the extra ones; None: all.
+    """
+
+    extra: tuple[str, ...]
+    ids: Mapping[str, int]
+    allowed: np.ndarray | None
+
+
+class _Changes(NamedTuple):
+    version: int
+    added: tuple[str, ...]
+    removed: frozenset[str]
+
+
+class AnswerableItems:
+    """The items that may be answered, which can be changed at any moment. Threads may share one.
+
+    A call sees all of a change or nothing of it. The workdir stays as it is: who loads the run again makes the changes
+    again.
+
+    Args:
+      catalogue: of the run.
+      ids: the id of each of its titles.
+    """
+
+    def __init__(self, catalogue: Catalogue, ids: dict[str, int]):
+        self._catalogue, self._ids = catalogue, ids
+        self._changes = _Changes(0, (), frozenset())
+        self._lock = threading.Lock()
+
+    @property
+    def version(self) -> int:
+        """How often they have been changed."""
+        return self._changes.version
+
+    def add(self, items: Sequence[Mapping[str, str]]) -> None:
+        """Lets items be answered from now on, each `{"title": text}`: new ones, or some that were removed before.
+
+        Of a new one the encoder knows nothing: it is no event that could be read. 1,024 find room before anything is
+        compiled anew.
+
+        Raises:
+          UserError: one that is no such thing, or can be answered already; nothing was added.
+        """
+        with self._lock:
+            version, added, removed = self._changes
+            titles = _titles_of(items)
+            self._refuse_known(titles, added, removed)
+            new = [title for title in titles if title not in removed]
+            self._changes = _Changes(version + 1, (*added, *new), removed - {*titles})
+
+    def remove(self, titles: Sequence[str]) -> None:
+        """Lets items not be answered from now on. They can be read in events as before.
+
+        Raises:
+          UserError: one that cannot be answered now, or nothing would be left; nothing was removed.
+        """
+        with self._lock:
+            version, added, removed = self._changes
+            ids = self._ids_with(added)
+            ids_of("remove", titles, ids)
+            for title in titles:
+                if title in removed:
+                    raise UserError(f"remove: {title!r} was removed before.")
+            removed |= {*titles}
+            if len(removed) == len(ids):
+                raise UserError("remove: no item would be left that may be answered.")
+            self._changes = _Changes(version + 1, added, removed)
+
+    def chosen(
+        self, extra_items: Sequence[Mapping[str, str]], allow: Sequence[str] | None, category: str | None
+    ) -> Chosen:
+        """What a call may answer, with `UserModel.recommend`'s arguments.
+
+        Raises:
+          UserError: as it says.
+        """
+        _, added, removed = self._changes
+        more = _titles_of(extra_items)
+        self._refuse_known(more, added, frozenset())
+        extra = (*added, *more)
+        ids = self._ids_with(extra)
+        return Chosen(extra, ids, self._allowed(ids, len(extra), removed, allow, category))
+
+    def _ids_with(self, titles: Sequence[str]) -> Mapping[str, int]:
+        first = self._catalogue.num_items + 1
+        return ChainMap({title: first + n for n, title in enumerate(titles)}, self._ids)
+
+    def _refuse_known(self, titles: Sequence[str], added: Sequence[str], removed: frozenset[str]) -> None:
+        known = {*added}
+        for index, title in enumerate(titles):
+            if (title in self._ids or title in known) and title not in removed:
+                raise UserError(f"extra item {index}: {title!r} is a title of the catalogue, or given twice.")
+
+    def _allowed(
+        self, ids: Mapping[str, int], extra: int, removed: frozenset[str], allow: Any, category: Any
+    ) -> np.ndarray | None:
+        if allow is None and category is None and not removed:
+            return None
+        mask = np.full(self._catalogue.num_items + 1 + extra, allow is None)
+        if allow is not None:
+            mask[ids_of("allow", allow, ids)] = True
+        if category is not None:
+            names = list(self._catalogue.category_names)
+            if category not in names[1:]:
+                raise UserError(f"category must be one of {reprlib.repr(names[1:])}, got {reprlib.repr(category)}.")
+            of_category = (self._catalogue.item_categories == names.index(category)).any(axis=1)
+            mask &= np.pad(of_category, (0, len(mask) - len(of_category)))
+        mask[[ids[title] for title in removed]] = False
+        if not mask[1:].any():
+            raise UserError("no title is left that may be answered: allow=, category= and what was removed leave none.")
+        return mask
+
+
+def _titles_of(items: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
+    """The titles of items that came after the training."""
+    titles: dict[str, None] = {}
+    for index, item in enumerate(items):
+        title = item.get("title") if isinstance(item, Mapping) and {*item} == {"title"} else None
+        if not isinstance(title, str) or not title.strip():
+            raise UserError(f'extra item {index}: expected {{"title": text}}, got {reprlib.repr(item)}.')
+        if title in titles:
+            raise UserError(f"extra item {index}: {title!r} is a title of the catalogue, or given twice.")
+        titles[title] = None
+    return tuple(titles)
