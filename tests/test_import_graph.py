@@ -165,6 +165,7 @@ MAY_IMPORT = {
     ),
     "user_llm.embeddings": ("user_llm.errors", "user_llm.data"),
     "user_llm.given": ("user_llm.errors", "user_llm.events", "user_llm.embeddings"),
+    "user_llm.answerable": ("user_llm.errors", "user_llm.data", "user_llm.given"),
     "user_llm.asking": ("user_llm.models", "user_llm.tasks"),
     "user_llm.api": ALL_ABOVE,
     "user_llm.store": (

@@ -229,4 +229,4 @@ def test_snippets_of_python_run(tiny_run, tmp_path, monkeypatch):
                 body = body.replace(named, here)
             exec(compile(body, page, "exec"), {})
             ran += 1
-    assert ran == 9
+    assert ran == 10

@@ -6,11 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from user_llm.data.vocabularies import NameTokens
-from user_llm.decoding.growing_trie import GrowingTrie
 from user_llm.models.model import Model
 from user_llm.tasks import TASKS, Asker, Study
-from user_llm.tasks.extra_items import WithExtraItems
+from user_llm.tasks.extra_items import Extensions
 from user_llm.tasks.only_items import OnlyItems
 
 BATCHES = (1, 8, 64)
@@ -29,10 +27,9 @@ class Askers:
     """
 
     def __init__(self, study: Study, stages: Mapping[str, Model]):
-        self._study, self._stages = study, stages
+        self._stages = stages
         self._made: OrderedDict[tuple, Asker] = OrderedDict()
-        self._extended: tuple[tuple[str, ...], Study] = (), study
-        self._tries: dict[tuple[str, ...], GrowingTrie] = {}  # of the catalogue, and with the latest extra titles
+        self._extensions = Extensions(study)
         self._lock = threading.Lock()
 
     def get(
@@ -56,28 +53,13 @@ class Askers:
             return self._made[key]
 
     def _make(self, task: str, k: int, answers: str | None, extra: tuple[str, ...], allowed: np.ndarray | None):
-        if extra != self._extended[0]:
-            self._extended = extra, self._with(extra) if extra else self._study
-        study: Study = self._extended[1]
+        study = self._extensions.of(extra)
         if allowed is not None:
             items = len(study.answer_trie(task).title_of_item)  # a trie may have room for more
             study = OnlyItems(study, task, np.pad(allowed, (0, items - len(allowed))))
         if answers is None:
             return TASKS[task].asker(study, self._stages["user_llm"], k)
         return TASKS[task].asker_by(answers, study, self._stages, k)
-
-    def _with(self, extra: tuple[str, ...]) -> Study:
-        """The study with extra titles. What came since the call before is added to its trie."""
-        titles, vocabulary = self._study.names.titles, self._study.vocabulary
-        if not self._tries:
-            self._tries[()] = GrowingTrie.build(titles.tokens, titles.lengths, vocabulary.eos_id)
-        begun = max((known for known in self._tries if extra[: len(known)] == known), key=len)
-        trie = self._tries[begun]
-        if begun != extra:
-            new = NameTokens(["", *extra[len(begun) :]], vocabulary, self._study.config.prompt.max_targets)
-            trie = trie.add(new.tokens[1:], new.lengths[1:])
-            self._tries = {(): self._tries[()], extra: trie}
-        return WithExtraItems(self._study, extra, trie.trie)
 
 
 def filled(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

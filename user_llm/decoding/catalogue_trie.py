@@ -1,6 +1,7 @@
 """The titles of a catalogue as one prefix tree, in flat arrays that live on the device."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -73,6 +74,22 @@ class CatalogueTrie:
     fan_out: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     level_ends: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     open_nodes: jax.Array | None = None
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """The arrays by name, those of `tree` behind "tree/"."""
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "tree"}
+        tree = {f"tree/{field.name}": getattr(self.tree, field.name) for field in dataclasses.fields(self.tree)}
+        return {name: np.asarray(column) for name, column in {**own, **tree}.items() if isinstance(column, jax.Array)}
+
+    @classmethod
+    def of_columns(
+        cls, columns: Mapping[str, Any], fan_out: tuple[int, ...], level_ends: tuple[int, ...]
+    ) -> "CatalogueTrie":
+        """A trie of its `columns`, arrays of JAX."""
+        tree = {name.removeprefix("tree/"): column for name, column in columns.items() if name.startswith("tree/")}
+        own = {name: column for name, column in columns.items() if "/" not in name}
+        title_tree = TitleTree(**tree, max_depth=len(fan_out) - 1)
+        return cls(**own, tree=title_tree, fan_out=fan_out, level_ends=level_ends)
 
     @property
     def num_titles(self) -> int:

@@ -19,13 +19,15 @@ from user_llm.data.sources import TextSource, UserLLMSource
 from user_llm.data.timelines import Catalogue, TimelineTable, load_timelines
 from user_llm.data.vocabularies import Vocabulary, load_vocabulary
 from user_llm.data.windows import Windows
+from user_llm.decoding.catalogue_trie import CatalogueTrie
 from user_llm.decoding.text_states import TextStates
 from user_llm.encoders import ENCODERS
 from user_llm.evaluation.baselines import label_counts
 from user_llm.evaluation.fusion import Fusion
 from user_llm.experiment.assembly import Assembly
+from user_llm.experiment.kept_tries import open_trie
 from user_llm.experiment.text_states import open_states
-from user_llm.experiment.workdir import ANEW, CATALOGUE, FACTS, FUSION, VOCABULARY
+from user_llm.experiment.workdir import ANEW, CATALOGUE, FACTS, FUSION, TRIES, VOCABULARY
 from user_llm.files import read_json
 from user_llm.models.model import Model
 from user_llm.parallel.mesh import batch_shards, make_mesh
@@ -135,6 +137,12 @@ class Experiment(TaskData):
     def vocabulary(self) -> Vocabulary:
         """The LLM's vocabulary."""
         return load_vocabulary(self.workdir / VOCABULARY)
+
+    def answer_trie(self, task: str) -> CatalogueTrie:
+        """See `TaskData`; mapped from the workdir where it is kept there."""
+        if task not in self._tries and (kept := open_trie(self.workdir / TRIES / task)):
+            self._tries[task] = kept
+        return super().answer_trie(task)
 
     def text_states(self, task: str, model: Model) -> TextStates | None:
         """See `Study`; opened once a model, as weights and texts are read for it."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from user_llm.config import ConfigError
 from user_llm.experiment.experiment import Experiment
+from user_llm.experiment.kept_tries import keep_trie
 from user_llm.experiment.memory import check_memory
 from user_llm.experiment.stages.encoder import LENDERS, lender_of
 from user_llm.experiment.vocabulary import named_vocabulary, write_vocabulary
@@ -27,7 +28,7 @@ _logger = logging.getLogger(__name__)
 
 
 def prepare(experiment: Experiment) -> None:
-    """Checks an experiment, and writes the catalogue and the vocabulary into its workdir, where they are not yet.
+    """Checks an experiment, and writes catalogue, vocabulary and large tries into its workdir, where they are not yet.
 
     Raises:
       ConfigError: what does not fit, and the key to change. Nothing is trained by then, not even a vocabulary where
@@ -45,6 +46,9 @@ def prepare(experiment: Experiment) -> None:
     folder = experiment.workdir / VOCABULARY
     lead_makes(folder, lambda: write_vocabulary(experiment, vocabulary, folder))
     _check_models(experiment)
+    if {"llm", "user_llm"} & set(experiment.config.stages):
+        for task in experiment.tasks:
+            keep_trie(experiment, task.name)
 
 
 def _check_fields(experiment: Experiment) -> None:

@@ -20,6 +20,8 @@ RESULTS, PREDICTIONS = "results.json", "predictions.jsonl"
 OPERATIVE_GIN = "operative_config.gin"
 FUSION = "fusion"
 """How a task's answers are mixed, `TASK.json`, with `evaluation.answers=fused`."""
+TRIES = "tries"
+"""The names that may be answered as a prefix tree, `TASK/COLUMN.npy`, where there are many."""
 REWRITTEN = (ENVIRONMENT, OPERATIVE_GIN, RESULTS, PREDICTIONS)
 """What every start of an unfinished run writes anew."""
 PREPARING = ".preparing"

@@ -24,7 +24,7 @@ from user_llm.api import UserModel, load
 from user_llm.arguments import whole
 from user_llm.errors import UserError, show
 from user_llm.exported import runtime
-from user_llm.exported.programs import Programs, lowered, reads, trie_of, weights_of
+from user_llm.exported.programs import Programs, lowered, reads, weights_of
 from user_llm.files import replacing
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -45,7 +45,7 @@ def export_run(
         raise UserError(f"{folder} is there already: name a new folder")
     trie = model.study.answer_trie(TASK)
     prompt, _, _ = model.study.prompts(TASK).build(np.zeros((1, 1), np.int32))
-    weights, columns = weights_of(model.contextualised), trie_of(trie)
+    weights, columns = weights_of(model.contextualised), trie.columns()
     programs = Programs(model.contextualised, trie, model.tokenizer.eos_id)
     of_program = {name: sorted(path for path in weights if reads(name, path)) for name in ("encode", "recommend")}
     events = [name for name, is_read in _features(model).items() if is_read]

@@ -10,7 +10,7 @@ import numpy as np
 from jax import export
 
 from user_llm.decoding.beam import beam_search
-from user_llm.decoding.catalogue_trie import CatalogueTrie, TitleTree
+from user_llm.decoding.catalogue_trie import CatalogueTrie
 from user_llm.models.model import Model
 from user_llm.models.user_llm import UserLLM
 
@@ -23,14 +23,6 @@ def weights_of(model: Model) -> dict[str, np.ndarray]:
     """Parameters and buffers by path; buffers begin with "buffers/"."""
     buffers = {f"buffers/{path}": value for path, value in model.buffers.items()}
     return {path: np.asarray(value) for path, value in {**model.parameters, **buffers}.items()}
-
-
-def trie_of(trie: CatalogueTrie) -> dict[str, np.ndarray]:
-    """The arrays of a trie by name."""
-    columns = {field.name: getattr(trie, field.name) for field in dataclasses.fields(trie)}
-    tree = columns.pop("tree")
-    columns |= {f"tree/{field.name}": getattr(tree, field.name) for field in dataclasses.fields(tree)}
-    return {name: np.asarray(column) for name, column in columns.items() if isinstance(column, jax.Array)}
 
 
 class Programs:
@@ -60,7 +52,7 @@ class Programs:
           prompt: int32 `[P]`, the same for all users.
           excluded: int32 `[B, E]`, items that are no answer, 0-padded.
         """
-        llm, titles = self._llm(weights), self._trie_of(trie)
+        llm, titles = self._llm(weights), CatalogueTrie.of_columns(trie, self._trie.fan_out, self._trie.level_ends)
         batch = len(users["embeddings"])
         found = beam_search(
             llm,
@@ -82,11 +74,6 @@ class Programs:
 
         parameters, buffers = given(self._model.parameters), given(self._model.buffers, "buffers/")
         return cast(UserLLM, dataclasses.replace(self._model, parameters=parameters, buffers=buffers).module())
-
-    def _trie_of(self, columns: Arrays) -> CatalogueTrie:
-        tree = {name.removeprefix("tree/"): x for name, x in columns.items() if name.startswith("tree/")}
-        own: dict[str, Any] = {name: x for name, x in columns.items() if "/" not in name}
-        return dataclasses.replace(self._trie, tree=TitleTree(**tree, max_depth=self._trie.tree.max_depth), **own)
 
 
 def reads(program: str, path: str) -> bool:
