@@ -70,7 +70,7 @@ def measure_trie(sizes: Sequence[int], rounds: int) -> list[dict[str, Any]]:
     for size in sizes:
         tokens, of_title = Titles(size).tokens()
         start = time.perf_counter()
-        trie = CatalogueTrie.build(tokens, of_title, EOS)
+        trie = jax.block_until_ready(CatalogueTrie.build(tokens, of_title, EOS))  # its copies are memory, too
         built, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
         seen = np.random.default_rng(0).integers(1, size + 1, (workload.users, _HISTORY)).astype(np.int32)
         ours, free = _in_turns(
