@@ -39,6 +39,7 @@ INSTALL_REQUIRES = [
     "tokenizers>=0.23",
     "tqdm>=4.70",
     # Needed by what stands above, which does not declare them:
+    "flatbuffers>=25.12",  # jax.export writes programs with it
     "importlib_resources>=7.0",  # tensorflow-datasets imports it on every Python
 ]
 

@@ -1,7 +1,9 @@
 """What all tests share: a quiet CPU backend with 8 devices, a compilation cache, the folder of real data, a server."""
 
+import datetime
 import importlib.metadata
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -93,6 +95,12 @@ def tiny_run(tmp_path_factory, worker_id) -> tuple[Path, list[str], str]:
             done.check(0)
             printed.write_text(done.text)
     return workdir, flags, printed.read_text()
+
+
+@pytest.fixture(scope="module")
+def moments() -> random.Random:
+    """Chance for drills, whose seed is the day's date."""
+    return random.Random(datetime.date.today().isoformat())
 
 
 @pytest.fixture(scope="session")

@@ -38,15 +38,15 @@ def _lively(build: parameters.Builder, item_categories: np.ndarray) -> Model:
     return Model(graphdef, values, dict.fromkeys(buffers, jnp.asarray(item_categories, jnp.int32)), one_device())
 
 
-def made_up(folder: Path) -> api.UserModel:
-    """Asked for next items and favourite categories; its tokenizer is written to `folder`."""
+def made_up(folder: Path, history: int = HISTORY) -> api.UserModel:
+    """Asked for next items and favourite categories; its tokenizer is written to `folder`. Each is the same."""
     catalogue = _catalogue()
     spec = importlib.util.spec_from_file_location("tiny", Path(__file__).parent / "end_to_end" / "tiny.py")
     tiny = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tiny)
     config = tiny.get_config()
     config.task = "next_item,favorite_category"
-    config.data.history_length = HISTORY
+    config.data.history_length = history
     config.prompt.max_targets = 14
     train_sentencepiece([*catalogue.titles, *catalogue.category_names], 300, folder / "tokenizer.model")
     experiment = Experiment(config, folder, one_device())

@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+import venv
 
 import pytest
 from jax import export
@@ -35,7 +36,24 @@ for wrong in ([{"item": "Nothing", "rating": 4.0}], [{"item": users[0][0]["item"
 """
 
 
+PROMISED = ("jax", "flatbuffers", "numpy", "safetensors")
 NOT_PROMISED = "user_llm,flax,optax,orbax,tensorflow,sentencepiece,pyarrow,duckdb,ml_collections"
+
+
+@pytest.fixture(params=["blocked", pytest.param("absent", marks=pytest.mark.drill)])
+def without_the_rest(request, tmp_path):
+    """Starts Python where packages that the runtime has not been promised are blocked, or were never installed."""
+    if request.param == "blocked":
+        return lambda *given: _answered(sys.executable, *given, NOT_PROMISED)
+    venv.create(tmp_path / "clean", with_pip=True)
+    python = str(tmp_path / "clean" / "bin" / "python")
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *PROMISED], check=True)
+    return lambda *given: _answered(python, *given, "", env={})  # with the newest JAX, and no setting of ours
+
+
+def _answered(python, folder, users, blocked, env=None):
+    asked = [python, "-I", "-c", _ASKS, str(folder), json.dumps(users), blocked]
+    return subprocess.run(asked, capture_output=True, text=True, check=True, env=env)
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +68,11 @@ def folder(model, tmp_path_factory):
     return out
 
 
-def test_it_answers_as_the_run_does_without_the_package(model, folder):
+def test_it_answers_as_the_run_does_without_the_package(model, folder, without_the_rest):
     titles = model.catalogue.titles[1:]
     users = [[{"item": title, "rating": 4.0} for title in titles[start : start + size]] for start, size in
              ((0, 3), (4, 1), (9, HISTORY + 2), *((n, 2) for n in range(9)))]  # fmt: skip
-    asked = [sys.executable, "-I", "-c", _ASKS, str(folder), json.dumps(users), NOT_PROMISED]
-    answered = subprocess.run(asked, capture_output=True, text=True, check=True)
+    answered = without_the_rest(folder, users)
     found = json.loads(answered.stdout)
     wanted = model.recommend(users, 5)
     for answers, own in zip(found["many"], wanted, strict=True):
@@ -65,6 +82,10 @@ def test_it_answers_as_the_run_does_without_the_package(model, folder):
     assert [title for title, _ in found["one"]] == [answer.text for answer in wanted[1][:2]]
     assert "user 0: 'Nothing' is no title of the catalogue" in answered.stderr
     assert "user 0: 99 is no rating of the run" in answered.stderr
+
+
+def test_whoever_may_read_one_file_may_read_all(folder):
+    assert len({path.stat().st_mode for path in folder.rglob("*") if path.is_file()}) == 1
 
 
 def test_programs_are_for_every_platform_and_hold_no_weights(folder):

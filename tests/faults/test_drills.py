@@ -1,11 +1,9 @@
 """Long drills: kills at any moment, starts at once, full disks, every file of a run damaged in turn.
 
-`make drill` runs them; `docs/robustness.md` says what they promise. Random moments have a seed of the day's date.
+`make drill` runs them; `docs/robustness.md` says what they promise.
 """
 
 import concurrent.futures
-import datetime
-import random
 import shutil
 import subprocess
 import time
@@ -23,11 +21,6 @@ KILLS = 20
 DISKS = ("40k", "120k", "300k", "500k", "700k")  # an encoder's run takes about 900 KB
 RUN_FILES = ("predictions.jsonl", "catalogue/title_bytes.npy", "vocabulary/tokenizer.model")
 ENCODER = ("--config.stages=('encoder',)", "--config.evaluation.max_users=6")
-
-
-@pytest.fixture(scope="module")
-def moments():
-    return random.Random(datetime.date.today().isoformat())
 
 
 def assert_same_run(workdir: Path, reference: Path, files=RUN_FILES) -> None:

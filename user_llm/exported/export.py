@@ -1,4 +1,4 @@
-"""A finished run as a folder that answers with jax, numpy and safetensors alone:
+"""A finished run as a folder that answers without this package and what it needs:
 
     user-llm export --workdir=RUN --out=FOLDER [--num_beams=20] [--batches=1,8,64] [--platforms=cpu,cuda,tpu]
 
@@ -74,6 +74,8 @@ def export_run(
             (partial / "programs" / f"{name}.bin").write_bytes(program())
         (partial / "export.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         shutil.copyfile(runtime.__file__, partial / "runtime.py")
+        for path in partial.glob("*.safetensors"):  # which safetensors lets nobody but us read
+            shutil.copymode(partial / "export.json", path)
 
 
 def _features(model: UserModel) -> dict[str, bool]:

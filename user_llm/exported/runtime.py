@@ -1,4 +1,6 @@
-"""Answers of an exported run (`user-llm export`), with jax, numpy and safetensors alone:
+"""Answers of an exported run (`user-llm export`), in an environment with this alone:
+
+    pip install jax flatbuffers numpy safetensors
 
     from runtime import Recommender
 
