@@ -8,6 +8,8 @@ Python, and a mask over the vocabulary made of it at every step.
 A second table has as many items, named by semantic IDs, beside STATIC (`static_trie.py`): the same small language
 model, prompts and cache, and the same answers. A semantic ID needs no EOS: ours stops at its last code too, and each
 takes 8 steps.
+
+How long a title more takes is told too: `GrowingTrie.add`, and the arrays that a search reads.
 """
 
 import dataclasses
@@ -28,6 +30,7 @@ from benchmarks.static_trie import StaticTrie, static_search
 from user_llm.checkpoints.huggingface import load_language_model
 from user_llm.decoding.beam import beam_search
 from user_llm.decoding.catalogue_trie import CatalogueTrie
+from user_llm.decoding.growing_trie import GrowingTrie
 from user_llm.models import parameters
 
 _WORDS = 1.05  # the exponent of Zipf's law for words
@@ -60,7 +63,7 @@ def measure_trie(sizes: Sequence[int], rounds: int) -> list[dict[str, Any]]:
     """A row a size; `free` and STATIC are measured beside each."""
     rows = _beside_free(sizes, rounds)
     # Behind all others, whose peaks of memory would be this table's too.
-    return [row | _beside_static(row["titles"], rounds) for row in rows]
+    return [row | _beside_static(row["titles"], rounds) | _growing(row["titles"]) for row in rows]
 
 
 def _beside_free(sizes: Sequence[int], rounds: int) -> list[dict[str, Any]]:
@@ -111,6 +114,14 @@ def _beside_static(size: int, rounds: int) -> dict[str, Any]:
     searches = [lambda: search(values, ours), lambda: search(values, theirs)]
     step, static_step = (seconds / _CODES * 1e3 for seconds in _in_turns(searches, 10 * rounds))  # each is short
     return {"static_step_ms": static_step, "ours_on_its_step_ms": step, "over_static": step / static_step}
+
+
+def _growing(size: int) -> dict[str, float]:
+    tokens, of_title = Titles(size + 1).tokens()
+    growing = GrowingTrie.build(tokens[:-1], of_title[:-1], EOS)
+    start = time.perf_counter()
+    jax.block_until_ready(growing.add(tokens[-1:], of_title[-1:]).trie)
+    return {"add_seconds": time.perf_counter() - start}
 
 
 def _loaded(workload: BeamWorkload) -> tuple[Any, ...]:
