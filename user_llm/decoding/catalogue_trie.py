@@ -166,14 +166,18 @@ class CatalogueTrie:
     def of_titles(cls, titles: Titles, eos_id: int, capacity: Capacity) -> "CatalogueTrie":
         """Of titles in order, in arrays of some capacity, which holds them."""
         built = build_columns(titles, eos_id, capacity)
-        columns = {name: _int32(column) for name, column in {**built.nodes, **built.items}.items()}
-        tree = {name: _int32(column) for name, column in built.tree.items()}
         return cls(
-            **columns,
-            tree=TitleTree(**tree, max_depth=len(capacity.fan_out) - 1),
+            **_moved(built.nodes),
+            **_moved(built.items),
+            tree=TitleTree(**_moved(built.tree), max_depth=len(capacity.fan_out) - 1),
             fan_out=capacity.fan_out,
             level_ends=capacity.level_ends,
         )
+
+
+def _moved(columns: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Onto the device one by one, each forgotten here: ten million titles take gigabytes."""
+    return {name: jax.block_until_ready(_int32(columns.pop(name))) for name in list(columns)}
 
 
 def _int32(column: np.ndarray) -> jax.Array:
