@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from user_llm.answerable import Changes
 from user_llm.asking import BATCHES
 from user_llm.embeddings import UserEmbeddings
 from user_llm.errors import UserError
@@ -18,6 +19,7 @@ from user_llm.events import Event
 from user_llm.files import replacing
 from user_llm.given import skips
 from user_llm.store.engine import Engine
+from user_llm.store.item_changes import changes_of, record_of
 from user_llm.store.lmdb_engine import LMDBEngine
 from user_llm.store.records import DTYPES, Layout, made_by
 from user_llm.store.redis_engine import RedisEngine
@@ -25,7 +27,8 @@ from user_llm.store.redis_engine import RedisEngine
 if TYPE_CHECKING:
     from user_llm.api import UserModel
 
-_ABOUT = b"\0about"  # the key of what the records hold; no user has it
+# What the records hold, and which items may be answered: keys that no user has.
+_RESERVED = _ABOUT, _ITEMS = b"\0about", b"\0items"
 _SOME = 4096  # users of an export's row group
 
 
@@ -217,10 +220,30 @@ class UserStore:
 
     def users(self) -> Iterator[str]:
         """Whom there is."""
-        return (key.decode() for key in self._engine.names() if key != _ABOUT)
+        return (key.decode() for key in self._engine.names() if key not in _RESERVED)
 
     def __len__(self) -> int:
-        return self._engine.count() - 1
+        return self._engine.count() - sum(record is not None for record in self._engine.get_many(_RESERVED))
+
+    def items(self) -> Changes:
+        """What may be answered by all who share the store, as they have changed it (`AnswerableItems.follow`).
+
+        Raises:
+          UserError: it was changed for another catalogue.
+        """
+        (record,) = self._engine.get_many([_ITEMS])
+        return changes_of(record, self.model.fingerprints[1])
+
+    def replace_items(self, before: Changes, after: Changes) -> bool:
+        """Writes `after` if `items` still is `before`; whether it was.
+
+        Raises:
+          UserError: as `items`.
+        """
+        catalogue = self.model.fingerprints[1]
+        (record,) = self._engine.get_many([_ITEMS])
+        same = changes_of(record, catalogue) == before
+        return same and self._engine.replace(_ITEMS, record, record_of(after, catalogue))
 
     def export(self, file: str | os.PathLike[str]) -> int:
         """Writes a Parquet file: `user`, `items` (the run's ids of the latest events), `embeddings` (its vectors).
