@@ -34,6 +34,11 @@ def naive(titles, query):
     return [title for _, _, title in sorted(ranked)]
 
 
+def named(found):
+    """The title and id of each item."""
+    return [(item["title"], item["item"]) for item in found.items]
+
+
 @pytest.fixture(scope="module")
 def random():
     return np.random.default_rng(0)
@@ -61,8 +66,7 @@ def test_a_search_finds_what_a_loop_finds(titles, items, random):
         start, size = random.integers(len(title)), random.integers(0, 4)
         query = title[start : start + size].swapcase() if size else "".join(random.choice(LETTERS, 4))
         wanted, found = naive(titles, query), search.find(query, 30)
-        assert found.titles == wanted[:30], query
-        assert found.items == [f"id {titles.index(title)}" for title in wanted[:30]]
+        assert named(found) == [(title, f"id {titles.index(title)}") for title in wanted[:30]], query
         assert (found.total, found.version) == (len(wanted), 0)
         kinds[min(len(wanted), 2)] += 1
     assert kinds.min() > 5, "queries without a title, with one, with several"
@@ -71,16 +75,16 @@ def test_a_search_finds_what_a_loop_finds(titles, items, random):
 def test_what_comes_is_found_and_what_goes_is_not(titles, items):
     search, everything = TitleSearch(catalogue_with(titles), items), len(titles)
     whole = search.find(" ", everything + 9)
-    assert (whole.titles, whole.total) == (titles, everything)
+    assert (named(whole), whole.total) == ([(title, f"id {n}") for n, title in enumerate(titles)], everything)
     items.add([{"title": "Zürich Straße"}, {"title": "the zurich"}])
-    assert search.find("ZURICH", 5) == (["Zürich Straße", "the zurich"], ["Zürich Straße", "the zurich"], 2, 1)
-    assert search.find("strasse", 5).titles == ["Zürich Straße"]
+    first, second = ({"title": title, "item": title} for title in ("Zürich Straße", "the zurich"))
+    assert search.find("ZURICH", 5) == ([first, second], 2, 1)
+    assert search.find("strasse", 5) == ([first], 1, 1)
     items.remove(["Zürich Straße", titles[3]])
-    assert search.find("zürich", 5) == (["the zurich"], ["the zurich"], 1, 2)
-    left = search.find("", everything)
-    assert left.titles == [*titles[:3], *titles[4:], "the zurich"]
+    assert search.find("zürich", 5) == ([second], 1, 2)
+    assert [title for title, _ in named(search.find("", everything))] == [*titles[:3], *titles[4:], "the zurich"]
     items.add([{"title": "Zürich Straße"}])
-    assert search.find("zür", 1) == (["Zürich Straße"], ["Zürich Straße"], 2, 3)
+    assert search.find("zür", 1) == ([first], 2, 3)
 
 
 def test_a_search_without_a_limit_is_refused(titles, items):

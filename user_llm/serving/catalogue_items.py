@@ -86,14 +86,12 @@ class Found(NamedTuple):
     """What a search has found.
 
     Attributes:
-      titles: best first.
-      items: the run's id of each; of one that was added its title, as in answers.
+      items: best first, each `{"title": text, "item": the run's id}`; of one that was added its title is its id.
       total: how many match.
       version: of the items that may be answered.
     """
 
-    titles: list[str]
-    items: list[str]
+    items: list[dict[str, str]]
     total: int
     version: int
 
@@ -140,13 +138,12 @@ class TitleSearch:
             ranks[pc.match_substring(some, query).to_numpy(zero_copy_only=False)] = 1
         ranks[pc.starts_with(some, query).to_numpy(zero_copy_only=False)] = 0
         best = rows[np.argsort(ranks, kind="stable")[:limit]] + 1
-        return Found(*self._named(best, state.added), len(rows), state.version)
+        return Found([self._named(item, state.added) for item in best.tolist()], len(rows), state.version)
 
-    def _named(self, ids: np.ndarray, added: Sequence[str]) -> tuple[list[str], list[str]]:
-        first, known = self._catalogue.num_items + 1, self._catalogue
-        titles = [known.titles[id_] if id_ < first else added[id_ - first] for id_ in ids.tolist()]
-        items = [known.raw_ids[id_] if id_ < first else added[id_ - first] for id_ in ids.tolist()]
-        return titles, items
+    def _named(self, item: int, added: Sequence[str]) -> dict[str, str]:
+        known, later = self._catalogue, item - self._catalogue.num_items - 1
+        title, raw_id = (known.titles[item], known.raw_ids[item]) if later < 0 else (added[later], added[later])
+        return {"title": title, "item": raw_id}
 
 
 def _searched(titles: Sequence[str]) -> pa.Array:

@@ -22,35 +22,40 @@ class CatalogueMap:
     Coordinates are scaled alike in both directions, so that the farthest item shown is at 1 or -1 in one of them.
 
     Args:
-      model: of the run.
-
-    Raises:
-      UserError: its LLM reads no encoder, or one without item embeddings.
+      model: of the run. Of one whose LLM reads no encoder, or one without item embeddings, there is no map.
     """
 
     def __init__(self, model: UserModel):
-        self._model, catalogue = model, model.catalogue
+        self._model = model
         vectors = _item_vectors(model)
-        shown = np.arange(1, len(vectors))
+        self._drawn = None if vectors is None else self._draw(vectors)
+
+    def _draw(self, vectors: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
+        """What `points` answers, and the place of every item `[I + 1, 2]`, of the padding, too."""
+        shown, catalogue = np.arange(1, len(vectors)), self._model.catalogue
         if len(shown) > MOST:
             shown = np.linspace(1, len(vectors) - 1, MOST).astype(np.int64)
         axes, middle = _plane(vectors[shown])
-        found = vectors @ axes.T - middle @ axes.T
-        self._places = found / (np.abs(found[shown]).max() or 1)  # [I + 1, 2], of the padding, too
-        self._points: dict[str, Any] = {
-            "points": np.round(self._places[shown].astype(np.float64), 4).tolist(),
+        places = vectors @ axes.T - middle @ axes.T
+        places /= np.abs(places[shown]).max() or 1
+        points = {
+            "points": np.round(places[shown].astype(np.float64), 4).tolist(),
             "titles": [catalogue.titles[item] for item in shown.tolist()],
             "categories": (catalogue.item_categories[shown, 0] - 1).tolist(),
-            "total": len(vectors) - 1,
         }
+        return points, places
 
     def points(self) -> dict[str, Any]:
         """The items shown, in order of their ids, as `GET /map` answers.
 
         `points` `[[x, y], …]`; their `titles`; `categories`, the place of each one's first category among the run's
-        (`category_names[1:]`), -1 where it has none; `total`, how many items the run has.
+        (`category_names[1:]`), -1 where it has none.
+
+        Raises:
+          UserError: there is no map.
         """
-        return self._points
+        points, _ = self._known()
+        return points
 
     def place(self, users: UserEmbeddings) -> tuple[float, float]:
         """Where a user stands: in the middle of the items of its kept events; without any, of the map.
@@ -60,25 +65,30 @@ class CatalogueMap:
         has no more. The items of the events lie on the map for every encoder, and each new event moves their mean.
 
         Raises:
-          UserError: the user was encoded by another run.
+          UserError: there is no map; the user was encoded by another run.
         """
+        _, places = self._known()
         users.check(*self._model.fingerprints)
         (items,) = users.items
-        x, y = self._places[items[items > 0]].mean(axis=0) if items.any() else (0, 0)
+        x, y = places[items[items > 0]].mean(axis=0) if items.any() else (0, 0)
         return float(x), float(y)
 
+    def _known(self) -> tuple[dict[str, Any], np.ndarray]:
+        if self._drawn is None:
+            raise UserError(
+                f"the LLM of {self._model.study.workdir} reads no item embeddings: a map needs a run with an encoder "
+                "of items (config.integration.kind and config.encoder.features)."
+            )
+        return self._drawn
 
-def _item_vectors(model: UserModel) -> np.ndarray:
-    """float32 `[I + 1, U]`."""
+
+def _item_vectors(model: UserModel) -> np.ndarray | None:
+    """float32 `[I + 1, U]`, what the LLM's encoder embeds items as; None: it does not."""
     encoder = cast(UserLLM, model.contextualised.module()).encoder
-    if encoder is not None:
-        for _, part in nnx.iter_modules(cast(nnx.Module, encoder)):
-            if isinstance(part, FeatureEmbeddings) and "item" in part.features:
-                return np.asarray(fetch(part.vectors("item")), np.float32)
-    raise UserError(
-        f"the LLM of {model.study.workdir} reads no item embeddings: a map needs a run with an encoder of items "
-        "(config.integration.kind and config.encoder.features)."
-    )
+    for _, part in () if encoder is None else nnx.iter_modules(cast(nnx.Module, encoder)):
+        if isinstance(part, FeatureEmbeddings) and "item" in part.features:
+            return np.asarray(fetch(part.vectors("item")), np.float32)
+    return None
 
 
 def _plane(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
