@@ -33,7 +33,7 @@ def get_config(task="next_item"):
     often = dict(eval_every=200, checkpoint_every=200)
     config.training.llm = schema.training(steps=2000, batch_size=128, learning_rate=2e-3, keep_best="loss", **often)
     config.training.encoder = schema.training(
-        steps=1500, batch_size=256, learning_rate=1e-2, weight_decay=1e-2, keep_best="recall@10", **often
+        steps=2500, batch_size=256, learning_rate=1e-2, weight_decay=1e-2, keep_best="recall@10", **often
     )
     config.training.user_llm = schema.training(steps=3000, batch_size=128, keep_best="loss", **often)
     config.evaluation.batch_size = 256
