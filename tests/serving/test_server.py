@@ -14,7 +14,7 @@ from tests.serving.conftest import anew, wait_until
 from tests.user_models import HISTORY, ITEMS
 from user_llm.errors import UserError
 from user_llm.serving import requests
-from user_llm.serving.served import RECOMMEND, Key, Payload
+from user_llm.serving.served import RECOMMEND, Key, Payload, Served
 from user_llm.serving.settings import Settings
 from user_llm.store.engine import StoreError
 
@@ -375,6 +375,29 @@ def test_another_run_takes_over_without_a_request_lost(serving, model, tmp_path)
         own = client.post("/recommend", json={"user": "a", "allow": ["Dune (2031)"]}).json()
         assert own["items"][0]["title"] == "Dune (2031)"
         assert client.post("/events", json={"user": "a", "events": events[:1]}).status_code == 200
+
+
+def test_what_is_added_while_another_run_is_loaded_is_answered_by_it(serving, model, monkeypatch):
+    def add(served, going):
+        added = client.put("/items", json={"items": [{"title": "Dune (2031)"}]})
+        assert added.json()["version"] == 1
+        assert service.info().loading == "other"
+        assert "other is being loaded" in problem(client.post("/model", json={"run": "third"}), 409)
+
+    with serving(answers=("beams",), load=lambda name: anew(model, "f" * 64)) as (service, client):
+        monkeypatch.setattr(Served, "warm_up", add)
+        assert client.post("/model", json={"run": "other"}).status_code == 202
+        wait_until(lambda: client.get("/info").json()["loading"] is None)
+        told = client.get("/info").json()
+        assert (told["run"], told["items_version"]) == ("other", 1)
+
+        def fail(served, going):
+            raise UserError("no room")
+
+        monkeypatch.setattr(Served, "warm_up", fail)
+        assert client.post("/model", json={"run": "third"}).status_code == 202
+        wait_until(lambda: client.get("/info").json()["loading"] is None)
+        assert client.get("/info").json()["run"] == "other"
 
 
 def test_who_has_no_token_is_told_so(serving, model):
