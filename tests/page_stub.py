@@ -41,7 +41,8 @@ def policy() -> str:
         text = re.search(rf"<{tag}[^>]*>(.*?)</{tag}>", page, re.DOTALL)[1]  # type: ignore[index]
         return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
-    return f"default-src 'none'; script-src {source('script')}; style-src {source('style')}; connect-src 'self'; img-src data:"
+    only = f"script-src {source('script')}; style-src {source('style')}; connect-src 'self'; img-src data:"
+    return f"default-src 'none'; {only}"
 
 
 def recommend(asked: dict[str, Any]) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def recommend(asked: dict[str, Any]) -> dict[str, Any]:
     last = asked["events"][-1]
     start = TITLES.index(last["item"]) + int(last.get("rating", 0)) + len(asked["answers"])
     titles = [TITLES[(start + place) % len(TITLES)] for place in range(asked["k"])]
-    return {"items": [{"title": title, "item": 1, "score": -0.5 * place} for place, title in enumerate(titles)]}
+    return {"items": [{"title": title, "item": "1", "score": -0.5 * place} for place, title in enumerate(titles)]}
 
 
 class Stub:
@@ -85,7 +86,8 @@ class Stub:
     def reply(self, path: str, body: Any, url: str = "") -> Any:
         if path == "/items":
             query = urllib.parse.parse_qs(urllib.parse.urlsplit(url).query).get("query", [""])[0].casefold()
-            return {"items": [{"title": title, "item": 1} for title in TITLES if query in title.casefold()]}
+            found = [{"title": title, "item": "1"} for title in TITLES if query in title.casefold()]
+            return {"items": found[:20], "total": len(found), "version": 0}
         if path == "/recommend":
             return recommend(body)
         if path == "/answer":

@@ -66,10 +66,16 @@ def timeline_of(page: play.Page) -> list[str]:
     return page.locator("#timeline li > span:nth-child(2)").all_text_contents()
 
 
+def search(page: play.Page, words: str, box: str = "Search the catalogue") -> play.Locator:
+    """What Enter would choose of the titles found."""
+    page.get_by_label(box).press_sequentially(words)
+    titles = page.get_by_label(box).get_attribute("aria-controls")
+    return page.locator(f"#{titles} [aria-selected=true]")
+
+
 def choose(page: play.Page, words: str, box: str = "Search the catalogue") -> None:
     """The first title with these words, by keyboard."""
-    page.get_by_label(box).press_sequentially(words)
-    play.expect(page.get_by_role("option").first).to_be_visible()
+    play.expect(search(page, words, box)).to_be_visible()
     page.keyboard.press("Enter")
 
 
@@ -136,3 +142,257 @@ def test_the_timeline_is_reordered_and_emptied_by_keyboard(page):
     play.expect(page.get_by_label("Search the catalogue")).to_be_focused()
     play.expect(page.locator("#beams")).to_be_hidden()
     play.expect(page.locator("#near")).to_have_text("The user is not on the map yet.")
+
+
+def test_a_row_is_pulled_elsewhere_by_its_handle(page):
+    for number in (1, 2, 3):
+        choose(page, f"film {number} ")
+    handle, last = (page.locator("#timeline .handle").nth(place).bounding_box() for place in (0, 2))
+    page.mouse.move(handle["x"] + 5, handle["y"] + 5)
+    page.mouse.down()
+    page.mouse.move(last["x"] + 5, last["y"] + last["height"], steps=8)
+    page.mouse.up()
+    settled(page)
+    assert timeline_of(page) == [TITLES[2], TITLES[3], TITLES[1]]
+    assert urllib.parse.parse_qs(urllib.parse.urlsplit(page.url).fragment)["item"] == [TITLES[2], TITLES[3], TITLES[1]]
+
+
+def test_titles_are_text_whatever_they_hold(page):
+    choose(page, "<img")
+    choose(page, "film 1 ")
+    choose(page, "<img", "About which item")
+    play.expect(search(page, "<")).to_have_text(HACK)
+    page.get_by_role("button", name="Write the review").click()
+    play.expect(page.locator("#review blockquote")).to_have_text(f"<u>A</u> review of {HACK}")
+    page.get_by_label("The model continues").fill("<b>")
+    page.get_by_role("button", name="Continue the text").click()
+    play.expect(page.locator("#text blockquote")).to_have_text("<b> and <u>so on</u>")
+    page.get_by_role("application").press("ArrowLeft")
+    settled(page)
+    assert HACK in timeline_of(page)
+    assert page.locator("main :is(img, b, u, i)").count() == 0
+    assert page.evaluate("window.hacked") is None
+
+
+def test_an_address_can_be_shared_and_back_undoes(page, context, stub):
+    choose(page, "film 1 ")
+    choose(page, "<img")
+    page.locator("#timeline select").last.select_option("2")
+    settled(page)
+    other = context.new_page()
+    other.goto(page.url)
+    play.expect(other.locator("#timeline li")).to_have_count(2)
+    assert timeline_of(other) == timeline_of(page) == [TITLES[1], HACK]
+    settled(other)
+    assert titles_of(other, "fused") == titles_of(page, "fused")
+    assert stub.bodies("/recommend")[-1]["events"] == [{"item": TITLES[1], "rating": 4}, {"item": HACK, "rating": 2}]
+    page.go_back()
+    play.expect(page.locator("#timeline select").last).to_have_value("4")
+    page.go_back()
+    play.expect(page.locator("#timeline li")).to_have_count(1)
+
+
+def test_a_late_answer_never_stands_over_a_newer_one(page, stub):
+    late = []
+
+    def hold(route):
+        if len(json.loads(route.request.post_data)["events"]) == 1:
+            late.append(route)
+        else:
+            route.fulfill(json=stub.reply("/recommend", json.loads(route.request.post_data)))
+
+    stub.instead["/recommend"] = hold
+    choose(page, "film 1 ")
+    play.expect(page.locator("#timeline li")).to_have_count(1)
+    choose(page, "film 9 ")
+    settled(page)
+    newer = titles_of(page, "beams")
+    assert len(late) == 3
+    assert newer
+    for route in late:
+        route.fulfill(json=stub.reply("/recommend", json.loads(route.request.post_data)))
+    page.wait_for_timeout(100)
+    assert titles_of(page, "beams") == newer
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (
+            problem(422, "event 0: 'Film' is no title of the catalogue; did you mean 'Film 1'?"),
+            "did you mean 'Film 1'?",
+        ),
+        (problem(429, "The queue is full.", {"Retry-After": "2"}), "The queue is full. It asks to wait 2 s."),
+        (lambda route: route.fulfill(status=502, body="<h1>Bad Gateway</h1>"), "The server answered 502 Bad Gateway."),
+        (lambda route: route.abort(), "The server cannot be reached."),
+    ],
+    ids=["problem", "busy", "no problem+json", "unreachable"],
+)
+def test_an_error_of_the_server_is_told_in_words(page, stub, context, fault, words):
+    context.refusals = True
+    stub.instead["/recommend"] = fault
+    choose(page, "film 1 ")
+    told = page.get_by_role("alert")
+    play.expect(told).to_contain_text(words)
+    settled(page)
+    assert told.locator("p").count() == 1  # three lists failed for one reason
+    # The favourite category is not held up by it, and all is well as soon as the server is.
+    play.expect(page.locator("#category")).to_be_visible()
+    del stub.instead["/recommend"]
+    page.get_by_role("button", name="Try again").click()
+    play.expect(page.locator("#trouble")).to_be_hidden()
+    play.expect(page.locator("#beams li")).to_have_count(10)
+
+
+def test_a_token_is_asked_for_and_kept_in_the_tab_alone(context, stub):
+    context.refusals = True
+    real = stub.reply
+
+    def guarded(route):
+        if route.request.headers.get("authorization") != "Bearer right":
+            return problem(401, "a token")(route)
+        path = urllib.parse.urlsplit(route.request.url).path
+        return route.fulfill(json=real(path, json.loads(route.request.post_data or "null"), route.request.url))
+
+    stub.instead = dict.fromkeys(("/info", "/map", "/items", "/recommend", "/answer"), guarded)
+    page = context.new_page()
+    page.goto(f"{ORIGIN}/")
+    dialog = page.get_by_role("dialog", name="This server asks for a token")
+    play.expect(dialog).to_be_visible()
+    page.keyboard.press("Escape")
+    play.expect(page.get_by_role("alert")).to_contain_text("answers only with its token")
+    page.get_by_role("button", name="Try again").click()
+    page.keyboard.type("wrong")
+    page.keyboard.press("Enter")
+    play.expect(dialog).to_contain_text("refused the token")
+    page.keyboard.type("right")
+    page.keyboard.press("Enter")
+    choose(page, "film 1 ")
+    play.expect(page.locator("#beams li")).to_have_count(10)
+    kept = page.evaluate("[Object.values(sessionStorage), Object.values(localStorage), document.cookie, location.href]")
+    assert kept[:3] == [["right"], [], ""]
+    assert "right" not in kept[3]
+    # A token that is no longer good: all lists are refused at once, and one dialog asks for all.
+    page.evaluate("sessionStorage.setItem('user-llm-token', 'old')")
+    page.locator("#timeline select").select_option("1")
+    play.expect(dialog).to_be_visible()
+    page.keyboard.type("right")
+    page.keyboard.press("Enter")
+    play.expect(page.locator("#beams .mark.down")).to_have_count(7)
+    settled(page)
+    play.expect(dialog).to_be_hidden()
+
+
+def test_a_run_shows_what_it_has_and_no_more(context, stub):
+    stub.info |= dict(answers=["beams", "exact"], tasks=["next_item"], ratings=[], categories=None)
+    context.refusals = True
+    stub.instead["/map"] = problem(422, "the run has no encoder, and so no map")
+    page = context.new_page()
+    page.goto(f"{ORIGIN}/")
+    play.expect(page.get_by_role("alert")).to_contain_text("no map")
+    choose(page, "film 1 ")
+    play.expect(page.locator("#beams li")).to_have_count(10)
+    assert page.locator("#lists > div").count() == 1
+    assert page.locator("#timeline select").count() == 0
+    assert page.locator("#category:visible, #review:visible, #map:visible").count() == 0
+    assert [body["events"] for body in stub.bodies("/recommend")] == [[{"item": TITLES[1]}]]
+    assert stub.bodies("/answer") == []
+
+
+@pytest.mark.parametrize("reads", ["past", "asked"])
+def test_events_have_times_where_they_are_read(context, stub, reads):
+    stub.info["reads_times"] = reads
+    page = context.new_page()
+    page.clock.install(time=1_700_000_000)
+    page.goto(f"{ORIGIN}/")
+    choose(page, "film 1 ")
+    page.clock.run_for(60 * SECONDS)
+    choose(page, "film 2 ")
+    page.get_by_role("button", name=f"Move later: {TITLES[1]}").click()
+    settled(page)
+    asked = stub.bodies("/recommend")[-1]
+    first, second = asked["events"]
+    assert (first["item"], second["item"]) == (TITLES[2], TITLES[1])
+    # An event that moves was at another time: the oldest stands first.
+    assert 1_700_000_000 <= first["time"] < second["time"] - 50
+    assert ("now" in asked) == (reads == "asked")
+    assert asked.get("now", second["time"]) >= second["time"]
+
+
+def test_the_map_tells_by_keyboard_and_pointer_and_the_user_moves(page, stub):
+    map_ = page.get_by_role("application", name="Map of the catalogue")
+    near, pointed = page.locator("#near"), page.locator("#pointed p")
+    choose(page, "film 1 ")
+    play.expect(near).to_have_text(re.compile(f"Nearest to the user: {re.escape(TITLES[13])} ·"))
+    assert stub.bodies("/map")[-1] == {"events": [{"item": TITLES[1], "rating": 4}]}
+    drawn = map_.evaluate("canvas => canvas.toDataURL()")
+    map_.press("ArrowRight")
+    play.expect(pointed).to_have_text(f"{TITLES[13]} (Comedy)")
+    map_.press("ArrowUp")
+    play.expect(pointed).to_have_text(f"{TITLES[19]} (Comedy)")
+    page.get_by_role("button", name="Add to the timeline", exact=True).click()
+    play.expect(near).to_have_text(re.compile(f"Nearest to the user: {re.escape(TITLES[14])} ·"))
+    assert timeline_of(page) == [TITLES[1], TITLES[19]]
+    settled(page)
+    assert map_.evaluate("canvas => canvas.toDataURL()") != drawn
+    box = map_.bounding_box()
+    # Half a column from the middle: 5 columns of the made-up map take 4 / 1.44 quarters of its width.
+    map_.hover(position={"x": box["width"] * (0.5 + 0.5 / 5.76), "y": box["height"] / 2})
+    play.expect(pointed).to_have_text(f"{TITLES[15]} (Comedy)")
+
+
+@pytest.mark.parametrize("context", [{"reduced_motion": "reduce"}, {"reduced_motion": "no-preference"}], indirect=True)
+def test_the_user_walks_on_the_map_only_where_motion_is_wanted(context, page):
+    frames = "window.frames_ = 0; const real = requestAnimationFrame; window.requestAnimationFrame = (go) => "
+    page.evaluate(f"() => {{ {frames} {{ window.frames_++; return real(go); }} }}")
+    choose(page, "film 1 ")
+    choose(page, "film 2 ")
+    settled(page)
+    page.wait_for_timeout(50)
+    still = page.evaluate("matchMedia('(prefers-reduced-motion: reduce)').matches")
+    assert (page.evaluate("window.frames_") == 0) == still
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        {"color_scheme": "light"},
+        {"color_scheme": "dark", "viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True},
+    ],
+    indirect=True,
+    ids=["desktop-light", "phone-dark"],
+)
+def test_nothing_is_wider_than_the_screen_nor_closed_to_anyone(context, page, stub):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe checks who can use the page").Axe()
+
+    def check(what):
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{what} is wider than the screen"
+        found = axe.run(page)
+        assert found.violations_count == 0, f"{what}: {found.generate_report()}"
+
+    check("the empty page")
+    TITLES.append("A_title_without_any_space_that_is_much_longer_than_a_phone_is_wide_" * 2)
+    try:
+        choose(page, "a_title")
+        choose(page, "film 1 ")
+        choose(page, "film 2 ")
+    finally:
+        TITLES.pop()
+    page.get_by_label("The model continues").fill("so")
+    page.get_by_role("button", name="Continue the text").click()
+    play.expect(page.locator("#text blockquote")).to_be_visible()
+    page.get_by_role("application").press("ArrowLeft")
+    settled(page)
+    check("the full page")
+    play.expect(search(page, "film")).to_be_visible()
+    check("the list of titles")
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    dark = page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
+    assert (sum(map(int, re.findall(r"\d+", ground))) < 200) == dark
+    context.refusals = True
+    stub.instead["/recommend"] = problem(429, "The queue is full.")
+    stub.instead["/answer"] = problem(401, "a token")
+    page.locator("#timeline select").last.select_option("1")
+    play.expect(page.get_by_role("alert")).to_contain_text("queue")
+    play.expect(page.get_by_role("dialog")).to_be_visible()
+    check("errors and the dialog")
