@@ -68,6 +68,7 @@ def timeline_of(page: play.Page) -> list[str]:
 
 def search(page: play.Page, words: str, box: str = "Search the catalogue") -> play.Locator:
     """What Enter would choose of the titles found."""
+    play.expect(page.get_by_label(box)).to_be_visible()
     page.get_by_label(box).press_sequentially(words)
     titles = page.get_by_label(box).get_attribute("aria-controls")
     return page.locator(f"#{titles} [aria-selected=true]")
