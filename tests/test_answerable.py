@@ -69,6 +69,7 @@ def test_wrong_changes_are_refused_and_change_nothing(model):
     model.items.add([{"title": LATER[0]}])
     for wrong, message in (
         ([{"title": LATER[1]}, {"title": " "}], "extra item 1: expected"),
+        ([{"title": LATER[1]}, {"title": "half \ud800"}], "extra item 1: expected"),
         ([{"title": LATER[1]}, {"title": LATER[1]}], "extra item 1: .* given twice"),
         ([{"title": LATER[1]}, {"title": model.catalogue.titles[1]}], "extra item 1: .* is a title of the catalogue"),
         ([{"title": LATER[0]}], "extra item 0: .* is a title of the catalogue"),
@@ -83,3 +84,17 @@ def test_wrong_changes_are_refused_and_change_nothing(model):
     with pytest.raises(UserError, match="no item would be left"):
         model.items.remove(model.catalogue.titles[1:])
     assert model.items.version == 2
+
+
+def test_a_whole_state_is_taken_over_forward_only(model, folder):
+    other = made_up(folder)
+    assert not other.items.follow(model.items.state)
+    model.items.add([{"title": LATER[0]}, {"title": LATER[1]}])
+    early = model.items.state
+    model.items.remove([LATER[1], model.catalogue.titles[7]])
+    assert other.items.follow(model.items.state)
+    assert not other.items.follow(early)
+    assert not other.items.follow(model.items.state)
+    assert other.items.state == model.items.state
+    events = events_of(model)
+    assert other.recommend(events, 80) == model.recommend(events, 80)

@@ -27,10 +27,18 @@ class Chosen(NamedTuple):
     allowed: np.ndarray | None
 
 
-class _Changes(NamedTuple):
-    version: int
-    added: tuple[str, ...]
-    removed: frozenset[str]
+class Changes(NamedTuple):
+    """What came and went since the training, as a whole.
+
+    Attributes:
+      version: how many changes.
+      added: titles in the order of their ids, which stand behind the catalogue's.
+      removed: titles of both that are no answer.
+    """
+
+    version: int = 0
+    added: tuple[str, ...] = ()
+    removed: frozenset[str] = frozenset()
 
 
 class AnswerableItems:
@@ -46,13 +54,26 @@ class AnswerableItems:
 
     def __init__(self, catalogue: Catalogue, ids: dict[str, int]):
         self._catalogue, self._ids = catalogue, ids
-        self._changes = _Changes(0, (), frozenset())
+        self._changes = Changes()
         self._lock = threading.Lock()
 
     @property
     def version(self) -> int:
         """How often they have been changed."""
         return self._changes.version
+
+    @property
+    def state(self) -> Changes:
+        """All changes up to now."""
+        return self._changes
+
+    def follow(self, state: Changes) -> bool:
+        """Takes over a whole state of another run of this catalogue, if it is newer; whether it was."""
+        with self._lock:
+            newer = state.version > self._changes.version
+            if newer:
+                self._changes = state
+            return newer
 
     def add(self, items: Sequence[Mapping[str, str]]) -> None:
         """Lets items be answered from now on, each `{"title": text}`: new ones, or some that were removed before.
@@ -64,11 +85,15 @@ class AnswerableItems:
           UserError: one that is no such thing, or can be answered already; nothing was added.
         """
         with self._lock:
-            version, added, removed = self._changes
-            titles = _titles_of(items)
-            self._refuse_known(titles, added, removed)
-            new = [title for title in titles if title not in removed]
-            self._changes = _Changes(version + 1, (*added, *new), removed - {*titles})
+            self._changes = self.plus(self._changes, items)
+
+    def plus(self, state: Changes, items: Sequence[Mapping[str, str]]) -> Changes:
+        """The state after one more `add`, whose errors it raises; nothing is changed."""
+        version, added, removed = state
+        titles = _titles_of(items)
+        self._refuse_known(titles, added, removed)
+        new = [title for title in titles if title not in removed]
+        return Changes(version + 1, (*added, *new), removed - {*titles})
 
     def remove(self, titles: Sequence[str]) -> None:
         """Lets items not be answered from now on. They can be read in events as before.
@@ -77,16 +102,20 @@ class AnswerableItems:
           UserError: one that cannot be answered now, or nothing would be left; nothing was removed.
         """
         with self._lock:
-            version, added, removed = self._changes
-            ids = self._ids_with(added)
-            ids_of("remove", titles, ids)
-            for title in titles:
-                if title in removed:
-                    raise UserError(f"remove: {title!r} was removed before.")
-            removed |= {*titles}
-            if len(removed) == len(ids):
-                raise UserError("remove: no item would be left that may be answered.")
-            self._changes = _Changes(version + 1, added, removed)
+            self._changes = self.minus(self._changes, titles)
+
+    def minus(self, state: Changes, titles: Sequence[str]) -> Changes:
+        """The state after one more `remove`, whose errors it raises; nothing is changed."""
+        version, added, removed = state
+        ids = self._ids_with(added)
+        ids_of("remove", titles, ids)
+        for title in titles:
+            if title in removed:
+                raise UserError(f"remove: {title!r} was removed before.")
+        removed |= {*titles}
+        if len(removed) == len(ids):
+            raise UserError("remove: no item would be left that may be answered.")
+        return Changes(version + 1, added, removed)
 
     def chosen(
         self, extra_items: Sequence[Mapping[str, str]], allow: Sequence[str] | None, category: str | None
@@ -138,7 +167,8 @@ def _titles_of(items: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
     titles: dict[str, None] = {}
     for index, item in enumerate(items):
         title = item.get("title") if isinstance(item, Mapping) and {*item} == {"title"} else None
-        if not isinstance(title, str) or not title.strip():
+        # Half a character (a surrogate) could never be told to anybody.
+        if not isinstance(title, str) or not title.strip() or title.encode("utf-8", "ignore").decode() != title:
             raise UserError(f'extra item {index}: expected {{"title": text}}, got {reprlib.repr(item)}.')
         if title in titles:
             raise UserError(f"extra item {index}: {title!r} is a title of the catalogue, or given twice.")

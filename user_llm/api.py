@@ -22,7 +22,7 @@ from user_llm.experiment.export import save_language_model
 from user_llm.experiment.seal import check_kept, refuse_swapped
 from user_llm.experiment.training import RestoredStages
 from user_llm.experiment.workdir import BORROWED, read_config
-from user_llm.given import Given, Users, as_many, skips
+from user_llm.given import Given, Users, as_many, is_list, skips
 from user_llm.parallel.mesh import one_device
 from user_llm.parallel.processes import fetch
 from user_llm.tasks import TASKS, Answer, Asker
@@ -30,7 +30,7 @@ from user_llm.text_model import TextModel, continuation, load_language_model, pr
 
 __all__ = ["Answer", "Event", "TextModel", "UserEmbeddings", "UserModel", "load", "load_language_model"]
 
-_PROMPT = 16  # tokens: prompts of any text are as wide as the next multiple
+_WIDTH = 16  # tokens: prompts of any text are as wide as the next multiple
 
 
 class UserModel:
@@ -184,31 +184,66 @@ class UserModel:
         return self._answer(users, task, asker, now=now, unknown=unknown, about=about)
 
     def generate(
-        self, events: Users, prompt: str, max_new_tokens: int = 40, *, now: Any = None, unknown: str = "error"
+        self,
+        events: Users,
+        prompt: str | Sequence[str],
+        max_new_tokens: int | Sequence[int] = 40,
+        *,
+        now: Any = None,
+        unknown: str = "error",
     ) -> Any:
         """The text that continues `prompt`, greedily, by an LLM that reads the user: of many users a text for each.
 
         Args:
           events, now, unknown: as for `recommend`.
+          prompt, max_new_tokens: of many users one for all, or a list with one for each.
 
         Raises:
           UserError: as `recommend`; the LLM has no room for the text.
         """
+        users = as_many(events)
+
+        def spread(name: str, value: Any) -> Callable[[slice], list[Any]]:
+            if users.many and is_list(value):
+                return users.each(name, value)
+            return lambda rows: [value] * (rows.stop - rows.start)
+
+        if not is_list(prompt):
+            self._prompt_tokens(prompt, 1 if is_list(max_new_tokens) else max_new_tokens)  # or refuses it
+        prompts, limits = spread("prompt", prompt), spread("max_new_tokens", max_new_tokens)
+        eos_id, of_each = self.tokenizer.eos_id, is_list(max_new_tokens)
+
+        def ask(part: UserEmbeddings, rows: slice) -> list[str]:
+            own = limits(rows)
+            read = [self._prompt_tokens(*pair) for pair in zip(prompts(rows), own, strict=True)]
+            lengths = np.array([len(start + words) for start, words in read], np.int32)
+            tokens = np.zeros((len(part), _up(lengths.max())), np.int32)
+            for row, (start, words) in zip(tokens, read, strict=True):
+                row[: len(start + words)] = start + words
+            most = _up(max(own)) if of_each else int(max(own))
+            texts = user_llm_texts(self.contextualised, eos_id=eos_id, max_new_tokens=most)
+            asked = {"prompt_tokens": tokens, "prompt_lengths": lengths, **part.batch()}
+            new = np.asarray(fetch(texts(filled(asked))))[: len(part)]
+            return [
+                continuation(self.tokenizer, words, row[:limit])
+                for (_, words), row, limit in zip(read, new, own, strict=True)
+            ]
+
+        return self._of_each(users, now, unknown, False, ask)
+
+    def text_lengths(self, prompt: str, max_new_tokens: int) -> tuple[int, int]:
+        """How long `generate` makes a prompt and its text, in tokens: users of the same lengths share what is compiled.
+
+        Raises:
+          UserError: as `generate`.
+        """
+        start, words = self._prompt_tokens(prompt, max_new_tokens)
+        return _up(len(start + words)), _up(max_new_tokens)
+
+    def _prompt_tokens(self, prompt: Any, max_new_tokens: Any) -> tuple[list[int], list[int]]:
         assembly = self.study.assembly
         room = assembly.language_model_config.max_length - assembly.soft_prompt_length
-        start, words = prompt_tokens(self.tokenizer, prompt, max_new_tokens, room)
-        texts = user_llm_texts(self.contextualised, eos_id=self.tokenizer.eos_id, max_new_tokens=int(max_new_tokens))
-        length = len(start + words)
-        tokens = np.pad(np.array(start + words, np.int32), (0, -length % _PROMPT))
-
-        def ask(part: UserEmbeddings, users: slice) -> list[str]:
-            del users
-            prompts = {"prompt_tokens": np.tile(tokens, (len(part), 1))}
-            prompts["prompt_lengths"] = np.full(len(part), length, np.int32)
-            new = np.asarray(fetch(texts(filled({**prompts, **part.batch()}))))[: len(part)]
-            return [continuation(self.tokenizer, words, row) for row in new]
-
-        return self._of_each(as_many(events), now, unknown, False, ask)
+        return prompt_tokens(self.tokenizer, prompt, max_new_tokens, room)
 
     def save_language_model(self, folder: str | Path) -> None:
         """Writes the run's language model by itself, as a Hugging Face folder that `load_language_model` loads.
@@ -307,6 +342,10 @@ class UserModel:
             alone = self._stages["encoder"].parameters
             values |= {f"alone/{path}": value for path, value in alone.items()}
         return parameters_fingerprint(values), catalogue_fingerprint(self.catalogue)
+
+
+def _up(length: int) -> int:
+    return int(-(-length // _WIDTH) * _WIDTH)
 
 
 def load(workdir: str | Path) -> UserModel:

@@ -15,7 +15,7 @@ BATCHES = (1, 8, 64)
 """Users at once: as many rows as the next of these, so that each is compiled for once."""
 
 _KEPT, _WITH_TRIES = 32, 4  # askers, and those of them that hold a trie of their own
-_CLOSED = 16  # width of what is excluded, times 1, 2, 4, …
+_CLOSED = 64  # width of what is excluded, times 1, 2, 4, …
 
 
 class Askers:

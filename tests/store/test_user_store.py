@@ -29,8 +29,12 @@ def records(store, users):
 
 
 def of_another_encoder(model, **fingerprint):
-    """The same run, as if other parameters had made its embeddings."""
+    """The same run with other parameters, or as if it had another catalogue."""
     other = copy.copy(model)
+    if "encoder" in fingerprint:
+        other.contextualised = model.contextualised.with_parameters(
+            {path: -x if "final_norm" in path else x for path, x in model.contextualised.parameters.items()}
+        )
     encoder, catalogue = model.fingerprints
     found = {"encoder": encoder, "catalogue": catalogue, **fingerprint}
     other.__dict__["fingerprints"] = (found["encoder"], found["catalogue"])
@@ -93,6 +97,46 @@ def test_users_of_another_encoder_are_refused_until_they_are_refreshed(model, wh
         np.testing.assert_allclose(kept.embeddings, made.embeddings, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_users_of_another_encoder_may_be_encoded_as_they_are_read(model, where, users, dtype):
+    with UserStore(of_another_encoder(model, encoder="0" * 64), where, dtype=dtype) as old:
+        old.put(users)
+    with UserStore(model, where) as store:
+        store.put({"user 3": users["user 3"]})
+        names = [*users, "nobody"]
+        before = records(store, users)
+        read = store.get_many(names, missing="empty", stale="encode")
+        assert records(store, users) == before  # who serves the other model finds its own
+        assert store.refresh() == 69
+        wanted = store.get_many(names, missing="empty")
+    assert np.abs(wanted.embeddings[:-1]).max() > 0
+    np.testing.assert_allclose(read.embeddings, wanted.embeddings, atol=1e-5 if dtype == "float32" else 0.02)
+    for name in ("items", "mask", "query", "encoder", "catalogue"):
+        np.testing.assert_array_equal(getattr(read, name), getattr(wanted, name), err_msg=name)
+
+
+def test_two_models_of_one_store_append_to_the_same_users(model, where, users):
+    other = of_another_encoder(model, encoder="0" * 64)
+    some = {name: users[name] for name in list(users)[:9]}
+    with UserStore(model, where) as store:
+        theirs = store.with_model(other)  # a folder is opened once in a process
+        for index in range(HISTORY + 1):  # by turns, until no event of the first is left
+            (store, theirs)[index % 2].append_many(
+                {name: events[index : index + 1] for name, events in some.items()}, stale="encode"
+            )
+        theirs.append("user 0", users["user 1"][0], stale="encode")
+        with pytest.raises(UserError, match="written with another encoder"):
+            store.get_many(["user 0"])
+        store.append("user 0", users["user 1"][1], stale="encode")
+        kept = store.get_many(list(some), stale="encode")
+        timelines = [events[: HISTORY + 1] for events in some.values()]
+        timelines[0] = [*timelines[0], *users["user 1"][:2]]
+        made = model.encode(timelines)
+        np.testing.assert_array_equal(kept.items, made.items)
+        np.testing.assert_allclose(kept.embeddings, made.embeddings, atol=1e-5)
+        assert len(store.get_many(["user 0"])) == 1
+
+
 def test_ratings_of_another_scale_are_refused(model, where, users):
     UserStore(model, where).close()
     other = copy.copy(model)
@@ -100,6 +144,8 @@ def test_ratings_of_another_scale_are_refused(model, where, users):
     other.events.ratings = {rating * 2: index for rating, index in model.events.ratings.items()}
     with pytest.raises(UserError, match="holds records of another shape"):
         UserStore(other, where)
+    with UserStore(model, where) as store, pytest.raises(UserError, match="holds records of another shape"):
+        store.with_model(other)
 
 
 def test_a_wrong_event_among_many_leaves_all_as_they_were(store, users):
@@ -127,7 +173,12 @@ def test_users_of_another_catalogue_are_refused(model, where, users):
     with UserStore(of_another_encoder(model, catalogue="1" * 64), where) as old:
         old.put({"user 1": users["user 1"]})
     with UserStore(model, where) as store:
-        for use in (lambda: store.get_many(["user 1"]), store.refresh):
+        for use in (
+            lambda: store.get_many(["user 1"]),
+            lambda: store.get_many(["user 1"], stale="encode"),
+            lambda: store.append("user 1", users["user 1"][0], stale="encode"),
+            store.refresh,
+        ):
             with pytest.raises(UserError, match="events are of another catalogue"):
                 use()
 
@@ -181,6 +232,8 @@ def test_all_users_are_exported(store, model, users, tmp_path):
         (lambda store: store.put({"a": []}), "user a, events must be a list of at least one event"),
         (lambda store: store.append("a", {"item": "Nothing", "rating": 4.0}), "user a, event 0: 'Nothing' is no title"),
         (lambda store: store.get_many(["a"], missing="skip"), "missing must be 'error' or 'empty'"),
+        (lambda store: store.get_many(["a"], stale="skip"), "stale must be 'error' or 'encode', got 'skip'"),
+        (lambda store: store.append("a", stale="empty"), "stale must be 'error' or 'encode', got 'empty'"),
         (lambda store: UserStore(store.model, "x", dtype="int8"), "dtype must be one of float32, bfloat16"),
     ],
 )
@@ -201,3 +254,5 @@ def test_embeddings_of_a_moment_are_not_kept(model, tmp_path):
     asked.events.config.encoder.time = "asked"
     with pytest.raises(UserError, match="makes embeddings of one moment"):
         UserStore(asked, tmp_path)
+    with UserStore(model, tmp_path) as store, pytest.raises(UserError, match="makes embeddings of one moment"):
+        store.with_model(asked)

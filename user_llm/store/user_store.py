@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from user_llm.answerable import Changes
 from user_llm.asking import BATCHES
 from user_llm.embeddings import UserEmbeddings
 from user_llm.errors import UserError
@@ -18,6 +19,7 @@ from user_llm.events import Event
 from user_llm.files import replacing
 from user_llm.given import skips
 from user_llm.store.engine import Engine
+from user_llm.store.item_changes import changes_of, record_of
 from user_llm.store.lmdb_engine import LMDBEngine
 from user_llm.store.records import DTYPES, Layout, made_by
 from user_llm.store.redis_engine import RedisEngine
@@ -25,7 +27,8 @@ from user_llm.store.redis_engine import RedisEngine
 if TYPE_CHECKING:
     from user_llm.api import UserModel
 
-_ABOUT = b"\0about"  # the key of what the records hold; no user has it
+# What the records hold, and which items may be answered: keys that no user has.
+_RESERVED = _ABOUT, _ITEMS = b"\0about", b"\0items"
 _SOME = 4096  # users of an export's row group
 
 
@@ -55,16 +58,31 @@ class UserStore:
     ):
         if dtype is not None and dtype not in DTYPES:
             raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
-        if model.events.reads_times == "asked":
-            raise UserError("config.encoder.time='asked' makes embeddings of one moment: there is nothing to keep.")
-        self.model = model
         where = os.fspath(where)
-        self._engine: Engine = RedisEngine(where) if "://" in where else LMDBEngine(where, create=create)
+        _check_lasting(model)
+        engine: Engine = RedisEngine(where) if "://" in where else LMDBEngine(where, create=create)
         try:
-            self.layout = self._agreed(where, dtype, create)
+            self._serve(model, engine, where, dtype, create)
         except BaseException:
-            self._engine.close()
+            engine.close()
             raise
+
+    def with_model(self, model: "UserModel") -> "UserStore":
+        """The same store for another model, as the one that takes this one's place in a process that serves.
+
+        A folder can be opened only once in a process: both use one database, and closing one closes both.
+
+        Raises:
+          UserError: the records are laid out for a run of another shape, or it can have no store.
+        """
+        _check_lasting(model)
+        other = UserStore.__new__(UserStore)
+        other._serve(model, self._engine, self._where, None, create=True)
+        return other
+
+    def _serve(self, model: "UserModel", engine: Engine, where: str, dtype: str | None, create: bool) -> None:
+        self.model, self._engine, self._where = model, engine, where
+        self.layout = self._agreed(where, dtype, create)
 
     def _agreed(self, where: str, dtype: str | None, create: bool) -> Layout:
         """The layout of the store's records, which a new store takes from the run."""
@@ -111,20 +129,25 @@ class UserStore:
                 records = []
         self._engine.put_many(records)
 
-    def append(self, user: str, *events: Event) -> None:
+    def append(self, user: str, *events: Event, stale: str = "error") -> None:
         """Adds events to a user, who may be new: as if the whole timeline were encoded anew.
 
         Whoever appends to the same user at the same time loses nothing.
-        """
-        self.append_many({user: events})
 
-    def append_many(self, events: Mapping[str, Sequence[Event]]) -> None:
+        Args:
+          stale: what of a record of another encoder: an "error", or "encode": its events are kept, and the user becomes
+            one of this store's model.
+        """
+        self.append_many({user: events}, stale=stale)
+
+    def append_many(self, events: Mapping[str, Sequence[Event]], *, stale: str = "error") -> None:
         """`append` of many users at once.
 
         Raises:
           UserError: an event that is none, and nothing was written; one before a user's latest, a record of another
             encoder (`refresh`), a database that fails: the batches of users before it were written.
         """
+        _check_stale(stale)
         self._keys(list(events))  # which refuses what is no name
         values = {name: self._values(f"user {name}, event", own) for name, own in events.items()}
         for some in _batches(values.items()):
@@ -132,7 +155,7 @@ class UserStore:
             while waiting:
                 keys = self._keys(list(waiting))
                 old = self._engine.get_many(keys)
-                new = self._records(self._longer(waiting, old))
+                new = self._records(self._longer(waiting, old, stale))
                 done = [
                     name
                     for name, key, before, after in zip(list(waiting), keys, old, new, strict=True)
@@ -140,24 +163,31 @@ class UserStore:
                 ]
                 waiting = {name: own for name, own in waiting.items() if name not in set(done)}
 
-    def get_many(self, users: Sequence[str], *, missing: str = "error") -> UserEmbeddings:
+    def get_many(self, users: Sequence[str], *, missing: str = "error", stale: str = "error") -> UserEmbeddings:
         """What is kept of users, to be asked about (`UserModel.recommend`), in this order.
 
         Args:
           missing: what of users who are not there: an "error", or "empty": users without events, who get no answers.
+          stale: what of users whom another encoder has made: an "error", or "encode": their events are encoded for this
+            call, and the records stay as they are. So two who serve different models of one store do not fight.
 
         Raises:
           UserError: users are not there; they were written with another encoder (`refresh`), or other items.
         """
         if missing not in ("error", "empty"):
             raise UserError(f"missing must be 'error' or 'empty', got {missing!r}.")
+        _check_stale(stale)
         records = self._engine.get_many(self._keys(users))
         absent = [user for user, record in zip(users, records, strict=True) if record is None]
         if absent and missing == "error":
             raise UserError(f"the store has no user {absent[0]!r} ({len(absent)} of {len(users)} are not there)")
         nobody = self._nobody if absent else b""
         rows = self.layout.read([nobody if record is None else record for record in records])
-        self._check(rows, users)
+        others = self._check(rows, users, stale)
+        if len(others):
+            rows = rows.copy()
+            for some in _batches(others):
+                rows[some] = self.layout.read(self._records(self._events_of(rows[some])))
         return self.layout.users(rows, *self.model.fingerprints)
 
     def delete(self, users: Sequence[str]) -> int:
@@ -190,10 +220,30 @@ class UserStore:
 
     def users(self) -> Iterator[str]:
         """Whom there is."""
-        return (key.decode() for key in self._engine.names() if key != _ABOUT)
+        return (key.decode() for key in self._engine.names() if key not in _RESERVED)
 
     def __len__(self) -> int:
-        return self._engine.count() - 1
+        return self._engine.count() - sum(record is not None for record in self._engine.get_many(_RESERVED))
+
+    def items(self) -> Changes:
+        """What may be answered by all who share the store, as they have changed it (`AnswerableItems.follow`).
+
+        Raises:
+          UserError: it was changed for another catalogue.
+        """
+        (record,) = self._engine.get_many([_ITEMS])
+        return changes_of(record, self.model.fingerprints[1])
+
+    def replace_items(self, before: Changes, after: Changes) -> bool:
+        """Writes `after` if `items` still is `before`; whether it was.
+
+        Raises:
+          UserError: as `items`.
+        """
+        catalogue = self.model.fingerprints[1]
+        (record,) = self._engine.get_many([_ITEMS])
+        same = changes_of(record, catalogue) == before
+        return same and self._engine.replace(_ITEMS, record, record_of(after, catalogue))
 
     def export(self, file: str | os.PathLike[str]) -> int:
         """Writes a Parquet file: `user`, `items` (the run's ids of the latest events), `embeddings` (its vectors).
@@ -254,15 +304,18 @@ class UserStore:
     def _records(self, read: Mapping[str, np.ndarray]) -> list[bytes]:
         return self.layout.write(read, self.model.encode_arrays(read, query=self.layout.query > 0))
 
-    def _check(self, rows: np.ndarray, users: Sequence[str]) -> None:
+    def _check(self, rows: np.ndarray, users: Sequence[str], stale: str) -> np.ndarray:
+        """Which of the rows another encoder has made, where they are no error (`stale`)."""
         current, known = made_by(rows, *self.model.fingerprints)
         for index in np.flatnonzero(~known)[:1]:
             raise UserError(f"user {users[index]!r}: {_OTHER_ITEMS}")
-        for index in np.flatnonzero(~current)[:1]:
+        others = np.flatnonzero(~current)
+        if len(others) and stale == "error":
             raise UserError(
-                f"user {users[index]!r} was written with another encoder ({(~current).sum()} of {len(users)} were): "
-                "refresh() encodes their events anew."
+                f"user {users[others[0]]!r} was written with another encoder ({len(others)} of {len(users)} were): "
+                "refresh() encodes their events anew, and stale='encode' does for this call."
             )
+        return others
 
     @functools.cached_property
     def _nobody(self) -> bytes:
@@ -297,11 +350,11 @@ class UserStore:
         return values
 
     def _longer(
-        self, events: Mapping[str, Mapping[str, np.ndarray]], records: Sequence[bytes | None]
+        self, events: Mapping[str, Mapping[str, np.ndarray]], records: Sequence[bytes | None], stale: str
     ) -> dict[str, np.ndarray]:
         """The events of records with further ones (`_values`) behind them."""
         rows = self.layout.read([self._nobody if record is None else record for record in records])
-        self._check(rows, list(events))
+        self._check(rows, list(events), stale)
         read = self._events_of(rows)
         for row, (user, own) in enumerate(events.items()):
             columns = {"item": own["item"], "rating": own["rating"]}
@@ -325,6 +378,11 @@ _LONGEST = np.iinfo(np.int32).max
 _AT_ONCE = 1 << 25  # bytes of records that are written at once
 
 
+def _check_lasting(model: "UserModel") -> None:
+    if model.events.reads_times == "asked":
+        raise UserError("config.encoder.time='asked' makes embeddings of one moment: there is nothing to keep.")
+
+
 def _layout_of(model: "UserModel", dtype: str) -> Layout:
     config, length = model.config, model.config.data.history_length
     query = config.evaluation.answers == "fused"
@@ -341,6 +399,11 @@ def _layout_of(model: "UserModel", dtype: str) -> Layout:
         times=bool(model.events.reads_times),
         dtype=dtype,
     )
+
+
+def _check_stale(stale: str) -> None:
+    if stale not in ("error", "encode"):
+        raise UserError(f"stale must be 'error' or 'encode', got {stale!r}.")
 
 
 def _text(about: bytes | None) -> str:
