@@ -158,13 +158,44 @@ def test_a_row_is_pulled_elsewhere_by_its_handle(page):
     assert urllib.parse.parse_qs(urllib.parse.urlsplit(page.url).fragment)["item"] == [TITLES[2], TITLES[3], TITLES[1]]
 
 
-def test_titles_are_text_whatever_they_hold(page):
+def test_enter_chooses_nothing_that_was_found_for_other_words(page, stub):
+    play.expect(search(page, "film 1")).to_have_text(TITLES[1])
+    held = []
+    stub.instead["/items"] = held.append
+    page.keyboard.type("7")
+    page.keyboard.press("Enter")
+    play.expect(page.locator("#search-list")).to_have_attribute("aria-busy", "true")
+    assert timeline_of(page) == []
+    del stub.instead["/items"]
+    page.keyboard.press("Backspace")
+    page.keyboard.press("Escape")
+    play.expect(page.locator("#search-list")).to_be_hidden()
+    page.keyboard.press("Escape")
+    play.expect(page.get_by_label("Search the catalogue")).to_have_value("")
+
+
+def test_a_text_is_about_the_timeline_that_stands_there(page):
+    page.get_by_label("The model continues").fill("So")
+    page.get_by_role("button", name="Continue the text").click()
+    play.expect(page.get_by_role("alert")).to_have_text("Put an event on the timeline first.")
+    choose(page, "film 1 ")
+    play.expect(page.locator("#trouble")).to_be_hidden()
+    page.get_by_role("button", name="Continue the text").click()
+    play.expect(page.locator("#text blockquote")).to_be_visible()
+    choose(page, "film 2 ")
+    play.expect(page.locator("#text blockquote")).to_have_count(0)
+    play.expect(page.get_by_label("The model continues")).to_have_value("So")
+
+
+def test_titles_are_text_whatever_they_hold(page, stub):
     choose(page, "<img")
     choose(page, "film 1 ")
     choose(page, "<img", "About which item")
     play.expect(search(page, "<")).to_have_text(HACK)
+    page.get_by_label("With which rating").fill("2.5")
     page.get_by_role("button", name="Write the review").click()
     play.expect(page.locator("#review blockquote")).to_have_text(f"<u>A</u> review of {HACK}")
+    assert stub.bodies("/answer")[-1]["about"] == {"item": HACK, "rating": 2.5}
     page.get_by_label("The model continues").fill("<b>")
     page.get_by_role("button", name="Continue the text").click()
     play.expect(page.locator("#text blockquote")).to_have_text("<b> and <u>so on</u>")
