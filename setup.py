@@ -49,12 +49,24 @@ HUB_REQUIRES = ["huggingface_hub>=2.4"]
 # Users that several machines share (`user_llm.store`). Imported only where a server is named.
 REDIS_REQUIRES = ["redis>=8.1"]
 
+# The server (`user_llm.serving`).
+SERVE_REQUIRES = [
+    "fastapi>=0.165",
+    "prometheus_client>=0.26",
+    "pydantic>=2.14",
+    "starlette>=1.10",
+    "uvicorn>=0.54",
+]
+
 TEST_REQUIRES = [
     *HUB_REQUIRES,
     *REDIS_REQUIRES,
+    *SERVE_REQUIRES,
     "dill>=0.4",  # tensorflow_datasets.testing imports it without declaring it
+    "httpx>=0.28",
     "hypothesis>=6.170",
     "mypy>=2.4",
+    "playwright>=1.65",
     "pytest>=9.0",
     "pytest-timeout>=2.4",
     "pytest-xdist>=3.8",
@@ -96,6 +108,7 @@ setup(
         "tpu": ["jax[tpu]"],
         "hub": HUB_REQUIRES,
         "redis": REDIS_REQUIRES,
+        "serve": SERVE_REQUIRES,
         "test": TEST_REQUIRES,
         "docs": DOCS_REQUIRES,
     },

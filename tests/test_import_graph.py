@@ -370,7 +370,7 @@ def test_every_library_is_declared_and_none_is_unwanted():
     normalise = lambda name: re.sub(r"[-_.]+", "-", name).lower()  # noqa: E731
     declared = {
         normalise(re.match(r"[\w.-]+", requirement)[0])
-        for name in ("INSTALL_REQUIRES", "HUB_REQUIRES", "REDIS_REQUIRES")
+        for name in ("INSTALL_REQUIRES", "HUB_REQUIRES", "REDIS_REQUIRES", "SERVE_REQUIRES")
         for requirement in ast.literal_eval(lists[name])
     }
     distributions = importlib.metadata.packages_distributions()

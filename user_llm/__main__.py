@@ -11,6 +11,7 @@ COMMANDS = {
     "diagnose": ("user_llm.inspect.diagnosis", [], "take apart where a run's LLM loses on the way to a title"),
     "recommend": ("user_llm.bulk.recommend", [], "recommend items to all users of some files of events"),
     "embed": ("user_llm.bulk.embed", [], "encode all users of some files, into a file or a store"),
+    "serve": ("user_llm.serving.serve", [], "answer over HTTP, and show a page to try a run with"),
     "export": ("user_llm.exported.export", [], "write a run as a folder that answers without this package"),
     "build": ("user_llm.builders.build", [], "build a dataset: one timeline a user"),
     "sweep": ("user_llm.launch.local", [], "run tables of the paper on this machine"),

@@ -117,6 +117,13 @@ class AnswerableItems:
             raise UserError("remove: no item would be left that may be answered.")
         return Changes(version + 1, added, removed)
 
+    def answered(self, state: Changes) -> np.ndarray:
+        """bool `[I+1]`, with the added ones behind the catalogue's: the ids that may be answered in a state."""
+        mask = np.arange(self._catalogue.num_items + 1 + len(state.added)) > 0
+        ids = self._ids_with(state.added)
+        mask[[ids[title] for title in state.removed]] = False
+        return mask
+
     def chosen(
         self, extra_items: Sequence[Mapping[str, str]], allow: Sequence[str] | None, category: str | None
     ) -> Chosen:

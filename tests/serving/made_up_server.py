@@ -1,6 +1,5 @@
 """A server of the made-up run: `python -m tests.serving.made_up_server FOLDER PORT [STORE]`, as `user-llm serve`."""
 
-import logging
 import sys
 from pathlib import Path
 
@@ -9,13 +8,13 @@ from tests.user_models import made_up
 
 stand_ins.install()
 
-from user_llm.serving.serve import serve  # noqa: E402
+from user_llm.serving.serve import logged, serve  # noqa: E402
 from user_llm.serving.service import Service  # noqa: E402
 from user_llm.serving.settings import Settings  # noqa: E402
 from user_llm.store.user_store import UserStore  # noqa: E402
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logged()
     folder, port, *where = sys.argv[1:]
     Path(folder).mkdir(parents=True, exist_ok=True)
     model = made_up(Path(folder))

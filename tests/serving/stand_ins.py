@@ -1,6 +1,6 @@
 """What stands in for `catalogue_items` and `catalogue_map` where they are not there yet."""
 
-import importlib.util
+import importlib
 import sys
 import types
 
@@ -37,7 +37,11 @@ class CatalogueMap:
     def points(self):
         titles = self.catalogue.titles[1:]
         points = [(n % 12 / 6 - 1, n // 12 / 6 - 1) for n in range(len(titles))]
-        return {"points": points, "titles": titles, "categories": [row[0] for row in self.catalogue.item_categories[1:].tolist()]}
+        return {
+            "points": points,
+            "titles": titles,
+            "categories": [row[0] for row in self.catalogue.item_categories[1:].tolist()],
+        }
 
     def place(self, embeddings):
         return 0.25, -0.5
@@ -46,7 +50,10 @@ class CatalogueMap:
 def install():
     for name, things in {"catalogue_items": (TitleSearch, SharedItems), "catalogue_map": (CatalogueMap,)}.items():
         full = f"user_llm.serving.{name}"
-        if importlib.util.find_spec(full) is None:
-            module = types.ModuleType(full)
-            vars(module).update({thing.__name__: thing for thing in things})
-            sys.modules[full] = module
+        try:
+            module = importlib.import_module(full)
+        except ModuleNotFoundError:
+            module = sys.modules[full] = types.ModuleType(full)
+        for thing in things:
+            if not hasattr(module, thing.__name__):
+                setattr(module, thing.__name__, thing)

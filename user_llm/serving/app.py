@@ -1,5 +1,6 @@
 """The routes of a server."""
 
+import asyncio
 import contextlib
 import importlib.resources
 from collections.abc import AsyncIterator
@@ -16,6 +17,7 @@ from user_llm.serving.guard import Guarded, Logged, refusal
 from user_llm.serving.metrics import MEDIA_TYPE as METRICS_TYPE
 from user_llm.serving.problems import MEDIA_TYPE, Refused
 from user_llm.serving.service import READY, Note, Service
+from user_llm.store.engine import StoreError
 
 _POLICY = {
     "content-security-policy": "; ".join(
@@ -54,7 +56,7 @@ def create_app(service: Service, token: str | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         del app
         yield
-        service.stop()
+        await asyncio.to_thread(service.stop)
 
     # Swagger's page loads scripts from elsewhere; the description itself is at /openapi.json.
     app = FastAPI(
@@ -68,7 +70,7 @@ def create_app(service: Service, token: str | None = None) -> FastAPI:
     )
     app.add_middleware(Guarded, settings=service.settings, token=token)
     app.add_middleware(Logged, metrics=service.metrics)
-    _add_problems(app)
+    _add_problems(app, service.settings.retry_after)
     _add_questions(app, service)
     _add_changes(app, service)
 
@@ -163,17 +165,27 @@ def _add_changes(app: FastAPI, service: Service) -> None:
         """Lets further items be answered, or some that were removed."""
         return await service.add_items(asked)
 
+    @app.post("/model", status_code=202)
+    async def change_model(asked: requests.ChangeModel) -> requests.ChangingModel:
+        """Lets another finished run answer, as soon as it is warm; until then the one before does."""
+        return await service.change_model(asked)
+
     @app.delete("/items")
     async def remove(asked: requests.RemoveItems) -> requests.ChangedItems:
         """Lets items be answered no more."""
         return await service.remove_items(asked)
 
 
-def _add_problems(app: FastAPI) -> None:
+def _add_problems(app: FastAPI, retry_after: int) -> None:
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> Response:
         del request
         return refusal(error)
+
+    @app.exception_handler(StoreError)
+    async def unkept(request: Request, error: StoreError) -> Response:
+        del request, error  # which says where the store is
+        return refusal(Refused(503, "the store of users fails: nobody knows whether this was kept.", retry_after))
 
     @app.exception_handler(UserError)
     async def wrong(request: Request, error: UserError) -> Response:

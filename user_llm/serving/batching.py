@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 from user_llm.asking import BATCHES
 
 
-class Full(Exception):  # noqa: N818
+class Full(Exception):
     """As many wait as may."""
 
 
-class Closed(Exception):  # noqa: N818
+class Closed(Exception):
     """Nothing is taken any more."""
 
 
-class Late(Exception):  # noqa: N818
+class Late(Exception):
     """A request has waited for longer than it may."""
 
 

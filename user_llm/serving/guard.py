@@ -70,9 +70,21 @@ class Logged:
         route = getattr(scope.get("route"), "path", "other")
         self._metrics.requests.labels(route, scope["method"], status).inc()
         self._metrics.seconds.labels(route).observe(seconds)
-        line = {"time": round(time.time(), 3), "request": name, "method": scope["method"], "route": route}
-        line |= {"status": status, "ms": round(seconds * 1e3, 2), "batch": scope["state"].get("batch")}
-        _logger.log(logging.ERROR if errors else logging.INFO, "%s", json.dumps(line | errors))
+        line = {"request": name, "method": scope["method"], "route": route, "status": status}
+        line |= {"ms": round(seconds * 1e3, 2), "batch": scope["state"].get("batch"), **errors}
+        _logger.log(logging.ERROR if errors else logging.INFO, line)
+
+
+class Lines(logging.Formatter):
+    """A line of JSON a message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter`; of an error, where it happened, and not what it says."""
+        said = record.msg if isinstance(record.msg, dict) else {"says": record.getMessage()}
+        line = {"time": round(record.created, 3), "level": record.levelname.lower(), **said}
+        if record.exc_info and record.exc_info[1]:
+            line |= {"error": type(record.exc_info[1]).__name__, "at": _places(record.exc_info[1])}
+        return json.dumps(line)
 
 
 def _places(error: BaseException) -> list[str]:

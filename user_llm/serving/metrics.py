@@ -26,7 +26,11 @@ class Metrics:
             "user_llm_requests", "Requests answered.", ["route", "method", "status"], registry=registry
         )
         self.seconds = Histogram(
-            "user_llm_request_seconds", "From a request's head to its answer.", ["route"], registry=registry, buckets=_SECONDS
+            "user_llm_request_seconds",
+            "From a request's head to its answer.",
+            ["route"],
+            registry=registry,
+            buckets=_SECONDS,
         )
         self._users = Histogram(
             "user_llm_batch_users", "Users answered at once.", ["lane"], registry=registry, buckets=_USERS

@@ -3,7 +3,7 @@
 import http
 
 
-class Refused(Exception):  # noqa: N818
+class Refused(Exception):
     """A request that is not answered.
 
     Attributes:

@@ -54,7 +54,7 @@ class Asked(BaseModel):
 
 
 class Recommend(Asked):
-    """Asks for the next items."""
+    """Asks for the next items, 10 where `k` is left out."""
 
     model_config = _config({"events": _EVENTS, "k": 5}, {"user": "42", "answers": "exact", "category": "Drama"})
 
@@ -115,12 +115,15 @@ class KeptUser(BaseModel):
 
 
 class Question(Asked):
-    """Asks a task's question; `about` is the event that a review is to be written of."""
+    """Asks a task's question, for 5 answers where `k` is left out.
+
+    `about` is the event that a review is to be written of.
+    """
 
     model_config = _config({"events": _EVENTS, "task": "favorite_category", "k": 3})
 
     task: str | None = None
-    k: int = Field(5, ge=1)
+    k: int | None = Field(None, ge=1)
     about: Event | None = None
 
 

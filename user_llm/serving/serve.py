@@ -6,10 +6,12 @@ Whoever may ask names the token of the environment variable USER_LLM_TOKEN; with
 """
 
 import argparse
+import contextlib
 import ipaddress
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import uvicorn
@@ -17,9 +19,11 @@ import uvicorn
 from user_llm.api import UserModel, load
 from user_llm.errors import UserError, show
 from user_llm.serving.app import create_app
+from user_llm.serving.guard import Lines
 from user_llm.serving.service import Service
 from user_llm.serving.settings import Settings
 from user_llm.store.user_store import UserStore
+from user_llm.tasks.next_item import ANSWERS
 
 TOKEN = "USER_LLM_TOKEN"
 
@@ -86,16 +90,46 @@ def run(options: argparse.Namespace) -> None:
     """
     token = os.environ.get(TOKEN) or None
     check_host(options.host, token)
-    settings = Settings(k=options.k)
-    model = load(options.workdir)
+    settings = Settings(**{name: getattr(options, name) for name in (*_OPTIONS, "answers")})
+    folder = options.workdir.resolve()
+    model = load(folder)
     where = options.store.removeprefix("lmdb:") if options.store else None
-    store = UserStore(model, where) if where else None
-    try:
-        folder = options.workdir.resolve()
-        serve(Service(folder.name, model, store, settings), options.host, options.port, token)
-    finally:
-        if store is not None:
-            store.close()
+    with contextlib.ExitStack() as opened:
+        store = opened.enter_context(UserStore(model, where)) if where else None
+        service = Service(folder.name, model, store, settings, beside(folder))
+        serve(service, options.host, options.port, token)
+
+
+def beside(folder: Path) -> Callable[[str], UserModel]:
+    """Loads a run of the folder that this one is in, by its name."""
+
+    def load_named(name: str) -> UserModel:
+        if Path(name).name != name or name.startswith("."):
+            raise UserError(f"run must be the name of a folder beside {folder.name}, got {name!r}.")
+        return load(folder.parent / name)
+
+    return load_named
+
+
+_OPTIONS = {
+    "k": "the most answers of a request",
+    "batch": "the most users at once",
+    "queue": "requests that may wait in a lane",
+    "max_delay": "seconds that a request waits for others where nothing is computed",
+    "timeout": "seconds that a request may wait before it is computed",
+    "max_new_tokens": "of a text",
+}
+"""Settings that are flags, and what they are."""
+
+
+def logged(level: int = logging.INFO) -> None:
+    """Writes what the server says to stderr, a line of JSON each."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Lines())
+    for name in ("user_llm", "uvicorn"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(level)
 
 
 def main(arguments: list[str]) -> int:
@@ -106,9 +140,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--store", help="users that are kept: lmdb:FOLDER, or a server: redis://host:6379/0")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen at (8000)")
-    parser.add_argument("--k", type=int, default=defaults.k, help=f"the most answers of a request ({defaults.k})")
+    for name, what in _OPTIONS.items():
+        default = getattr(defaults, name)
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=f"{what} ({default})")
+    parser.add_argument("--answers", nargs="+", default=defaults.answers, help=f"of {', '.join(ANSWERS)} (all)")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    options.answers = tuple(options.answers)
+    logged()
     try:
         run(options)
     except Exception as error:

@@ -1,5 +1,6 @@
 """A finished run as it answers batches of requests: how each kind of them is computed, and how long it takes."""
 
+import copy
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from user_llm.answerable import AnswerableItems, Changes
 from user_llm.api import Answer, UserModel
 from user_llm.embeddings import UserEmbeddings
 from user_llm.errors import UserError
@@ -82,7 +84,7 @@ class Served:
     def __init__(self, name: str, model: UserModel, store: UserStore | None, settings: Settings):
         self.name, self.model, self.store, self.settings = name, model, store, settings
         self.search = TitleSearch(model.catalogue, model.items)
-        self.items = SharedItems(model, store)
+        self.items = SharedItems(model, store, prepare=self._prepare)
         self.map = CatalogueMap(model)
         self.refusals: dict[str, str] = {}
         self._measured: dict[tuple, dict[int, float]] = {}
@@ -138,7 +140,7 @@ class Served:
         """What the store has of users."""
         if self.store is None:
             raise Refused(409, "this server keeps no users: start it with --store, or give events.")
-        return self.store.get_many(users, missing=missing)
+        return self.store.get_many(users, missing=missing, stale="encode")
 
     def is_kept(self, user: str) -> bool:
         """Whether the store has a user."""
@@ -204,7 +206,7 @@ class Served:
 
     def _recommend(self, payloads: list[Payload], answers: str, allow: Any, category: str | None) -> list[Any]:
         made, absent = self._made([payload.person for payload in payloads], query=answers in ("fused", "encoder"))
-        chosen = dict(answers=answers, allow=allow and list(allow), category=category)
+        chosen: dict[str, Any] = dict(answers=answers, allow=allow and list(allow), category=category)
         while True:
             version = self.model.items.version
             # Always a list, so that none is another program than some.
@@ -241,27 +243,41 @@ class Served:
         left = list(range(len(payloads)))
         while left:
             first = {payloads[place].person.user: place for place in reversed(left)}
-            for place, wrong in zip(first.values(), self._append_once([payloads[p] for p in first.values()]), strict=True):
+            for place, wrong in zip(
+                first.values(), self._append_once([payloads[p] for p in first.values()]), strict=True
+            ):
                 results[place] = wrong
             left = [place for place in left if place not in first.values()]
         return results
 
     def _append_once(self, payloads: list[Payload]) -> list[Exception | None]:
-        raise NotImplementedError
+        if self.store is None:
+            raise RuntimeError("nobody is kept")
+        refused: dict[str, UserError] = {}
+        events = {payload.person.user or "": payload.own for payload in payloads}
+        self.store.append_many(events, stale="encode", refused=refused)
+        return [refused.get(user) for user in events]
 
-    def add_items(self, items: Sequence[Mapping[str, str]]) -> int:
-        """Lets further items be answered; what that compiles is compiled before they are.
+    def take_over(self, changes: Changes) -> None:
+        """Lets be answered what another run of this catalogue answers, where that is newer."""
+        if changes.version > self.model.items.version:
+            self._prepare(changes)
+            self.model.items.follow(changes)
 
-        Returns: the new version.
-
-        Raises:
-          UserError: one that is none, or can be answered already.
-        """
-        known = self.model.items.chosen((), None, None).ids
-        new = [item for item in items if item["title"] not in known]
-        if new and "next_item" in self.model.tasks:
-            ...
-        return self.items.add(items)
+    def _prepare(self, changes: Changes) -> None:
+        """Computes what will be answered once, before that is so: what that compiles or builds is there then."""
+        shadow, now = copy.copy(self), self.model.items.state
+        shadow.model = copy.copy(self.model)
+        shadow.model.items = AnswerableItems(self.model.catalogue, self.model.events.items)
+        shadow.model.items.follow(changes)
+        # Fewer items are another argument of the same programs; further ones may need longer arrays.
+        sizes = self.settings.sizes if changes.added != now.added else self.settings.sizes[:1]
+        somebody = self._somebody()
+        for key, own in shadow._recommendations():
+            for size in sizes:
+                for wrong in shadow.run(key, [Payload(somebody, own)] * size):
+                    if isinstance(wrong, Exception):
+                        raise wrong
 
     def warm_up(self, going: Callable[[], bool]) -> None:
         """Computes one batch of each size of all that may be asked, so that nothing is compiled later.
@@ -293,17 +309,20 @@ class Served:
     def _kinds(self) -> list[tuple[Key, Any]]:
         """What may be asked, with what a request of it has of its own."""
         title = self.model.catalogue.titles[1]
-        kinds: list[tuple[Key, Any]] = []
-        if "next_item" in self.model.tasks:
-            for answers in self.settings.answers:
-                # All items, and some: the titles that are closed are an argument that the others do not have.
-                kinds += [(Key(self, RECOMMEND, (answers, allow, None)), ()) for allow in ((title,), None)]
-        kinds.append((Key(self, PLACE), None))
+        kinds = [*self._recommendations(), (Key(self, PLACE), None)]
         rating = next(iter(self.model.events.ratings), None)
         for task in self.model.tasks:
             if task != "next_item":
                 kinds.append((Key(self, ANSWER, (task,)), {"item": title, "rating": rating}))
         return [*kinds, (Key(self, GENERATE, self.model.text_lengths(*_WARM_TEXT)), _WARM_TEXT)]
+
+    def _recommendations(self) -> list[tuple[Key, Any]]:
+        """All items, and some: which titles are closed is an argument that a program of all has not."""
+        chosen = self.model.items.chosen((), None, None)
+        some = next(title for title, item in chosen.ids.items() if chosen.allowed is None or chosen.allowed[item])
+        return [
+            (Key(self, RECOMMEND, (answers, allow, None)), ()) for answers in self.answers for allow in ((some,), None)
+        ]
 
     def _somebody(self) -> Person:
         """Who has met as many items as are read."""

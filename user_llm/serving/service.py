@@ -54,7 +54,7 @@ class Service:
         self.state = WARMING
         self.failed: Exception | None = None
         self._loading: str | None = None
-        self._changing = threading.Lock()  # of the items, or of the run
+        self._changing, self._loading_lock = threading.Lock(), threading.Lock()
         self._stopping, self._threads = threading.Event(), list[threading.Thread]()
         self._lanes = {lane: self._lane(lane) for lane in dict.fromkeys(LANES.values())}
 
@@ -91,8 +91,8 @@ class Service:
         self._begin(warm_and_follow)
 
     def _begin(self, work: Callable[[], None]) -> None:
-        thread = threading.Thread(target=work, name=work.__name__, daemon=True)
-        self._threads.append(thread)
+        thread = threading.Thread(target=work, name="service", daemon=True)
+        self._threads = [old for old in self._threads if old.is_alive()] + [thread]
         thread.start()
 
     def _going(self) -> bool:
@@ -122,9 +122,7 @@ class Service:
 
     async def recommend(self, asked: requests.Recommend, note: Note) -> requests.Recommended:
         """See the route."""
-        served, k = self._ready(), min(self.settings.k, 10) if asked.k is None else asked.k
-        if k > self.settings.k:
-            raise Refused(422, f"k must be a whole number from 1 to {self.settings.k}, got {k}.")
+        served, k = self._ready(), self._k(asked.k, 10)
         found = await self._recommend(served, asked, asked.answers, note, asked.exclude, asked.allow, asked.category)
         return requests.Recommended(
             items=[
@@ -135,6 +133,11 @@ class Service:
             items_version=found.items_version,
             model=served.encoder,
         )
+
+    def _k(self, asked: int | None, default: int) -> int:
+        if asked is not None and asked > self.settings.k:
+            raise Refused(422, f"k must be a whole number from 1 to {self.settings.k}, got {asked}.")
+        return min(default, self.settings.k) if asked is None else asked
 
     async def _recommend(
         self,
@@ -184,15 +187,16 @@ class Service:
 
     async def answer(self, asked: requests.Question, note: Note) -> requests.Answers:
         """See the route."""
-        served = self._ready()
-        task, about = asked.task or served.model.tasks[0], asked.about and asked.about.plain()
+        served, k = self._ready(), self._k(asked.k, 5)
+        task = asked.task or served.model.tasks[0]
+        about = None if asked.about is None else asked.about.plain()
         if task == "next_item" and about is None:
             found = (await self._recommend(served, asked, "beams", note)).answers
         else:
             await asyncio.to_thread(served.check_question, task, about)
             person = await self._person(served, asked)
             found = await self._ask(Key(served, ANSWER, (task,)), Payload(person, about), note)
-        answers = [requests.AnswerText(text=text, score=score) for text, score in found[: asked.k]]
+        answers = [requests.AnswerText(text=text, score=score) for text, score in found[:k]]
         return requests.Answers(answers=answers, task=task)
 
     async def generate(self, asked: requests.Generate, note: Note) -> requests.Generated:
@@ -246,7 +250,7 @@ class Service:
     async def add_items(self, asked: requests.AddItems) -> requests.ChangedItems:
         """See the route."""
         items = [item.model_dump() for item in asked.items]
-        version = await asyncio.to_thread(self._change_items, lambda served: served.add_items(items))
+        version = await asyncio.to_thread(self._change_items, lambda served: served.items.add(items))
         return requests.ChangedItems(version=version, added=len(items), removed=0)
 
     async def remove_items(self, asked: requests.RemoveItems) -> requests.ChangedItems:
@@ -257,6 +261,48 @@ class Service:
     def _change_items(self, change: Callable[[Served], int]) -> int:
         with self._changing:
             return change(self._ready())
+
+    async def change_model(self, asked: requests.ChangeModel) -> requests.ChangingModel:
+        """See the route; returns when the run is loaded, and it answers when it is warm."""
+        with self._loading_lock:
+            if self._loading is not None:
+                raise Refused(409, f"{self._loading} is being loaded: wait until /info says that it is not.")
+            self._loading = asked.run
+        try:
+            coming = await asyncio.to_thread(self._loaded, asked.run)
+        except BaseException:
+            self._loading = None
+            raise
+        self._begin(lambda: self._replace_by(coming))
+        return requests.ChangingModel(run=asked.run)
+
+    def _loaded(self, name: str) -> Served:
+        if self._load is None:
+            raise Refused(409, "this server has no folder of runs.")
+        served = self._ready()
+        try:
+            model = self._load(name)
+        except FileNotFoundError:
+            raise Refused(404, f"beside {served.name} there is no finished run {name!r}.") from None
+        if model.fingerprints[1] != served.model.fingerprints[1]:
+            raise Refused(409, f"{name} has other items than {served.name}: serve it by a server of its own.")
+        store = None if served.store is None else served.store.with_model(model)
+        return Served(name, model, store, self.settings)
+
+    def _replace_by(self, coming: Served) -> None:
+        """Lets another run answer as soon as it is warm."""
+        try:
+            coming.take_over(self.served.model.items.state)
+            coming.warm_up(self._going)
+            with self._changing:
+                coming.take_over(self.served.model.items.state)
+                if self._going():
+                    self.served = coming
+                    _logger.info("%s answers from now on", coming.name)
+        except Exception as error:
+            _logger.error("%s cannot be served: %s", coming.name, error)
+        finally:
+            self._loading = None
 
     def _ready(self) -> Served:
         if self.state == WARMING:

@@ -3,7 +3,13 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
+from user_llm.errors import UserError
+
 Pair = tuple[bytes, bytes]
+
+
+class StoreError(UserError):
+    """A database fails, whatever it was asked."""
 
 
 class Engine(Protocol):

@@ -13,7 +13,7 @@ import lmdb
 
 from user_llm.errors import UserError
 from user_llm.locks import Busy
-from user_llm.store.engine import Pair
+from user_llm.store.engine import Pair, StoreError
 
 _MAP = 1 << 40  # bytes of addresses, of which as many are used as there are records
 _DATA, _COMPACTED = "data.mdb", "compacted"
@@ -64,7 +64,7 @@ class LMDBEngine:
             with self._threads, self._env.begin(write=True) as transaction:
                 yield transaction
         except (lmdb.MapFullError, lmdb.DiskError) as error:
-            raise UserError(f"{self.folder} is full, and nothing of this was written: {error}") from error
+            raise StoreError(f"{self.folder} is full, and nothing of this was written: {error}") from error
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """See `Engine`."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from user_llm.errors import UserError
-from user_llm.store.engine import Pair
+from user_llm.store.engine import Pair, StoreError
 
 _PREFIX = b"user_llm/"
 _SOME = 1000  # keys of a command
@@ -53,7 +53,7 @@ class RedisEngine:
         try:
             yield
         except self._errors as error:
-            raise UserError(f"{self._address}: {error}") from error
+            raise StoreError(f"{self._address}: {error}") from error
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """See `Engine`."""

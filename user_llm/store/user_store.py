@@ -140,8 +140,19 @@ class UserStore:
         """
         self.append_many({user: events}, stale=stale)
 
-    def append_many(self, events: Mapping[str, Sequence[Event]], *, stale: str = "error") -> None:
+    def append_many(
+        self,
+        events: Mapping[str, Sequence[Event]],
+        *,
+        stale: str = "error",
+        refused: dict[str, UserError] | None = None,
+    ) -> None:
         """`append` of many users at once.
+
+        Args:
+          events, stale: as for `append`.
+          refused: is told who cannot be brought up to date, and why; of them nothing is written, and of all others what
+            was given. None: that is an error.
 
         Raises:
           UserError: an event that is none, and nothing was written; one before a user's latest, a record of another
@@ -155,7 +166,15 @@ class UserStore:
             while waiting:
                 keys = self._keys(list(waiting))
                 old = self._engine.get_many(keys)
-                new = self._records(self._longer(waiting, old, stale))
+                try:
+                    read = self._longer(waiting, old, stale)
+                except UserError:
+                    if refused is None:
+                        raise
+                    refused |= self._wrong(waiting, old, stale)
+                    waiting = {name: own for name, own in waiting.items() if name not in refused}
+                    continue
+                new = self._records(read)
                 done = [
                     name
                     for name, key, before, after in zip(list(waiting), keys, old, new, strict=True)
@@ -348,6 +367,18 @@ class UserStore:
                 moments.append(reader.moment(f"{name}: its time", event.get("time"), *moments[-1:]))
             values["time"] = np.array(moments).astype(np.int64)
         return values
+
+    def _wrong(
+        self, events: Mapping[str, Mapping[str, np.ndarray]], records: Sequence[bytes | None], stale: str
+    ) -> dict[str, UserError]:
+        """Why further events cannot stand behind those of records, where they cannot."""
+        wrong = {}
+        for (user, own), record in zip(events.items(), records, strict=True):
+            try:
+                self._longer({user: own}, [record], stale)
+            except UserError as error:
+                wrong[user] = error
+        return wrong
 
     def _longer(
         self, events: Mapping[str, Mapping[str, np.ndarray]], records: Sequence[bytes | None], stale: str
