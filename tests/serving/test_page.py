@@ -82,7 +82,7 @@ def choose(page: play.Page, words: str, box: str = "Search the catalogue") -> No
 
 def settled(page: play.Page) -> None:
     """Waits until every answer that was asked for stands there."""
-    page.wait_for_function("() => !document.querySelector('[aria-busy=true]')")
+    page.wait_for_function("() => !document.querySelector('[aria-busy=true]')", polling=20)
 
 
 def tab_to(page: play.Page, name: str) -> None:
@@ -143,6 +143,14 @@ def test_the_timeline_is_reordered_and_emptied_by_keyboard(page):
     play.expect(page.get_by_label("Search the catalogue")).to_be_focused()
     play.expect(page.locator("#beams")).to_be_hidden()
     play.expect(page.locator("#near")).to_have_text("The user is not on the map yet.")
+
+
+def test_events_that_the_model_does_not_read_are_told(page):
+    for number in range(1, 6):
+        choose(page, f"film {number} ")
+    settled(page)
+    assert ["not read" in row for row in page.locator("#timeline li").all_inner_texts()] == [True, *[False] * 4]
+    play.expect(page.locator("#reads")).to_have_text("The model reads the latest 4 events.")
 
 
 def test_a_row_is_pulled_elsewhere_by_its_handle(page):
@@ -294,6 +302,7 @@ def test_a_token_is_asked_for_and_kept_in_the_tab_alone(context, stub):
     page.keyboard.press("Escape")
     play.expect(page.get_by_role("alert")).to_contain_text("answers only with its token")
     page.get_by_role("button", name="Try again").click()
+    play.expect(dialog).to_be_visible()
     page.keyboard.type("wrong")
     page.keyboard.press("Enter")
     play.expect(dialog).to_contain_text("refused the token")
@@ -349,6 +358,19 @@ def test_events_have_times_where_they_are_read(context, stub, reads):
     assert 1_700_000_000 <= first["time"] < second["time"] - 50
     assert ("now" in asked) == (reads == "asked")
     assert asked.get("now", second["time"]) >= second["time"]
+
+
+@pytest.mark.parametrize("context", [{"reduced_motion": "reduce"}], indirect=True)  # each move is drawn at once
+def test_a_trail_tells_where_the_user_came_from(context, page):
+    choose(page, "film 1 ")
+    settled(page)
+    choose(page, "film 2 ")
+    settled(page)
+    came = page.locator("#map").evaluate("canvas => canvas.toDataURL()")
+    page.reload()  # with the same events, but without a past
+    play.expect(page.locator("#beams li")).to_have_count(10)
+    settled(page)
+    assert page.locator("#map").evaluate("canvas => canvas.toDataURL()") != came
 
 
 def test_the_map_tells_by_keyboard_and_pointer_and_the_user_moves(page, stub):
