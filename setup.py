@@ -63,7 +63,7 @@ TEST_REQUIRES = [
     *REDIS_REQUIRES,
     *SERVE_REQUIRES,
     "dill>=0.4",  # tensorflow_datasets.testing imports it without declaring it
-    "httpx>=0.28",
+    "httpx2>=2.16",  # of the test client of starlette
     "hypothesis>=6.170",
     "mypy>=2.4",
     "playwright>=1.65",

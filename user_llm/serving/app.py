@@ -70,7 +70,7 @@ def create_app(service: Service, token: str | None = None) -> FastAPI:
     )
     app.add_middleware(Guarded, settings=service.settings, token=token)
     app.add_middleware(Logged, metrics=service.metrics)
-    _add_problems(app, service.settings.retry_after)
+    _add_problems(app, service)
     _add_questions(app, service)
     _add_changes(app, service)
 
@@ -139,9 +139,9 @@ def _add_questions(app: FastAPI, service: Service) -> None:
         return await service.points()
 
     @app.post("/map")
-    async def place(asked: requests.Place, note: Noting) -> requests.Point:
+    async def place(asked: requests.Place) -> requests.Point:
         """Where a user stands among these points."""
-        return await service.place(asked, note)
+        return await service.place(asked)
 
 
 def _add_changes(app: FastAPI, service: Service) -> None:
@@ -176,7 +176,7 @@ def _add_changes(app: FastAPI, service: Service) -> None:
         return await service.remove_items(asked)
 
 
-def _add_problems(app: FastAPI, retry_after: int) -> None:
+def _add_problems(app: FastAPI, service: Service) -> None:
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> Response:
         del request
@@ -185,12 +185,13 @@ def _add_problems(app: FastAPI, retry_after: int) -> None:
     @app.exception_handler(StoreError)
     async def unkept(request: Request, error: StoreError) -> Response:
         del request, error  # which says where the store is
-        return refusal(Refused(503, "the store of users fails: nobody knows whether this was kept.", retry_after))
+        sentence = "the store of users fails: nobody knows whether this was kept."
+        return refusal(Refused(503, sentence, service.settings.retry_after))
 
     @app.exception_handler(UserError)
     async def wrong(request: Request, error: UserError) -> Response:
         del request
-        return refusal(Refused(422, str(error)))
+        return refusal(Refused(422, service.served.told(error)))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

@@ -164,7 +164,7 @@ class FoundItem(BaseModel):
 
 
 class FoundItems(BaseModel):
-    """Items whose titles hold what was searched for, of `total` that may be answered."""
+    """The first of `total` items that may be answered and whose titles hold what was searched for."""
 
     items: list[FoundItem]
     version: int

@@ -10,9 +10,11 @@ import contextlib
 import ipaddress
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 
@@ -29,16 +31,26 @@ TOKEN = "USER_LLM_TOKEN"
 
 
 class Server(uvicorn.Server):
-    """Tells the service of the signal to end."""
+    """Ends by a signal as a command that has done its work, and tells the service first."""
 
     def __init__(self, config: uvicorn.Config, service: Service):
         super().__init__(config)
         self._service = service
 
-    def handle_exit(self, sig: int, frame: object) -> None:
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """See uvicorn, which would let the signal kill the process in the end."""
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """See uvicorn."""
         self._service.drain()
-        super().handle_exit(sig, frame)  # type: ignore[arg-type]
+        super().handle_exit(sig, frame)
 
 
 def serve(service: Service, host: str, port: int, token: str | None) -> None:

@@ -20,7 +20,7 @@ from user_llm.serving.settings import Settings
 from user_llm.store.user_store import UserStore
 from user_llm.tasks import TASKS
 
-RECOMMEND, PLACE, ANSWER, GENERATE, APPEND = "recommend", "place", "answer", "generate", "append"
+RECOMMEND, ANSWER, GENERATE, APPEND = "recommend", "answer", "generate", "append"
 
 _WARM_TEXT = "The user's next", 40  # what a request asks for if it names no length
 
@@ -106,6 +106,10 @@ class Served:
         """Whether of kept users it is known what the encoder alone asks for."""
         return self.store is not None and self.store.layout.query > 0
 
+    def told(self, error: UserError) -> str:
+        """What it says, with the run's name in place of its folder, which is nobody's business."""
+        return str(error).replace(str(self.model.study.workdir), self.name)
+
     def seconds(self, key: Key, size: int) -> float:
         """What a batch of a size has taken; of what was never measured all sizes take the same."""
         return self._measured.get(_measured_as(key), {}).get(size, 1.0)
@@ -114,7 +118,9 @@ class Served:
         """The result of each request, or what is wrong with it: one that is wrong spoils no other."""
         if key.kind == APPEND:
             return self._append(payloads)
-        ask = {RECOMMEND: self._recommend, PLACE: self._place, ANSWER: self._answer, GENERATE: self._generate}[key.kind]
+        ask: Callable[..., list[Any]] = {RECOMMEND: self._recommend, ANSWER: self._answer, GENERATE: self._generate}[
+            key.kind
+        ]
         return _one_by_one(lambda some: ask(some, *key.options), payloads)
 
     def _made(self, people: Sequence[Person], *, query: bool = False) -> tuple[UserEmbeddings, dict[int, Refused]]:
@@ -155,12 +161,6 @@ class Served:
         item = self.model.events.items.get(title)
         return title if item is None else self.model.catalogue.raw_ids[item]
 
-    @property
-    def open_items(self) -> int:
-        """How many items may be answered."""
-        chosen = self.model.items.chosen((), None, None)
-        return len(chosen.ids) if chosen.allowed is None else int(chosen.allowed[1:].sum())
-
     def read(self, events: Sequence[Mapping[str, Any]], now: float | None, unknown: str) -> Person:
         """Somebody's events.
 
@@ -181,8 +181,7 @@ class Served:
 
     def check_chosen(self, exclude: Sequence[str], allow: Sequence[str] | None, category: str | None) -> None:
         """Raises UserError where they choose no items, as `UserModel.recommend`."""
-        if exclude or allow is not None or category is not None:
-            ids_of("exclude", exclude, self.model.items.chosen((), allow, category).ids)
+        ids_of("exclude", exclude, self.model.items.chosen((), allow, category).ids)
 
     def check_question(self, task: str, about: Mapping[str, Any] | None) -> None:
         """Raises UserError where it is none that the run answers."""
@@ -194,6 +193,15 @@ class Served:
         if about is not None:
             reader.item("about", about)
             reader.rating("about", about, asked=True)
+
+    def place(self, person: Person) -> tuple[float, float]:
+        """Where somebody stands on the map."""
+        if person.read is None:
+            items = self.items_of(person.user or "")[None]
+        else:
+            items = person.read["history/item"]
+        unread = np.zeros((1, 0, 0), np.float32), np.zeros((1, 0), bool), None  # a map is of items alone
+        return self.map.place(UserEmbeddings(items, *unread, *self.model.fingerprints))
 
     def items_of(self, user: str) -> np.ndarray:
         """The items of a kept user's events, int32 `[S]`, 0 for none."""
@@ -215,10 +223,6 @@ class Served:
             if self.model.items.version == version:
                 return [absent.get(place) or Found(own, version) for place, own in enumerate(found)]
 
-    def _place(self, payloads: list[Payload]) -> list[Any]:
-        made, absent = self._made([payload.person for payload in payloads], query=self.has_queries)
-        return [absent.get(place) or self.map.place(made[place]) for place in range(len(payloads))]
-
     def _answer(self, payloads: list[Payload], task: str) -> list[Any]:
         made, absent = self._made([payload.person for payload in payloads])
         about = [payload.own for payload in payloads] if TASKS[task].asks_about_label else None
@@ -231,11 +235,6 @@ class Served:
         prompts, most = ([payload.own[part] for payload in payloads] for part in (0, 1))
         found = self.model.generate(made, prompts, most)
         return [absent.get(place) or own for place, own in enumerate(found)]
-
-    @property
-    def has_queries(self) -> bool:
-        """Whether its encoder can be asked alone."""
-        return bool({"encoder", "fused"} & {*self.answers})
 
     def _append(self, payloads: list[Payload]) -> list[Any]:
         """Adds to users, each of whom stands once in a write: what is wrong of one request is not of the next."""
@@ -299,7 +298,7 @@ class Served:
             if not wrong:
                 continue
             if key.kind == RECOMMEND and isinstance(wrong[0], UserError):
-                self.refusals[key.options[0]] = str(wrong[0])
+                self.refusals[key.options[0]] = self.told(wrong[0])
                 return False
             raise wrong[0]
         _logger.info("%s: %d at once take %.1f ms", " ".join(map(str, _measured_as(key))), len(payloads), took * 1e3)
@@ -309,7 +308,7 @@ class Served:
     def _kinds(self) -> list[tuple[Key, Any]]:
         """What may be asked, with what a request of it has of its own."""
         title = self.model.catalogue.titles[1]
-        kinds = [*self._recommendations(), (Key(self, PLACE), None)]
+        kinds = self._recommendations()
         rating = next(iter(self.model.events.ratings), None)
         for task in self.model.tasks:
             if task != "next_item":

@@ -11,12 +11,12 @@ from user_llm.serving import requests
 from user_llm.serving.batching import Batcher, Closed, Done, Full, Late
 from user_llm.serving.metrics import Metrics
 from user_llm.serving.problems import Refused
-from user_llm.serving.served import ANSWER, APPEND, GENERATE, PLACE, RECOMMEND, Key, Payload, Person, Served, no_user
+from user_llm.serving.served import ANSWER, APPEND, GENERATE, RECOMMEND, Key, Payload, Person, Served, no_user
 from user_llm.serving.settings import Settings
 from user_llm.store.user_store import UserStore
 
-LANES = {RECOMMEND: RECOMMEND, PLACE: RECOMMEND, ANSWER: ANSWER, GENERATE: GENERATE, APPEND: APPEND}
-"""What is computed → the lane it waits in."""
+LANES = RECOMMEND, ANSWER, GENERATE, APPEND
+"""What is computed, each in a lane of its own."""
 
 WARMING, READY, DRAINING = "warming", "ready", "draining"
 
@@ -56,7 +56,7 @@ class Service:
         self._loading: str | None = None
         self._changing, self._loading_lock = threading.Lock(), threading.Lock()
         self._stopping, self._threads = threading.Event(), list[threading.Thread]()
-        self._lanes = {lane: self._lane(lane) for lane in dict.fromkeys(LANES.values())}
+        self._lanes = {lane: self._lane(lane) for lane in LANES}
 
     def _lane(self, name: str) -> Batcher:
         batcher = Batcher(
@@ -160,7 +160,8 @@ class Service:
             raise Refused(422, "of kept users it is not known what the encoder alone asks for: give their events.")
         options = answers, None if allow is None else tuple(allow), category
         person = await self._person(served, asked)
-        await asyncio.to_thread(served.check_chosen, exclude, allow, category)
+        if exclude or allow is not None or category is not None:
+            await asyncio.to_thread(served.check_chosen, exclude, allow, category)
         return await self._ask(Key(served, RECOMMEND, options), Payload(person, tuple(exclude)), note)
 
     async def append(self, asked: requests.Append, note: Note) -> requests.Appended:
@@ -213,14 +214,13 @@ class Service:
         """See the route."""
         served = self._ready()
         found = await asyncio.to_thread(served.search.find, query, limit)
-        version, total = served.model.items.version, served.open_items
-        return requests.FoundItems(items=[requests.FoundItem(**item) for item in found], version=version, total=total)
+        items = [requests.FoundItem(**item) for item in found.items]
+        return requests.FoundItems(items=items, version=found.version, total=found.total)
 
-    async def place(self, asked: requests.Place, note: Note) -> requests.Point:
+    async def place(self, asked: requests.Place) -> requests.Point:
         """See the route."""
         served = self._ready()
-        person = await self._person(served, asked)
-        x, y = await self._ask(Key(served, PLACE), Payload(person), note)
+        x, y = await asyncio.to_thread(served.place, await self._person(served, asked))
         return requests.Point(x=x, y=y)
 
     async def points(self) -> requests.Points:
@@ -322,7 +322,9 @@ class Service:
                 raise Refused(422, "now= was read when the user's events were kept: leave it out.")
             return Person(None, asked.user)
         events = [event.plain() for event in asked.events]
-        return await asyncio.to_thread(served.read, events, asked.now, asked.unknown)
+        if all(event["item"] in served.model.events.items for event in events):
+            return served.read(events, asked.now, asked.unknown)
+        return await asyncio.to_thread(served.read, events, asked.now, asked.unknown)  # looks for the nearest titles
 
     async def _ask(self, key: Key, payload: Payload, note: Note) -> Any:
         """What a lane answers.
@@ -331,7 +333,7 @@ class Service:
           Refused: it is full, or came to this too late.
           UserError: what is asked is wrong.
         """
-        lane = LANES[key.kind]
+        lane = key.kind
         try:
             future = self._lanes[lane].submit(key, payload, timeout=self.settings.timeout)
         except Full:
