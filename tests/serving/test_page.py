@@ -3,10 +3,19 @@
 import json
 import re
 import shutil
+import threading
+import time
 import urllib.parse
 from collections.abc import Iterator
 
 import pytest
+import uvicorn
+
+from tests.user_models import made_up
+from user_llm.api import UserModel
+from user_llm.serving.app import create_app
+from user_llm.serving.service import READY, WARMING, Service
+from user_llm.serving.settings import Settings
 
 play = pytest.importorskip("playwright.sync_api", reason="the page is tested with playwright")
 CHROMIUM = shutil.which("chromium")
@@ -43,6 +52,24 @@ def context(browser, request) -> Iterator[play.BrowserContext]:
     allowed = getattr(context, "refusals", False)
     assert [text for text in wrong if not (allowed and text.startswith(REFUSED))] == []
     assert len(origins - {("data", "")}) == 1
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory) -> Iterator[tuple[str, UserModel]]:
+    """Where a real server of the made-up run is, and the run; its token is "right"."""
+    model = made_up(tmp_path_factory.mktemp("run"))
+    service = Service("made_up", model, None, Settings(batch=1, answers=("beams",)))  # little to compile
+    config = uvicorn.Config(create_app(service, "right"), port=0, log_config=None, access_log=False)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    service.start()
+    thread.start()
+    while service.state == WARMING and service.failed is None:
+        time.sleep(0.02)
+    assert service.state == READY, service.failed
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", model
+    server.should_exit = True
+    thread.join()
 
 
 @pytest.fixture
@@ -85,13 +112,80 @@ def settled(page: play.Page) -> None:
     page.wait_for_function("() => !document.querySelector('[aria-busy=true]')", polling=20)
 
 
-def tab_to(page: play.Page, name: str) -> None:
-    """Goes on by Tab until the control of this name has the focus."""
+def tab_to(page: play.Page, control: play.Locator) -> None:
+    """Goes on by Tab until the control has the focus."""
     for _ in range(60):
         page.keyboard.press("Tab")
-        if page.evaluate("document.activeElement.ariaLabel || document.activeElement.textContent") == name:
+        if control.evaluate("control => control === document.activeElement"):
             return
-    raise AssertionError(f"Tab never comes to {name!r}")
+    raise AssertionError(f"Tab never comes to {control}")
+
+
+def answers_of(page: play.Page, place: str) -> list[tuple[str, str]]:
+    """Texts and scores, as they stand there."""
+    texts = page.locator(f"{place} li > span:nth-child(2)").all_text_contents()
+    return list(zip(texts, page.locator(f"{place} .score").all_text_contents(), strict=True))
+
+
+def as_shown(answers: list) -> list[tuple[str, str]]:
+    return [(answer.text, f"{answer.score:.2f}".replace("-", "−")) for answer in answers]
+
+
+def test_by_keyboard_alone_a_real_server_is_asked_what_the_library_answers(context, served):
+    context.refusals = True  # of a token
+    origin, model = served
+    page = context.new_page()
+    page.goto(f"{origin}/")
+    dialog = page.get_by_role("dialog", name="This server asks for a token")
+    play.expect(dialog).to_be_visible()
+    page.keyboard.type("wrong")
+    page.keyboard.press("Enter")
+    play.expect(dialog).to_contain_text("refused the token")
+    page.keyboard.type("right")
+    page.keyboard.press("Enter")
+    box = page.get_by_label("Search the catalogue")
+    play.expect(box).to_be_visible()
+    tab_to(page, box)
+    page.keyboard.type("amelie")
+    play.expect(page.locator("[role=option]").nth(1)).to_be_visible()
+    page.keyboard.press("ArrowDown")
+    title = page.locator("#search-list [aria-selected=true]").text_content()
+    assert title.startswith("Amélie")
+    page.keyboard.press("Enter")
+    play.expect(page.locator("#beams li")).to_have_count(10)
+    settled(page)
+    events = [{"item": title, "rating": 4.0}]
+    first = model.recommend(events)
+    assert answers_of(page, "#beams") == as_shown(first)
+    assert answers_of(page, "#category") == as_shown(model.answer(events, "favorite_category", 5))
+    # Where the items of the timeline are, which is here a single one.
+    play.expect(page.locator("#near")).to_contain_text(f"Nearest to the user: {title} ·")
+
+    tab_to(page, page.get_by_label(f"Rating of {title}"))
+    page.keyboard.press("Home")
+    events = [{"item": title, "rating": 0.5}]
+    after = model.recommend(events)
+    assert after != first
+    play.expect(page.locator("#timeline select")).to_have_value("0.5")
+    page.wait_for_function("url => location.href !== url", arg=page.url) if "rating=0.5" not in page.url else None
+    settled(page)
+    assert answers_of(page, "#beams") == as_shown(after)
+    before = [answer.text for answer in first]
+    moved = [before.index(text) - place if text in before else "new" for place, (text, _) in enumerate(after)]
+    words = {0: "as before", "new": "new"}
+    told = [
+        words.get(by, f"{'up' if by != 'new' and by > 0 else 'down'} {by if by == 'new' else abs(by)}") for by in moved
+    ]
+    assert page.locator("#beams .mark .unseen").all_text_contents() == told
+
+    tab_to(page, page.get_by_label("The model continues"))
+    page.keyboard.type("The user's")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    play.expect(page.locator("#text blockquote")).to_have_text(model.generate(events, "The user's") or "(nothing)")
+
+    page.goto(f"{origin}/#item=Crimson+0&rating=4")
+    play.expect(page.get_by_role("alert")).to_contain_text("'Crimson 0' is no title of the catalogue")
 
 
 def test_by_keyboard_alone_from_the_empty_page_to_changed_recommendations(page):
@@ -113,7 +207,7 @@ def test_by_keyboard_alone_from_the_empty_page_to_changed_recommendations(page):
     assert len(first) == 10
     assert first != titles_of(page, "encoder")
 
-    tab_to(page, f"Rating of {TITLES[2]}")
+    tab_to(page, page.get_by_label(f"Rating of {TITLES[2]}"))
     page.keyboard.press("ArrowUp")
     play.expect(page.locator("#beams .mark.up")).to_have_count(0)
     play.expect(page.locator("#beams .mark.down")).to_have_count(9)
@@ -130,12 +224,12 @@ def test_by_keyboard_alone_from_the_empty_page_to_changed_recommendations(page):
 def test_the_timeline_is_reordered_and_emptied_by_keyboard(page):
     choose(page, "film 1 ")
     choose(page, "film 2 ")
-    tab_to(page, f"Move earlier: {TITLES[2]}")
+    tab_to(page, page.get_by_label(f"Move earlier: {TITLES[2]}"))
     page.keyboard.press("Enter")
     play.expect(page.locator("#timeline li").first).to_contain_text(TITLES[2])
     # At the top nothing is earlier: the row's next control has the focus.
     assert page.evaluate("document.activeElement.closest('li').innerText").startswith("⠿")
-    tab_to(page, f"Remove: {TITLES[2]}")
+    tab_to(page, page.get_by_label(f"Remove: {TITLES[2]}"))
     page.keyboard.press("Enter")
     assert timeline_of(page) == [TITLES[1]]
     assert page.evaluate("document.activeElement.ariaLabel") == f"Remove: {TITLES[1]}"
