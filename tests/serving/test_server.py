@@ -1,0 +1,480 @@
+"""A server's answers against the library's, and what it says of requests that are wrong."""
+
+import concurrent.futures
+import json
+import logging
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from tests.serving.conftest import anew, wait_until
+from tests.user_models import HISTORY, ITEMS
+from user_llm.errors import UserError
+from user_llm.serving import requests
+from user_llm.serving.settings import Settings
+from user_llm.store.engine import StoreError
+
+
+@pytest.fixture(scope="module")
+def server(serving, tmp_path_factory):
+    """A service with a store, which all tests of this file may ask, and its client."""
+    with serving(store=tmp_path_factory.mktemp("store") / "users") as (service, client):
+        yield service, client
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    return server[1]
+
+
+def titles_of(model):
+    """Each once."""
+    return list(dict.fromkeys(model.catalogue.titles[1:]))
+
+
+def events_of(model, seed, count=HISTORY):
+    random, titles = np.random.default_rng(seed), titles_of(model)
+    return [
+        {"item": titles[n], "rating": float(r)}
+        for n, r in zip(random.integers(0, len(titles), count), random.integers(1, 6, count), strict=True)
+    ]
+
+
+def problem(response, status):
+    """The sentence of a response that says what is wrong."""
+    assert (response.status_code, response.headers["content-type"]) == (status, "application/problem+json")
+    told = response.json()
+    assert {*told} == {"type", "title", "status", "detail"}
+    assert told["status"] == status
+    assert "Traceback" not in response.text
+    return told["detail"]
+
+
+def same(answers, wanted):
+    """Whether a server's items are the library's answers, which batches of other sizes round differently."""
+    assert [answer["title"] for answer in answers] == [answer.text for answer in wanted]
+    np.testing.assert_allclose([a["score"] for a in answers], [a.score for a in wanted], rtol=1e-4)
+
+
+def test_many_who_ask_at_once_get_the_librarys_answers_whoever_is_wrong(server, model):
+    _, client = server
+    asked = [
+        {
+            "events": events_of(model, seed, 1 + seed % 6),
+            "k": 1 + seed % 10,
+            "answers": ["beams", "exact"][seed % 5 == 0],
+        }
+        for seed in range(40)
+    ]
+    for seed in (7, 19, 31):
+        asked[seed]["events"][0] = {"item": "Nothing", "rating": 4.0}
+    for seed in (8, 16):
+        asked[seed]["exclude"] = [event["item"] for event in events_of(model, seed + 1, seed)]
+    with concurrent.futures.ThreadPoolExecutor(16) as threads:
+        found = list(threads.map(lambda one: client.post("/recommend", json=one), asked))
+    for one, response in zip(asked, found, strict=True):
+        events = one.pop("events")
+        if events[0]["item"] == "Nothing":
+            assert "'Nothing' is no title" in problem(response, 422)
+            continue
+        assert response.status_code == 200, response.text
+        own = response.json()
+        wanted = model.recommend(events, 10, answers=one["answers"], exclude=one.get("exclude", []))
+        same(own["items"], wanted[: one["k"]])
+        titles = model.catalogue.titles
+        assert all(titles[1 + int(item["item"])] == item["title"] for item in own["items"])
+        assert (own["answers"], own["model"]) == (one["answers"], model.fingerprints[0][:12])
+    text = client.get("/metrics").text
+    (batches,) = (
+        float(line.split()[1])
+        for line in text.splitlines()
+        if line.startswith('user_llm_batch_users_count{lane="recommend"}')
+    )
+    assert batches < 37  # some were answered together
+
+
+class Compilations:
+    """How many programs are made while it is entered."""
+
+    def __enter__(self):
+        self.count = 0
+        jax.monitoring.register_event_duration_secs_listener(self._count)
+        return self
+
+    def _count(self, event, seconds, **_):
+        self.count += event == "/jax/core/compile/jaxpr_to_mlir_module_duration"
+
+    def __exit__(self, *_):
+        jax.monitoring.unregister_event_duration_listener(self._count)
+
+
+def test_after_the_warm_up_nothing_is_compiled(server, model):
+    _, client = server
+    assert client.post("/events", json={"user": "warm", "events": events_of(model, 1)}).status_code == 200
+    titles = titles_of(model)
+    asked = [
+        {"user": "warm", "k": 3},
+        {"events": events_of(model, 2, 1)},
+        {"events": events_of(model, 3, 9), "k": 1, "exclude": titles[:64]},
+        {"events": events_of(model, 4), "answers": "exact", "category": "Genre 2"},
+        {"events": events_of(model, 5), "allow": titles[5:25]},
+        {"user": "warm", "answers": "exact", "exclude": titles[:3]},
+    ]
+    with Compilations() as made, concurrent.futures.ThreadPoolExecutor(8) as threads:
+        for response in threads.map(lambda one: client.post("/recommend", json=one), [*asked, *asked[:3] * 4]):
+            assert response.status_code == 200, response.text
+    assert made.count == 0
+    with Compilations() as made:
+        jax.jit(lambda x: x + len(titles))(3.5)
+    assert made.count == 1, "compilations are not counted"
+    assert client.delete("/users/warm").status_code == 204
+
+
+def test_users_are_kept_asked_about_and_forgotten(server, model):
+    _, client = server
+    events, user = events_of(model, 11, HISTORY + 2), "jürgen/42 ü"
+    for part in (events[:3], events[3:]):
+        response = client.post("/events", json={"user": user, "events": part})
+        assert response.json() == {"user": user, "events": len(part)}
+    assert client.get(f"/users/{user}").json() == {"user": user, "items": [e["item"] for e in events[-HISTORY:]]}
+    same(client.post("/recommend", json={"user": user}).json()["items"], model.recommend(events))
+    place = {"user": user}, {"events": events}
+    assert client.post("/map", json=place[0]).json() == client.post("/map", json=place[1]).json()
+    assert client.delete(f"/users/{user}").status_code == 204
+    for method, path in (("GET", f"/users/{user}"), ("DELETE", f"/users/{user}")):
+        assert "has no user" in problem(client.request(method, path), 404)
+    for path, more in (
+        ("/recommend", {}),
+        ("/answer", {"task": "favorite_category"}),
+        ("/generate", {"prompt": "a"}),
+        ("/map", {}),
+    ):
+        assert "has no user" in problem(client.post(path, json={"user": user, **more}), 404)
+
+
+def test_events_of_one_user_at_once_are_all_kept(server, model):
+    _, client = server
+    titles = titles_of(model)[: 3 * HISTORY]
+    asked = [{"user": f"user {n % 3}", "events": [{"item": title, "rating": 4.0}]} for n, title in enumerate(titles)]
+    with concurrent.futures.ThreadPoolExecutor(12) as threads:
+        assert all(r.status_code == 200 for r in threads.map(lambda one: client.post("/events", json=one), asked))
+    for number in range(3):
+        kept = client.get(f"/users/user {number}").json()["items"]
+        assert sorted(kept) == sorted(titles[number::3])
+
+
+def test_tasks_are_answered_and_texts_continued(server, model):
+    _, client = server
+    events = events_of(model, 21)
+    assert model.tasks[0] == "next_item"
+    own = client.post("/answer", json={"events": events}).json()
+    assert own["task"] == "next_item"
+    assert [answer["text"] for answer in own["answers"]] == [a.text for a in model.recommend(events, 10)[:5]]
+    own = client.post("/answer", json={"events": events, "task": "favorite_category", "k": 2}).json()["answers"]
+    assert [answer["text"] for answer in own] == [a.text for a in model.answer(events, "favorite_category", 2)]
+    prompts = [("The user's next", 3), ("The user's next", 40), ("A", 17), ("Glass and night " * 3, 40)]
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        asked = [{"events": events, "prompt": prompt, "max_new_tokens": most} for prompt, most in prompts]
+        found = list(threads.map(lambda one: client.post("/generate", json=one).json()["text"], asked))
+    assert found == [model.generate(events, prompt, most) for prompt, most in prompts]
+
+
+def test_it_says_what_it_serves(server, model):
+    service, client = server
+    told = client.get("/info").json()
+    assert requests.Info(**told)
+    assert told | {"run": "made_up", "answers": ["beams", "exact"], "k": 10, "num_items": ITEMS, "store": True} == told
+    assert (told["ratings"], told["reads_times"]) == ([half / 2 for half in range(1, 11)], "")
+    assert told["categories"] == list(model.catalogue.category_names)[1:]
+    items = client.get("/items", params={"query": "harbour 1", "limit": 3}).json()
+    assert items["items"][0]["title"].startswith("Harbour 1")
+    assert (len(items["items"]), items["version"]) == (3, service.served.model.items.version)
+    points = client.get("/map").json()
+    assert len(points["points"]) == len(points["titles"]) == len(points["categories"]) == ITEMS
+
+
+ABOUT_SOMEBODY = ("/recommend", "/answer", "/generate")
+WRONG = [
+    ("POST", "/recommend", b"{", 400, "the body is no JSON"),
+    ("POST", "/recommend", b"[]", 422, "valid dictionary"),
+    ("POST", "/recommend", {}, 422, "name either a user who is kept, or give events"),
+    ("POST", "/recommend", {"user": "a", "events": [{"item": "Glass 2"}]}, 422, "name either a user"),
+    ("POST", "/recommend", {"events": []}, 422, "events: List should have at least 1 item"),
+    ("POST", "/recommend", {"events": [{"item": "Glass 2", "rating": "4"}]}, 422, "events.0.rating: Input"),
+    ("POST", "/recommend", {"events": [{"item": "Glass 2"}]}, 422, "event 0: rating None; expected one of"),
+    ("POST", "/recommend", {"events": [{"item": "Glass 2", "rating": 4.2}]}, 422, "rating 4.2; expected one of 0.5"),
+    ("POST", "/recommend", {"events": [{"item": "Glas 2", "rating": 4}]}, 422, "did you mean 'Glass 2'"),
+    ("POST", "/recommend", b'{"events": [{"item": "Glass 2", "rating": NaN}]}', 422, "rating: Input should be"),
+    ("POST", "/recommend", b'{"user": "\\ud800"}', 422, "user: "),
+    ("POST", "/recommend", {"user": "a\0b"}, 422, "user: Value error, a user's name holds no null character"),
+    ("POST", "/recommend", {"user": "a" * 121}, 422, "user: String should have at most 120 characters"),
+    ("POST", "/recommend", {"user": "nobody", "now": 3.0}, 422, "leave it out"),
+    ("POST", "/recommend", {"key": 1}, 422, "key: Extra inputs are not permitted"),
+    ("POST", "/recommend", {"k": 11}, 422, "k must be a whole number from 1 to 10, got 11"),
+    ("POST", "/recommend", {"k": 0}, 422, "k: Input should be greater than or equal to 1"),
+    ("POST", "/recommend", {"answers": "best"}, 422, "answers: Input should be 'beams'"),
+    ("POST", "/recommend", {"answers": "fused"}, 422, "answers='fused': this server answers by beams, exact alone"),
+    ("POST", "/recommend", {"exclude": ["Glass 2"] * 65}, 422, "exclude has 65 titles: at most 64"),
+    ("POST", "/recommend", {"exclude": ["Glas"]}, 422, "exclude: 'Glas' is no title"),
+    ("POST", "/recommend", {"allow": ["Glas"]}, 422, "allow: 'Glas' is no title"),
+    ("POST", "/recommend", {"category": "Glas"}, 422, "category must be one of"),
+    ("POST", "/recommend", {"now": 3.0}, 422, "reads no time of the answer"),
+    ("POST", "/answer", {"task": "review_generation"}, 422, "made_up answers next_item and favorite_category"),
+    ("POST", "/answer", {"task": "favorite_category", "about": {"item": "Glass 2"}}, 422, "asks about none"),
+    ("POST", "/answer", {"k": 11}, 422, "k must be a whole number from 1 to 10"),
+    ("POST", "/generate", {"prompt": "a", "max_new_tokens": 129}, 422, "max_new_tokens must be at most 128"),
+    ("POST", "/generate", {"prompt": "a " * 2000}, 422, "has room"),
+    ("POST", "/events", {"user": "a", "events": [{"item": "Glas 2", "rating": 4}]}, 422, "event 0: 'Glas 2'"),
+    ("POST", "/events", {"user": "a", "events": [{"item": "Glass 2"}]}, 422, "event 0: rating None"),
+    ("PUT", "/items", {"items": [{"title": "Glass 2"}]}, 422, "'Glass 2' is a title of the catalogue"),
+    ("DELETE", "/items", {"titles": ["Glas"]}, 422, "'Glas' is no title"),
+    ("POST", "/model", {"run": "../other"}, 409, "this server has no folder of runs"),
+    ("GET", "/items?limit=0", None, 422, "limit: Input should be greater"),
+    ("GET", "/nothing", None, 404, "Not Found"),
+    ("GET", "/recommend", None, 405, "Method Not Allowed"),
+    ("GET", "/users/%FF", None, 404, "has no user"),
+    ("GET", "/users/" + "a" * 600, None, 404, "has no user"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "path", "body", "status", "sentence"), WRONG)
+def test_a_wrong_request_is_told_what_is_wrong(client, model, method, path, body, status, sentence):
+    if isinstance(body, dict) and body and path in ABOUT_SOMEBODY and not {"user", "events"} & {*body}:
+        body = {"events": [{"item": model.catalogue.titles[3], "rating": 4.0}], **body}
+    content = body if isinstance(body, bytes) or body is None else json.dumps(body)
+    response = client.request(method, path, content=content, headers={"content-type": "application/json"})
+    assert sentence in problem(response, status)
+    assert str(model.study.workdir) not in response.text
+
+
+def test_examples_are_requests_that_can_be_read(client):
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    shown = {name: schema["examples"] for name, schema in schemas.items() if "examples" in schema}
+    assert {"Recommend", "Append", "Question", "Generate", "AddItems", "RemoveItems", "ChangeModel"} <= {*shown}
+    for name, examples in shown.items():
+        for example in examples:
+            getattr(requests, name).model_validate(example)
+
+
+def test_the_page_may_load_nothing_from_elsewhere(client):
+    response = client.get("/")
+    assert response.headers["content-type"].startswith("text/html")
+    policy = dict(part.split(" ", 1) for part in response.headers["content-security-policy"].split("; "))
+    assert policy["default-src"] == "'none'"
+    assert policy["connect-src"] == "'self'"
+    assert not any("http" in sources or "*" in sources for sources in policy.values())
+
+
+def test_what_may_be_answered_changes_with_the_reply(serving, model):
+    events = events_of(model, 3)
+    with serving(answers=("beams",)) as (_, client):
+        ask = lambda **more: client.post("/recommend", json={"events": events, **more}).json()  # noqa: E731
+        before = ask()["items"]
+        assert client.request("DELETE", "/items", json={"titles": [before[0]["title"]]}).json() == {
+            "version": 1,
+            "added": 0,
+            "removed": 1,
+        }
+        after = ask()
+        assert after["items_version"] == 1
+        assert before[0]["title"] not in [item["title"] for item in after["items"]]
+        assert client.put("/items", json={"items": [{"title": "Dune (2031)"}]}).json() == {
+            "version": 2,
+            "added": 1,
+            "removed": 0,
+        }
+        with Compilations() as made:
+            own = ask(allow=["Dune (2031)"])
+            ask()
+        assert made.count == 0, "the change was seen before it was compiled for"
+        assert (own["items"][0]["title"], own["items"][0]["item"], own["items_version"]) == (
+            "Dune (2031)",
+            "Dune (2031)",
+            2,
+        )
+        assert client.get("/items", params={"query": "dune"}).json()["items"][0]["title"] == "Dune (2031)"
+        again = client.put("/items", json={"items": [{"title": before[0]["title"]}, {"title": "Later (2032)"}]}).json()
+        assert again == {"version": 3, "added": 2, "removed": 0}
+        assert before[0]["title"] in [item["title"] for item in ask()["items"]]
+        with Compilations() as made:
+            assert client.put("/items", json={"items": [{"title": "Last (2033)"}]}).status_code == 200
+        assert made.count == 0, "there was room"
+
+
+def test_another_run_takes_over_without_a_request_lost(serving, model, tmp_path):
+    other = anew(model, "f" * 64)
+
+    def load(name):
+        if name == "absent":
+            raise FileNotFoundError(name)
+        if name == "strange":
+            strange = anew(model)
+            strange.__dict__["fingerprints"] = model.fingerprints[0], "0" * 64
+            return strange
+        return other
+
+    events = events_of(model, 5)
+    with serving(store=tmp_path / "users", load=load, answers=("beams",)) as (_, client):
+        assert client.post("/events", json={"user": "a", "events": events}).status_code == 200
+        client.put("/items", json={"items": [{"title": "Dune (2031)"}]})
+        assert "there is no finished run 'absent'" in problem(client.post("/model", json={"run": "absent"}), 404)
+        assert "has other items" in problem(client.post("/model", json={"run": "strange"}), 409)
+        seen, stop = [], threading.Event()
+
+        def ask():
+            while not stop.is_set():
+                seen.append(client.post("/recommend", json={"user": "a", "k": 3}))
+
+        with concurrent.futures.ThreadPoolExecutor(3) as threads:
+            asking = [threads.submit(ask) for _ in range(3)]
+            try:
+                response = client.post("/model", json={"run": "other"})
+                assert (response.status_code, response.json()) == (202, {"run": "other"})
+                wait_until(lambda: client.get("/info").json()["run"] == "other")
+                wait_until(lambda: seen[-1].json().get("model") == "f" * 12)
+            finally:
+                stop.set()
+            [done.result(60) for done in asking]
+        assert [response.status_code for response in seen] == [200] * len(seen)
+        models = [response.json()["model"] for response in seen]
+        assert {*models} == {model.fingerprints[0][:12], "f" * 12}
+        for response in seen:  # the kept user was made by another encoder
+            same(response.json()["items"], model.recommend(events, 3))
+        told = client.get("/info").json()
+        assert (told["loading"], told["items_version"]) == (None, 1)
+        own = client.post("/recommend", json={"user": "a", "allow": ["Dune (2031)"]}).json()
+        assert own["items"][0]["title"] == "Dune (2031)"
+        assert client.post("/events", json={"user": "a", "events": events[:1]}).status_code == 200
+
+
+def test_who_has_no_token_is_told_so(serving, model):
+    with serving(token="sesame", ready=False) as (_, client):
+        for path in ("/info", "/metrics", "/items", "/openapi.json", "/nothing"):
+            assert "Authorization: Bearer" in problem(client.get(path), 401)
+        for wrong in ("Bearer sesam", "sesame", "bearer sesame", "Bearer sesame2"):
+            assert client.get("/metrics", headers={"authorization": wrong}).status_code == 401
+        assert client.get("/metrics", headers={"authorization": "Bearer sesame"}).status_code == 200
+        assert [client.get(path).status_code for path in ("/", "/healthz", "/readyz")] == [200, 200, 503]
+
+
+def test_before_it_is_ready_and_while_it_ends_it_says_so(serving, model):
+    before = {*threading.enumerate()}
+    with serving(ready=False, answers=("beams",)) as (service, client):
+        assert client.get("/healthz").status_code == 200
+        response = client.get("/readyz")
+        assert "warming" in problem(response, 503)
+        assert response.headers["retry-after"] == "1"
+        problem(client.post("/recommend", json={"events": events_of(model, 1)}), 503)
+        service.drain()
+        assert "draining" in problem(client.get("/readyz"), 503)
+        service.start()
+        time.sleep(0.2)
+        service.stop()  # in the middle of the warm-up
+        ours = [thread.name for thread in {*threading.enumerate()} - before]
+        assert not [name for name in ours if name == "service" or name.startswith("lane")]
+
+
+def test_a_full_lane_and_a_long_wait_are_told_to_come_again(serving, model):
+    with serving(ready=False, queue=2, timeout=0.3, retry_after=7) as (service, client):
+        service.state, free, begun = "ready", threading.Event(), threading.Semaphore(0)
+        service.served.run = lambda key, payloads: (
+            begun.release(),
+            free.wait(30),
+            [UserError("held")] * len(payloads),
+        )[2]
+        body = {"events": events_of(model, 1)}
+        with concurrent.futures.ThreadPoolExecutor(8) as threads:
+            first = threads.submit(client.post, "/recommend", json=body)
+            assert begun.acquire(timeout=30)
+            waiting = [threads.submit(client.post, "/recommend", json=body) for _ in range(2)]
+            wait_until(lambda: len(service._lanes["recommend"]) == 2)
+            response = client.post("/recommend", json=body)
+            assert "too many" in problem(response, 429)
+            assert response.headers["retry-after"] == "7"
+            for late in waiting:
+                assert "was not computed" in problem(late.result(30), 503)
+            time.sleep(0.2)
+            assert not first.done(), "what was begun is waited for"
+            free.set()
+            assert problem(first.result(30), 422) == "held"
+        text = client.get("/metrics").text
+        assert 'user_llm_turned_away_total{lane="recommend",why="full"} 1.0' in text
+        assert 'user_llm_turned_away_total{lane="recommend",why="late"} 2.0' in text
+
+
+def test_our_errors_and_a_lost_store_say_nothing_of_themselves(serving, model, caplog):
+    secret = "Glass 2 of jürgen"
+
+    def fail(error):
+        def run(key, payloads):
+            raise error
+
+        service.served.run = run
+        return client.post("/recommend", json={"events": events_of(model, 1)}, headers={"x-request-id": "abc-1"})
+
+    with serving(ready=False) as (service, client), caplog.at_level(logging.INFO, "user_llm.serving.requests"):
+        service.state = "ready"
+        response = fail(ZeroDivisionError(secret))
+        assert problem(response, 500) == "the server has failed at this."
+        assert response.headers["x-request-id"] == "abc-1"
+        response = fail(StoreError(secret))
+        assert "the store of users fails" in problem(response, 503)
+        assert secret not in response.text
+    (line, _) = (record.msg for record in caplog.records if record.name == "user_llm.serving.requests")
+    assert line["request"] == "abc-1"
+    assert (line["route"], line["status"], line["error"]) == ("/recommend", 500, "ZeroDivisionError")
+    assert any("run" in place for place in line["at"])
+    assert secret not in json.dumps(line)
+
+
+def test_a_line_is_written_of_each_request_without_what_was_asked(server, model, caplog):
+    _, client = server
+    with caplog.at_level(logging.INFO, "user_llm.serving.requests"):
+        client.post("/events", json={"user": "secretive", "events": events_of(model, 1)})
+        client.post("/recommend", json={"user": "secretive"})
+        client.post("/recommend", json={"events": [{"item": "secretive", "rating": 4.0}]})
+        client.get("/users/secretive", headers={"x-request-id": "two\nlines"})
+        client.delete("/users/secretive")
+    lines = [record.msg for record in caplog.records if record.name == "user_llm.serving.requests"]
+    assert [(line["route"], line["status"]) for line in lines] == [
+        ("/events", 200),
+        ("/recommend", 200),
+        ("/recommend", 422),
+        ("/users/{user:path}", 200),
+        ("/users/{user:path}", 204),
+    ]
+    assert [line["batch"] for line in lines] == [1, 1, None, None, None]
+    assert "secretive" not in json.dumps(lines)
+    assert len({line["request"] for line in lines}) == 5
+    assert all(line["ms"] > 0 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"k": 0}, "k must be a whole number from 1 to 100"),
+        ({"batch": 7}, "batch must be one of 1, 8, 64"),
+        ({"timeout": -1}, "timeout must be a number of seconds"),
+        ({"answers": ("beam",)}, "answers must be some of beams"),
+        ({"answers": ()}, "answers must be some of beams"),
+        ({"queue": 0}, "queue must be a whole number"),
+    ],
+)
+def test_settings_that_are_none_are_refused(wrong, sentence):
+    with pytest.raises(UserError, match=sentence):
+        Settings(**wrong)
+
+
+def test_a_server_without_a_store_keeps_nobody(serving, model):
+    with serving(ready=False) as (service, client):
+        service.state = "ready"
+        for method, path, body in (
+            ("POST", "/events", {"user": "a", "events": events_of(model, 1)}),
+            ("POST", "/recommend", {"user": "a"}),
+            ("GET", "/users/a", None),
+            ("DELETE", "/users/a", None),
+        ):
+            assert "--store" in problem(client.request(method, path, json=body), 409)
