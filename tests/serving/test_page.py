@@ -4,17 +4,16 @@ import json
 import re
 import shutil
 import threading
-import time
 import urllib.parse
 from collections.abc import Iterator
 
 import pytest
 import uvicorn
 
-from tests.user_models import made_up
-from user_llm.api import UserModel
+from tests.serving.conftest import wait_until
+from user_llm.api import Answer
 from user_llm.serving.app import create_app
-from user_llm.serving.service import READY, WARMING, Service
+from user_llm.serving.service import READY, Service
 from user_llm.serving.settings import Settings
 
 play = pytest.importorskip("playwright.sync_api", reason="the page is tested with playwright")
@@ -22,11 +21,21 @@ CHROMIUM = shutil.which("chromium")
 if CHROMIUM is None:
     pytest.skip("the page is tested with Debian's chromium, which is not installed", allow_module_level=True)
 
-from tests.page_stub import ORIGIN, TITLES, Stub, problem  # noqa: E402
+from tests.serving.on_the_page import (  # noqa: E402
+    answers_of,
+    choose,
+    search,
+    settled,
+    tab_to,
+    timeline_of,
+    titles_of,
+)
+from tests.serving.page_stub import ORIGIN, TITLES, Stub, problem  # noqa: E402
 
 SECONDS = 1000  # Playwright counts in milliseconds
 REFUSED = "Failed to load resource"  # what the browser says of each answer that is an error
 HACK = TITLES[0]
+MINUS = "\N{MINUS SIGN}"
 
 
 @pytest.fixture(scope="module")
@@ -55,19 +64,16 @@ def context(browser, request) -> Iterator[play.BrowserContext]:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory) -> Iterator[tuple[str, UserModel]]:
-    """Where a real server of the made-up run is, and the run; its token is "right"."""
-    model = made_up(tmp_path_factory.mktemp("run"))
-    service = Service("made_up", model, None, Settings(batch=1, answers=("beams",)))  # little to compile
+def served(model) -> Iterator[str]:
+    """Where a real server of the made-up run is; its token is "right"."""
+    service = Service("made_up", model, None, Settings(batch=8, answers=("beams",)))
     config = uvicorn.Config(create_app(service, "right"), port=0, log_config=None, access_log=False)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     service.start()
     thread.start()
-    while service.state == WARMING and service.failed is None:
-        time.sleep(0.02)
-    assert service.state == READY, service.failed
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", model
+    wait_until(lambda: service.failed or service.state == READY)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = True
     thread.join()
 
@@ -85,57 +91,21 @@ def page(context, stub) -> play.Page:
     return page
 
 
-def titles_of(page: play.Page, answers: str) -> list[str]:
-    return page.locator(f"#{answers} li > span:nth-child(2)").all_text_contents()
+def as_shown(answers: list[Answer]) -> list[tuple[str, str]]:
+    return [(answer.text, f"{answer.score:.2f}".replace("-", MINUS)) for answer in answers]
 
 
-def timeline_of(page: play.Page) -> list[str]:
-    return page.locator("#timeline li > span:nth-child(2)").all_text_contents()
+def marks(before: list[str], after: list[str]) -> list[str]:
+    """What is said of each title that stands there after a change."""
+    ways = [before.index(title) - place if title in before else None for place, title in enumerate(after)]
+    words = {None: "new", 0: "as before"}
+    return [words.get(way) or f"{'up' if way > 0 else 'down'} {abs(way)}" for way in ways]
 
 
-def search(page: play.Page, words: str, box: str = "Search the catalogue") -> play.Locator:
-    """What Enter would choose of the titles found."""
-    play.expect(page.get_by_label(box)).to_be_visible()
-    page.get_by_label(box).press_sequentially(words)
-    titles = page.get_by_label(box).get_attribute("aria-controls")
-    return page.locator(f"#{titles} [aria-selected=true]")
-
-
-def choose(page: play.Page, words: str, box: str = "Search the catalogue") -> None:
-    """The first title with these words, by keyboard."""
-    play.expect(search(page, words, box)).to_be_visible()
-    page.keyboard.press("Enter")
-
-
-def settled(page: play.Page) -> None:
-    """Waits until every answer that was asked for stands there."""
-    page.wait_for_function("() => !document.querySelector('[aria-busy=true]')", polling=20)
-
-
-def tab_to(page: play.Page, control: play.Locator) -> None:
-    """Goes on by Tab until the control has the focus."""
-    for _ in range(60):
-        page.keyboard.press("Tab")
-        if control.evaluate("control => control === document.activeElement"):
-            return
-    raise AssertionError(f"Tab never comes to {control}")
-
-
-def answers_of(page: play.Page, place: str) -> list[tuple[str, str]]:
-    """Texts and scores, as they stand there."""
-    texts = page.locator(f"{place} li > span:nth-child(2)").all_text_contents()
-    return list(zip(texts, page.locator(f"{place} .score").all_text_contents(), strict=True))
-
-
-def as_shown(answers: list) -> list[tuple[str, str]]:
-    return [(answer.text, f"{answer.score:.2f}".replace("-", "−")) for answer in answers]
-
-
-def test_by_keyboard_alone_a_real_server_is_asked_what_the_library_answers(context, served):
+def test_by_keyboard_alone_a_real_server_is_asked_what_the_library_answers(context, model, served):
     context.refusals = True  # of a token
-    origin, model = served
     page = context.new_page()
-    page.goto(f"{origin}/")
+    page.goto(f"{served}/")
     dialog = page.get_by_role("dialog", name="This server asks for a token")
     play.expect(dialog).to_be_visible()
     page.keyboard.type("wrong")
@@ -155,36 +125,29 @@ def test_by_keyboard_alone_a_real_server_is_asked_what_the_library_answers(conte
     play.expect(page.locator("#beams li")).to_have_count(10)
     settled(page)
     events = [{"item": title, "rating": 4.0}]
-    first = model.recommend(events)
+    # Asked as the server asks, what is compiled for it serves here, too.
+    first, after = model.recommend([events, [{"item": title, "rating": 0.5}]], exclude=[[], []])
     assert answers_of(page, "#beams") == as_shown(first)
-    assert answers_of(page, "#category") == as_shown(model.answer(events, "favorite_category", 5))
-    # Where the items of the timeline are, which is here a single one.
+    assert answers_of(page, "#category") == as_shown(model.answer(events, "favorite_category"))[:5]
+    # Where the items of the timeline are, of which there is one.
     play.expect(page.locator("#near")).to_contain_text(f"Nearest to the user: {title} ·")
 
     tab_to(page, page.get_by_label(f"Rating of {title}"))
     page.keyboard.press("Home")
-    events = [{"item": title, "rating": 0.5}]
-    after = model.recommend(events)
-    assert after != first
-    play.expect(page.locator("#timeline select")).to_have_value("0.5")
-    page.wait_for_function("url => location.href !== url", arg=page.url) if "rating=0.5" not in page.url else None
+    play.expect(page.locator("#beams .mark.same")).not_to_have_count(10)
     settled(page)
-    assert answers_of(page, "#beams") == as_shown(after)
-    before = [answer.text for answer in first]
-    moved = [before.index(text) - place if text in before else "new" for place, (text, _) in enumerate(after)]
-    words = {0: "as before", "new": "new"}
-    told = [
-        words.get(by, f"{'up' if by != 'new' and by > 0 else 'down'} {by if by == 'new' else abs(by)}") for by in moved
-    ]
-    assert page.locator("#beams .mark .unseen").all_text_contents() == told
+    assert answers_of(page, "#beams") == as_shown(after) != as_shown(first)
+    told = page.locator("#beams .mark .unseen").all_text_contents()
+    assert told == marks([answer.text for answer in first], [answer.text for answer in after])
 
     tab_to(page, page.get_by_label("The model continues"))
     page.keyboard.type("The user's")
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
-    play.expect(page.locator("#text blockquote")).to_have_text(model.generate(events, "The user's") or "(nothing)")
+    text = model.generate([{"item": title, "rating": 0.5}], "The user's")
+    play.expect(page.locator("#text blockquote")).to_have_text(text)
 
-    page.goto(f"{origin}/#item=Crimson+0&rating=4")
+    page.goto(f"{served}/#item=Crimson+0&rating=4")
     play.expect(page.get_by_role("alert")).to_contain_text("'Crimson 0' is no title of the catalogue")
 
 
