@@ -66,7 +66,7 @@ def context(browser, request) -> Iterator[play.BrowserContext]:
 @pytest.fixture(scope="module")
 def served(model) -> Iterator[str]:
     """Where a real server of the made-up run is; its token is "right"."""
-    service = Service("made_up", model, None, Settings(batch=8, answers=("beams",)))
+    service = Service("made_up", model, None, Settings(batch=1, answers=("beams",)))  # little to compile
     config = uvicorn.Config(create_app(service, "right"), port=0, log_config=None, access_log=False)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
@@ -81,6 +81,11 @@ def served(model) -> Iterator[str]:
 @pytest.fixture
 def stub(context) -> Stub:
     return Stub(context)
+
+
+def address(*titles: str) -> str:
+    """Of the page with these events."""
+    return f"{ORIGIN}/#" + "&".join(f"item={urllib.parse.quote(title)}&rating=4" for title in titles)
 
 
 @pytest.fixture
@@ -126,7 +131,7 @@ def test_by_keyboard_alone_a_real_server_is_asked_what_the_library_answers(conte
     settled(page)
     events = [{"item": title, "rating": 4.0}]
     # Asked as the server asks, what is compiled for it serves here, too.
-    first, after = model.recommend([events, [{"item": title, "rating": 0.5}]], exclude=[[], []])
+    (first,) = model.recommend([events], exclude=[[]])
     assert answers_of(page, "#beams") == as_shown(first)
     assert answers_of(page, "#category") == as_shown(model.answer(events, "favorite_category"))[:5]
     # Where the items of the timeline are, of which there is one.
@@ -136,6 +141,8 @@ def test_by_keyboard_alone_a_real_server_is_asked_what_the_library_answers(conte
     page.keyboard.press("Home")
     play.expect(page.locator("#beams .mark.same")).not_to_have_count(10)
     settled(page)
+    events = [{"item": title, "rating": 0.5}]
+    (after,) = model.recommend([events], exclude=[[]])
     assert answers_of(page, "#beams") == as_shown(after) != as_shown(first)
     told = page.locator("#beams .mark .unseen").all_text_contents()
     assert told == marks([answer.text for answer in first], [answer.text for answer in after])
@@ -144,8 +151,7 @@ def test_by_keyboard_alone_a_real_server_is_asked_what_the_library_answers(conte
     page.keyboard.type("The user's")
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
-    text = model.generate([{"item": title, "rating": 0.5}], "The user's")
-    play.expect(page.locator("#text blockquote")).to_have_text(text)
+    play.expect(page.locator("#text blockquote")).to_have_text(model.generate(events, "The user's"))
 
     page.goto(f"{served}/#item=Crimson+0&rating=4")
     play.expect(page.get_by_role("alert")).to_contain_text("'Crimson 0' is no title of the catalogue")
@@ -203,16 +209,15 @@ def test_the_timeline_is_reordered_and_emptied_by_keyboard(page):
 
 
 def test_events_that_the_model_does_not_read_are_told(page):
-    for number in range(1, 6):
-        choose(page, f"film {number} ")
-    settled(page)
+    page.goto(address(*TITLES[1:6]))
+    play.expect(page.locator("#timeline li")).to_have_count(5)
     assert ["not read" in row for row in page.locator("#timeline li").all_inner_texts()] == [True, *[False] * 4]
     play.expect(page.locator("#reads")).to_have_text("The model reads the latest 4 events.")
 
 
 def test_a_row_is_pulled_elsewhere_by_its_handle(page):
-    for number in (1, 2, 3):
-        choose(page, f"film {number} ")
+    page.goto(address(*TITLES[1:4]))
+    settled(page)
     handle, last = (page.locator("#timeline .handle").nth(place).bounding_box() for place in (0, 2))
     page.mouse.move(handle["x"] + 5, handle["y"] + 5)
     page.mouse.down()
@@ -482,13 +487,10 @@ def test_nothing_is_wider_than_the_screen_nor_closed_to_anyone(context, page, st
         assert found.violations_count == 0, f"{what}: {found.generate_report()}"
 
     check("the empty page")
-    TITLES.append("A_title_without_any_space_that_is_much_longer_than_a_phone_is_wide_" * 2)
-    try:
-        choose(page, "a_title")
-        choose(page, "film 1 ")
-        choose(page, "film 2 ")
-    finally:
-        TITLES.pop()
+    long = "A_title_without_any_space_that_is_much_longer_than_a_phone_is_wide_" * 2
+    stub.instead["/recommend"] = lambda route: route.fulfill(json={"items": [{"title": long, "score": -1}] * 10})
+    page.goto(address(long, *TITLES[1:4]))
+    choose(page, "film 9 ")
     page.get_by_label("The model continues").fill("so")
     page.get_by_role("button", name="Continue the text").click()
     play.expect(page.locator("#text blockquote")).to_be_visible()
