@@ -327,8 +327,9 @@ def test_a_late_answer_never_stands_over_a_newer_one(page, stub):
         (problem(429, "The queue is full.", {"Retry-After": "2"}), "The queue is full. It asks to wait 2 s."),
         (lambda route: route.fulfill(status=502, body="<h1>Bad Gateway</h1>"), "The server answered 502 Bad Gateway."),
         (lambda route: route.abort(), "The server cannot be reached."),
+        (lambda route: route.fulfill(body='{"items": ['), "The server cannot be reached."),
     ],
-    ids=["problem", "busy", "no problem+json", "unreachable"],
+    ids=["problem", "busy", "no problem+json", "unreachable", "cut off"],
 )
 def test_an_error_of_the_server_is_told_in_words(page, stub, context, fault, words):
     context.refusals = True
