@@ -205,3 +205,21 @@ def test_a_run_that_is_not_finished_is_named_before_any_data_is_read(step, says,
     monkeypatch.setattr("user_llm.experiment.experiment.load_timelines", asked)
     with pytest.raises(FileNotFoundError, match=f"{says}.*: this run is not finished; run its"):
         user_llm.load(workdir(tmp_path))
+
+
+def test_each_user_may_have_a_prompt_and_a_length_of_its_own(user_model):
+    users = [seen(user_model, 3), seen(user_model, 4, 9), seen(user_model, 5)]
+    prompts, most = ["The user's next", "A", "Glass and night " * 2], [3, 17, 1]
+    alone = [user_model.generate(*one) for one in zip(users, prompts, most, strict=True)]
+    assert user_model.generate(users, prompts, most) == alone
+    assert user_model.generate(users, prompts, 5) == [
+        user_model.generate(u, p, 5) for u, p in zip(users, prompts, strict=True)
+    ]
+    assert user_model.text_lengths("The user's next", 17)[1] == 32
+    with pytest.raises(ValueError, match="prompt must be one for each of the 3 users"):
+        user_model.generate(users, prompts[:2])
+    for wrong in (["a", 5, "c"], 5):
+        with pytest.raises(ValueError, match="prompt must be a text"):
+            user_model.generate(users, wrong)
+    with pytest.raises(ValueError, match="max_new_tokens must be a whole number"):
+        user_model.generate(users, prompts, [3, 0, 1])

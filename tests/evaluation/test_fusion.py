@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from user_llm.evaluation import fusion
 from user_llm.evaluation.evaluator import rank_by_beams, rank_by_scores, user_llm_beams, user_llm_scores
 from user_llm.evaluation.fusion import WEIGHTS, best_weight, fused_scores, log_prior, mean_of, share_of
 from user_llm.evaluation.users import encoder_scores
@@ -91,3 +92,17 @@ def test_the_best_weight_is_that_of_the_best_figure_and_the_larger_of_two():
 def test_an_untrained_item_is_asked_for_as_often_as_on_validation():
     assert share_of([3, 5], np.array([1, 3, 5, 5])) == pytest.approx(3.5 / 5)
     assert 0 < share_of([3, 5], np.array([1, 1])) < 0.2
+
+
+def test_room_for_further_items_changes_no_prior_and_no_program():
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(3, ITEMS + 1)).astype(np.float32)
+    excluded = random.integers(0, ITEMS + 1, (3, 4))
+    exact = np.asarray(log_prior(lambda _: logits, UNTRAINED, FLOOR)({}, excluded))
+    room = np.asarray(log_prior(lambda _: logits, UNTRAINED, FLOOR, items=ITEMS + 9)({}, excluded))
+    np.testing.assert_array_equal(room[:, : ITEMS + 1], exact)
+    assert (room[:, ITEMS + 1 :] == -np.inf).all()
+    made = fusion._log_prior._cache_size()
+    later = log_prior(lambda _: logits, [*UNTRAINED, ITEMS + 1, ITEMS + 2], FLOOR, items=ITEMS + 9)({}, excluded)
+    assert fusion._log_prior._cache_size() == made
+    assert (np.asarray(later)[:, ITEMS + 1 : ITEMS + 3] > -np.inf).all()

@@ -14,6 +14,7 @@ from tests.serving.conftest import anew, wait_until
 from tests.user_models import HISTORY, ITEMS
 from user_llm.errors import UserError
 from user_llm.serving import requests
+from user_llm.serving.served import RECOMMEND, Key, Payload, Served
 from user_llm.serving.settings import Settings
 from user_llm.store.engine import StoreError
 
@@ -133,6 +134,18 @@ def test_after_the_warm_up_nothing_is_compiled(server, model):
     assert client.delete("/users/warm").status_code == 204
 
 
+def test_batches_are_as_large_as_was_measured_to_be_best(server):
+    service, _ = server
+    (key, _) = service.served._kinds()[1]
+    assert (key.kind, key.options) == ("recommend", ("beams", None, None))
+    some = key._replace(options=("beams", ("Glass 2",), None))
+    for size in service.settings.sizes:
+        assert 0 < service.served.seconds(key, size) < 1
+        assert service.served.seconds(some, size) == service.served.seconds(key, size)
+    assert service._lanes["recommend"]._seconds(key, 8) == service.served.seconds(key, 8)
+    assert service.served.seconds(key._replace(kind="append", options=()), 8) == 1
+
+
 def test_users_are_kept_asked_about_and_forgotten(server, model):
     _, client = server
     events, user = events_of(model, 11, HISTORY + 2), "jürgen/42 ü"
@@ -175,11 +188,24 @@ def test_tasks_are_answered_and_texts_continued(server, model):
     assert [answer["text"] for answer in own["answers"]] == [a.text for a in model.recommend(events, 10)[:5]]
     own = client.post("/answer", json={"events": events, "task": "favorite_category", "k": 2}).json()["answers"]
     assert [answer["text"] for answer in own] == [a.text for a in model.answer(events, "favorite_category", 2)]
-    prompts = [("The user's next", 3), ("The user's next", 40), ("A", 17), ("Glass and night " * 3, 40)]
+    prompts = [("The user's next", 3), ("The user's next", 40), ("A", 17)]
     with concurrent.futures.ThreadPoolExecutor(4) as threads:
         asked = [{"events": events, "prompt": prompt, "max_new_tokens": most} for prompt, most in prompts]
         found = list(threads.map(lambda one: client.post("/generate", json=one).json()["text"], asked))
-    assert found == [model.generate(events, prompt, most) for prompt, most in prompts]
+    assert found == [model.generate([events], [prompt], [most])[0] for prompt, most in prompts]
+
+
+def test_what_is_wrong_in_a_batch_all_the_same_is_told_to_whom_it_belongs(server, model):
+    """As a title that came to the run before, and that the run of now does not know."""
+    service, _ = server
+    served = service.served
+    people = [served.read(events_of(model, seed), None, "error") for seed in range(3)]
+    payloads = [Payload(person, exclude) for person, exclude in zip(people, [(), ("Gone",), ()], strict=True)]
+    found = served.run(Key(served, RECOMMEND, ("beams", None, None)), payloads)
+    assert "'Gone' is no title" in str(found[1])
+    for seed in (0, 2):
+        wanted = model.recommend(events_of(model, seed))
+        assert [answer.text for answer in found[seed].answers] == [answer.text for answer in wanted]
 
 
 def test_it_says_what_it_serves(server, model):
@@ -345,9 +371,33 @@ def test_another_run_takes_over_without_a_request_lost(serving, model, tmp_path)
             same(response.json()["items"], model.recommend(events, 3))
         told = client.get("/info").json()
         assert (told["loading"], told["items_version"]) == (None, 1)
+        assert "user_llm_items_version 1.0" in client.get("/metrics").text
         own = client.post("/recommend", json={"user": "a", "allow": ["Dune (2031)"]}).json()
         assert own["items"][0]["title"] == "Dune (2031)"
         assert client.post("/events", json={"user": "a", "events": events[:1]}).status_code == 200
+
+
+def test_what_is_added_while_another_run_is_loaded_is_answered_by_it(serving, model, monkeypatch):
+    def add(served, going):
+        added = client.put("/items", json={"items": [{"title": "Dune (2031)"}]})
+        assert added.json()["version"] == 1
+        assert service.info().loading == "other"
+        assert "other is being loaded" in problem(client.post("/model", json={"run": "third"}), 409)
+
+    with serving(answers=("beams",), load=lambda name: anew(model, "f" * 64)) as (service, client):
+        monkeypatch.setattr(Served, "warm_up", add)
+        assert client.post("/model", json={"run": "other"}).status_code == 202
+        wait_until(lambda: client.get("/info").json()["loading"] is None)
+        told = client.get("/info").json()
+        assert (told["run"], told["items_version"]) == ("other", 1)
+
+        def fail(served, going):
+            raise UserError("no room")
+
+        monkeypatch.setattr(Served, "warm_up", fail)
+        assert client.post("/model", json={"run": "third"}).status_code == 202
+        wait_until(lambda: client.get("/info").json()["loading"] is None)
+        assert client.get("/info").json()["run"] == "other"
 
 
 def test_who_has_no_token_is_told_so(serving, model):

@@ -256,3 +256,17 @@ def test_embeddings_of_a_moment_are_not_kept(model, tmp_path):
         UserStore(asked, tmp_path)
     with UserStore(model, tmp_path) as store, pytest.raises(UserError, match="makes embeddings of one moment"):
         store.with_model(asked)
+
+
+def test_who_cannot_be_brought_up_to_date_spoils_nobody_else(model, where, users):
+    strange = of_another_encoder(model, catalogue="0" * 64)
+    with UserStore(strange, where) as store:
+        store.put({"user 0": users["user 0"]})
+    with UserStore(model, where) as store:
+        refused = {}
+        store.append_many({name: users[name] for name in ("user 1", "user 0", "user 2")}, refused=refused)
+        assert [*refused] == ["user 0"]
+        assert "of another catalogue" in str(refused["user 0"])
+        assert [*store.get_many(["user 1", "user 2"]).items[:, -1]] == [
+            model.events.items[users[name][-1]["item"]] for name in ("user 1", "user 2")
+        ]

@@ -4,6 +4,7 @@ An item's score is `w log p_LLM(title) + (1 - w) log p_encoder(title)`. Two mode
 each: a mean of two encoders stands beside it in the table.
 """
 
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -40,27 +41,32 @@ class Fusion(NamedTuple):
     tried: Mapping[str, float]
 
 
-def log_prior(scores: Scores, untrained: Sequence[int], floor: float, *, within: int = 0) -> LogPrior:
-    """What a recommender makes of its scores.
+def log_prior(scores: Scores, untrained: Sequence[int], floor: float, *, within: int = 0, items: int = 0) -> LogPrior:
+    """What a recommender makes of its scores. All such share their programs where `within` and shapes are the same.
 
     Args:
       scores: its logits.
       untrained: items that share `floor` equally, of which it has learnt nothing, and maybe not even has scores.
       within: closes all but the likeliest so many items of each user; 0: none.
+      items: I + 1 where there are more than it has scores for, or room for more.
     """
     ids = np.asarray(untrained, np.int32)
+    unknown = np.zeros(max(items, int(ids.max(initial=0)) + 1), bool)
+    unknown[ids] = True
+    return lambda batch, excluded: _log_prior(
+        jnp.asarray(scores(batch)), excluded, unknown, jnp.float32(floor), within=within
+    )
 
-    @jax.jit
-    def normalised(logits: jax.Array, excluded: jax.Array) -> jax.Array:
-        logits = jnp.pad(logits, ((0, 0), (0, max(0, int(ids.max(initial=0)) + 1 - logits.shape[1]))))
-        unknown = jnp.zeros(logits.shape[1], bool).at[ids].set(True)
-        found = open_log_prior(logits, excluded, unknown, jnp.float32(floor))
-        if not within:
-            return found
-        last = jax.lax.top_k(found, min(within, found.shape[1]))[0][:, -1:]
-        return jnp.where(found >= last, found, -jnp.inf)
 
-    return lambda batch, excluded: normalised(jnp.asarray(scores(batch)), excluded)
+@functools.partial(jax.jit, static_argnames=("within",))
+def _log_prior(logits: jax.Array, excluded: jax.Array, untrained: jax.Array, floor: jax.Array, *, within: int):
+    width = max(logits.shape[1], len(untrained))
+    logits = jnp.pad(logits, ((0, 0), (0, width - logits.shape[1])), constant_values=-jnp.inf)
+    found = open_log_prior(logits, excluded, jnp.pad(untrained, (0, width - len(untrained))), floor)
+    if not within:
+        return found
+    last = jax.lax.top_k(found, min(within, found.shape[1]))[0][:, -1:]
+    return jnp.where(found >= last, found, -jnp.inf)
 
 
 def mean_of(first: Scores, second: Scores) -> Scores:

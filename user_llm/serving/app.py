@@ -10,7 +10,6 @@ from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-import user_llm
 from user_llm.errors import UserError
 from user_llm.serving import requests
 from user_llm.serving.guard import Guarded, Logged, refusal
@@ -61,7 +60,7 @@ def create_app(service: Service, token: str | None = None) -> FastAPI:
     # Swagger's page loads scripts from elsewhere; the description itself is at /openapi.json.
     app = FastAPI(
         title="User-LLM",
-        version=user_llm.__version__,
+        version="1",  # of the routes
         description="What a finished run answers about users.",
         docs_url=None,
         redoc_url=None,

@@ -56,6 +56,7 @@ class Service:
         self._loading: str | None = None
         self._changing, self._loading_lock = threading.Lock(), threading.Lock()
         self._stopping, self._threads = threading.Event(), list[threading.Thread]()
+        self.metrics.items_version.set_function(lambda: self.served.model.items.version)
         self._lanes = {lane: self._lane(lane) for lane in LANES}
 
     def _lane(self, name: str) -> Batcher:

@@ -43,14 +43,14 @@ def rank_items(study: Study, task: str, model: Model, source: Source, row: str, 
     return rank_by_beams(beams, source, trie=trie, batch_size=config.batch_size, description=row)
 
 
-def prior_of(encoder: Model, fusion: Fusion, *, within: int = 0) -> LogPrior:
-    """What an encoder says of items, as it was fitted; `within`: of its likeliest so many alone."""
-    return log_prior(encoder_scores(encoder), fusion.untrained, fusion.floor, within=within)
+def prior_of(encoder: Model, fusion: Fusion, **options: int) -> LogPrior:
+    """What an encoder says of items, as it was fitted, with the options of `log_prior`."""
+    return log_prior(encoder_scores(encoder), fusion.untrained, fusion.floor, **options)
 
 
-def mix_of(encoder: Model, fusion: Fusion) -> dict[str, Any]:
-    """The options of `item_beams` that mix in an encoder."""
-    return {"prior": prior_of(encoder, fusion), "weight": fusion.weight}
+def mix_of(encoder: Model, fusion: Fusion, **options: int) -> dict[str, Any]:
+    """The options of `item_beams` that mix in an encoder, with the options of `log_prior`."""
+    return {"prior": prior_of(encoder, fusion, **options), "weight": fusion.weight}
 
 
 def fused_rows(study: Study, task: str, model: Model, encoder: Model, test: Source) -> dict[str, Ranks]:

@@ -176,7 +176,8 @@ class NextItem(Task):
         if answers == "fused":
             fusion = study.fusion(self.name, not_fitted)
             answering = self._by_beams if k <= MOST_BEAMS else self._by_scores
-            return answering(study, trained["user_llm"], k, **mix_of(trained["encoder"], fusion))
+            items = len(study.answer_trie(self.name).title_of_item)  # as many whatever is added, while there is room
+            return answering(study, trained["user_llm"], k, **mix_of(trained["encoder"], fusion, items=items))
         if answers != "encoder":
             raise UserError(f"answers must be one of {', '.join(ANSWERS)}, got {reprlib.repr(answers)}.")
         scores = encoder_row(study, trained, of="item")
