@@ -62,6 +62,7 @@ TEST_REQUIRES = [
     *HUB_REQUIRES,
     *REDIS_REQUIRES,
     *SERVE_REQUIRES,
+    "axe-playwright-python>=0.1.8",  # axe-core 4.12
     "dill>=0.4",  # tensorflow_datasets.testing imports it without declaring it
     "httpx2>=2.16",  # of the test client of starlette
     "hypothesis>=6.170",
