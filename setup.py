@@ -100,7 +100,7 @@ setup(
         "user_llm": ["py.typed"],
         "user_llm.builders": ["*.md", "*/*.md", "*/*.bib", "*/*.tsv", "*/*.txt", "*/dummy_data/*", "*/dummy_data/**/*"],
         "user_llm.configs": ["*.py", "gin/*", "llm/*"],
-        "user_llm.serving": ["page/*.html"],
+        "user_llm.serving.page": ["*.html"],
         "user_llm.launch": ["*.csv", "report/*.css"],
     },
     entry_points={"console_scripts": ["user-llm = user_llm.__main__:cli"]},

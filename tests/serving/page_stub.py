@@ -1,19 +1,14 @@
 """What the server answers, made up: for the page where a real server would not answer so (errors, late, other runs)."""
 
-import base64
-import hashlib
 import json
-import re
 import urllib.parse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import playwright.sync_api as play
 
-from user_llm import serving
+from user_llm.serving import page
 
-PAGE = Path(serving.__file__).parent / "page" / "index.html"
 ORIGIN = "http://page.test"
 TITLES = ["<img src=x onerror=window.hacked=1>", *(f"Film {number} & <b>more</b>" for number in range(1, 30))]
 INFO: dict[str, Any] = dict(
@@ -31,18 +26,6 @@ INFO: dict[str, Any] = dict(
     items_version=0,
     loading=None,
 )
-
-
-def policy() -> str:
-    """The strictest policy that a server may send with the page: its script and its style by their hashes."""
-    page = PAGE.read_text(encoding="utf-8")
-
-    def source(tag: str) -> str:
-        text = re.search(rf"<{tag}[^>]*>(.*?)</{tag}>", page, re.DOTALL)[1]  # type: ignore[index]
-        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-    only = f"script-src {source('script')}; style-src {source('style')}; connect-src 'self'; img-src data:"
-    return f"default-src 'none'; {only}"
 
 
 def recommend(asked: dict[str, Any]) -> dict[str, Any]:
@@ -78,8 +61,7 @@ class Stub:
         if path in self.instead:
             self.instead[path](route)
         elif path == "/":
-            headers = {"Content-Security-Policy": policy()}
-            route.fulfill(body=PAGE.read_bytes(), content_type="text/html; charset=utf-8", headers=headers)
+            route.fulfill(body=page.TEXT, content_type="text/html; charset=utf-8", headers=page.HEADERS)
         else:
             route.fulfill(json=self.reply(path, body, route.request.url))
 

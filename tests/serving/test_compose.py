@@ -9,6 +9,10 @@ import jax
 import pytest
 import yaml
 
+from user_llm.__main__ import COMMANDS
+from user_llm.serving import serve
+from user_llm.serving.settings import Settings
+
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
 SERVICES = COMPOSE["services"]
@@ -76,7 +80,6 @@ def test_the_image_has_the_package_with_what_a_server_needs():
     (options,) = [node for node in ast.walk(ast.parse(setup)) if getattr(node, "arg", "") == "extras_require"]
     extras = [key.value for key in options.value.keys]
     (chosen,) = re.findall(r"pip install '\.\[(.+)\]'", DOCKERFILE)
-    pytest.importorskip("user_llm.serving.serve")
     assert {*chosen.split(",")} <= {*extras}
     assert 'ENTRYPOINT ["user-llm"]' in DOCKERFILE
     assert '"user-llm = user_llm.__main__:cli"' in setup
@@ -88,9 +91,6 @@ def test_the_image_has_the_package_with_what_a_server_needs():
 
 
 def test_the_servers_are_started_with_flags_that_there_are(monkeypatch):
-    serve = pytest.importorskip("user_llm.serving.serve")
-    from user_llm.__main__ import COMMANDS
-
     started = []
     monkeypatch.setattr(serve, "run", started.append)
     monkeypatch.setattr(serve, "logged", lambda: None)
@@ -112,7 +112,6 @@ def test_the_servers_are_started_with_flags_that_there_are(monkeypatch):
 
 
 def test_variables_are_read_by_somebody():
-    serve = pytest.importorskip("user_llm.serving.serve")
     environment = SERVERS["server-1"]["environment"]
     assert {*environment} == {serve.TOKEN, "JAX_COMPILATION_CACHE_DIR"}
     assert hasattr(jax.config, "jax_compilation_cache_dir")
@@ -123,7 +122,7 @@ def test_variables_are_read_by_somebody():
 
 
 def test_servers_end_after_what_they_accepted():
-    settings = pytest.importorskip("user_llm.serving.settings").Settings()
+    settings = Settings()
     for server in SERVERS.values():
         assert int(server["stop_grace_period"].removesuffix("s")) > settings.drain_seconds
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import importlib.resources
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -11,29 +10,13 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from user_llm.errors import UserError
-from user_llm.serving import requests
+from user_llm.serving import page, requests
 from user_llm.serving.guard import Guarded, Logged, refusal
 from user_llm.serving.metrics import MEDIA_TYPE as METRICS_TYPE
 from user_llm.serving.problems import MEDIA_TYPE, Refused
 from user_llm.serving.service import READY, Note, Service
 from user_llm.store.engine import StoreError
 
-_POLICY = {
-    "content-security-policy": "; ".join(
-        [
-            "default-src 'none'",
-            "script-src 'unsafe-inline'",  # the page is one file
-            "style-src 'unsafe-inline'",
-            "connect-src 'self'",
-            "img-src data:",
-            "base-uri 'none'",
-            "form-action 'none'",
-            "frame-ancestors 'none'",
-        ]
-    ),
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-}
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     "default": {
         "description": "What is wrong (RFC 9457).",
@@ -49,7 +32,6 @@ def create_app(service: Service, token: str | None = None) -> FastAPI:
       service: what answers.
       token: that requests must bear; None: none.
     """
-    page = importlib.resources.files("user_llm.serving").joinpath("page/index.html").read_text(encoding="utf-8")
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -75,7 +57,7 @@ def create_app(service: Service, token: str | None = None) -> FastAPI:
 
     @app.get("/", include_in_schema=False)
     async def show_page() -> Response:
-        return Response(page, media_type="text/html; charset=utf-8", headers=_POLICY)
+        return Response(page.TEXT, media_type="text/html; charset=utf-8", headers=page.HEADERS)
 
     @app.get("/healthz")
     async def healthz() -> requests.Status:
