@@ -132,11 +132,12 @@ def test_a_dataset_that_is_not_published_is_counted_where_it_is_built(tmp_path, 
     )
 
 
-def test_the_chunk_of_logits_is_counted(capsys):
+@pytest.mark.parametrize(("softmax", "items"), [("full", 27_279), ("sampled", 8192)])
+def test_the_chunk_of_logits_is_counted(softmax, items, capsys):
     """Logits and their exponentials, float32, of as many rows as a chunk has: `encoder.chunk_rows`, or fewer."""
-    print_dry_run(changed(encoder__chunk_rows=1024, training__llm__accumulate=1024))
+    print_dry_run(changed(encoder__chunk_rows=1024, encoder__softmax=softmax, training__llm__accumulate=1024))
     printed = " ".join(capsys.readouterr().out.split())
     said = [float(mib.replace(",", "")) for mib in re.findall(r"logits: ([\d.,]+) MiB over all devices", printed)]
     # The llm's microbatch is one text, of at most 511 tokens to predict.
-    expected = [8 * rows * classes / 2**20 for rows, classes in ((511, 8192), (1024, 27_279), (1024, 8192))]
+    expected = [8 * rows * classes / 2**20 for rows, classes in ((511, 8192), (1024, items), (1024, 8192))]
     assert said == [pytest.approx(mib, rel=0.01) for mib in expected]

@@ -82,6 +82,8 @@ def get_config() -> ConfigDict:
             time="",  # what it reads of times: past (of the events) | asked (of what is asked, too) | "" (their order)
             item_text=False,  # items are embedded as themselves and what the LLM's tokens say of title and categories
             stride=1,  # events from one training window of a user to the next; history_length = each event learnt once
+            softmax="full",  # over the catalogue | sampled: over random items, where there are millions
+            negatives=8192,  # items a sampled softmax draws for a step, by popularity^0.75, for all its rows
             chunk_rows=512,  # rows of logits held at once by the softmax over the catalogue
             bert4rec=ConfigDict(dict(mask_rate=0.2)),  # share of a history's events that are masked
             dual_encoder=ConfigDict(

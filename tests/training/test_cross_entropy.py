@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from user_llm.training.cross_entropy import _Chunks, chunked_cross_entropy, logits_bytes, soft_cross_entropy
+from user_llm.training.cross_entropy import chunked_cross_entropy, logits_bytes, soft_cross_entropy
+from user_llm.training.softmax_rows import RowChunks
 
 
 def make_inputs(rows_shape, classes, width, *, dtype=jnp.float32, first_class=1, seed=0):
@@ -133,7 +134,7 @@ def test_only_chunks_with_a_weight_are_computed(rows, chunk_rows, live):
     """Wherever the rows are that have one."""
     hidden, table, targets, weights = make_inputs((rows,), 30, 8)
     weights = jnp.asarray(np.random.default_rng(live).permutation(np.arange(rows) < live) * np.linspace(1, 2, rows))
-    chunks = _Chunks(weights, chunk_rows)
+    chunks = RowChunks(weights, chunk_rows)
     split = chunks.split(weights)
     assert int(chunks.used) == np.any(np.asarray(split) > 0, axis=1).sum() == -(-live // split.shape[1])
     np.testing.assert_array_equal(chunks.join(chunks.split(hidden)), hidden)
