@@ -17,7 +17,7 @@ from ml_collections.config_flags import config_path
 
 from user_llm.errors import UserError
 from user_llm.gguf_header import is_gguf
-from user_llm.keys import as_flag
+from user_llm.keys import DEFAULTS, as_flag
 from user_llm.paths import local_path
 
 FEATURES = ("item", "category", "rating")
@@ -37,6 +37,7 @@ CHOICES = {
     "encoder.softmax": ("full", "sampled"),
     "encoder.dual_encoder.label": ("item", "category", "favorite_category"),
     "integration.kind": ("cross_attention", "soft_prompt", "none"),
+    **{key: ("adam", "rowwise") for key in DEFAULTS if key.endswith(".tables")},
     "strategy": ("full", "lora", "enc", "proj"),
     "evaluation.answers": ("beams", "exact", "fused"),
     "evaluation.exclude": ("history", "timeline", "nothing"),
@@ -128,7 +129,6 @@ RANGES = {
     "evaluation.max_fit": _COUNT_OR_OFF,
     "evaluation.bootstrap_samples": _COUNT,
 }
-
 
 # Key → the file that must be there, or in that folder ("": none in particular), and what was expected.
 _FILES = {
