@@ -176,7 +176,7 @@ def _forward(chunk_rows, first_class, cap, hidden, table, targets, shares, weigh
         scale = (weights / partition)[:, None]
         exponentials = (exponentials * _slope(logits, cap)).astype(hidden.dtype)
         d_hidden = scale * matmul("rv,vu->ru", exponentials, cast_table)
-        d_table += matmul("rv,ru->vu", exponentials, (scale * hidden).astype(hidden.dtype))
+        d_table = chunks.add_products(d_table, exponentials, (scale * hidden).astype(hidden.dtype))
         return d_table, log_partitions.at[index].set(log_partition), d_hiddens.at[index].set(d_hidden)
 
     def target_gradients(carry, column):
@@ -188,10 +188,10 @@ def _forward(chunk_rows, first_class, cap, hidden, table, targets, shares, weigh
         chosen = chosen + shares * _biased(logits, targets, weights, bias)
         return (chosen, d_hidden - share * target_rows, d_table.at[targets].add(-share * hidden)), None
 
-    zeros = (jnp.zeros(x.shape, jnp.float32) for x in (table, weight_chunks, hidden_chunks))
-    d_table, *parts = jax.lax.fori_loop(0, chunks.used, softmax_gradients, tuple(zeros))
+    zeros = (jnp.zeros(x.shape, jnp.float32) for x in (weight_chunks, hidden_chunks))
+    d_tables, *parts = jax.lax.fori_loop(0, chunks.used, softmax_gradients, (chunks.no_products(*table.shape), *zeros))
     log_partitions, d_hidden = (chunks.join(part) for part in parts)
-    carry = jnp.zeros_like(weights), d_hidden, d_table
+    carry = jnp.zeros_like(weights), d_hidden, d_tables.sum(axis=0)
     (chosen, d_hidden, d_table), _ = jax.lax.scan(target_gradients, carry, (targets, shares))
     loss = jnp.sum(weights * (log_partitions - chosen))
     return loss, (d_hidden.astype(hidden.dtype), d_table.astype(table.dtype))

@@ -91,13 +91,14 @@ def _forward(chunk_rows, hidden, rows, target_logits, targets, negatives, log_ex
         loss = weights * (jnp.log(partition) + largest - own)
         scale, exponentials = (weights / partition)[:, None], exponentials.astype(hidden.dtype)
         d_hidden = scale * matmul("rk,ku->ru", exponentials, cast_rows)
-        d_rows += matmul("rk,ru->ku", exponentials, (scale * hidden).astype(hidden.dtype))
+        d_rows = chunks.add_products(d_rows, exponentials, (scale * hidden).astype(hidden.dtype))
         of_chunk = loss, -scale[:, 0] * others, d_hidden
         so_far = losses, d_logits, d_hiddens
         return d_rows, *(column.at[index].set(one) for column, one in zip(so_far, of_chunk, strict=True))
 
-    zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (rows, columns[1], columns[1], columns[0]))
-    d_rows, *parts = jax.lax.fori_loop(0, chunks.used, add, zeros)
+    zeros = (jnp.zeros(x.shape, jnp.float32) for x in (columns[1], columns[1], columns[0]))
+    d_rows, *parts = jax.lax.fori_loop(0, chunks.used, add, (chunks.no_products(*rows.shape), *zeros))
+    d_rows = d_rows.sum(axis=0)
     losses, d_logits, d_hidden = (chunks.join(part) for part in parts)
     return jnp.sum(losses), (d_hidden.astype(hidden.dtype), d_rows.astype(rows.dtype), d_logits)
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from user_llm.models.sharding import batch_shards
+from user_llm.models.sharding import ANY, batch_shards, shard
 
 
 def row_products(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -52,6 +52,23 @@ class RowChunks:
         """Undoes `split`."""
         rows = chunks.reshape(self._chunks, self._shards, -1, *chunks.shape[2:]).swapaxes(0, 1)
         return self._take(rows.reshape(-1, *rows.shape[3:]), self._place)[: self._rows]
+
+    def no_products(self, classes: int, width: int) -> jax.Array:
+        """float32 zeros [D, V, U], for `add_products`."""
+        return self._of_shards(jnp.zeros((self._shards, classes, width), jnp.float32))
+
+    def add_products(self, sums: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+        """`sums` [D, V, U] plus `aᵀ b` of a chunk's `a` [R, V] and `b` [R, U], each of the D shards for itself.
+
+        Summed over the shards in every chunk, a table's gradient would cross the mesh as often as there are chunks.
+        """
+        if self._shards == 1:
+            return sums + matmul("rv,ru->vu", a, b)
+        a, b = (x.reshape(self._shards, -1, x.shape[1]) for x in (a, b))
+        return self._of_shards(sums + matmul("drv,dru->dvu", a, b))
+
+    def _of_shards(self, sums):
+        return shard(sums, "batch", ANY, None)
 
     def _padded(self, rows):
         return jnp.pad(rows, ((0, self._padding),) + ((0, 0),) * (rows.ndim - 1)) if self._padding else rows
