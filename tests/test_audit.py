@@ -15,6 +15,7 @@ from user_llm.data.sources import UserLLMSource
 from user_llm.data.windows import Windows
 from user_llm.evaluation import blocks, leaks
 from user_llm.evaluation.leaks import as_results
+from user_llm.evaluation.scores import ItemScores
 from user_llm.experiment import experiment as experiment_lib
 from user_llm.experiment.experiment import Experiment
 from user_llm.experiment.prepare import prepare
@@ -311,7 +312,8 @@ def test_labels_that_are_last_by_a_tie(make):
     for back in range(8):  # the order of everybody's last eight events is the source's
         timestamp[ends - 1 - back] = timestamp[ends - 1]
     plant(experiment, table=dataclasses.replace(table, timestamp=timestamp))
-    same = lambda batch: np.zeros((len(batch["history/item"]), table.catalogue.num_items + 1))  # noqa: E731
+    width = table.catalogue.num_items + 1
+    same = lambda batch: ItemScores.dense(np.zeros((len(batch["history/item"]), width)))  # noqa: E731
     findings = {finding.check: finding for finding in audit(experiment, {"nothing": same})}
     finding = findings["test labels that are last by a tie"]
     assert (finding.verdict, finding.count, finding.of) == (leaks.EXCEPTION, table.num_users, table.num_users)

@@ -170,6 +170,7 @@ def test_a_value_off_its_list_is_answered_with_the_nearest():
         (dict(integration__newest=1, integration__kind="none"), "reads no embeddings, of which"),
         (dict(integration__newest=51), "config.integration.newest=51 is more than config.data.history_length=50"),
         (dict(integration__newest=1, encoder__kind="dual_encoder"), "is for encoders with an embedding an event"),
+        (dict(encoder__softmax="sampled", encoder__kind="dual_encoder"), "set --config.encoder.softmax=full"),
         (dict(integration__spelling_steps=3), "config.integration.spelling_steps=3 is for encoders of items alone"),
         (dict(integration__spelling_steps=1000), "expected fewer than config.training.user_llm.steps="),
         (dict(integration__targets=51), "config.integration.targets=51 is more than config.data.history_length=50"),

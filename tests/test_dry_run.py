@@ -132,11 +132,24 @@ def test_a_dataset_that_is_not_published_is_counted_where_it_is_built(tmp_path, 
     )
 
 
-def test_the_chunk_of_logits_is_counted(capsys):
+@pytest.mark.parametrize("name", ["fsdp", "tensor"])
+def test_a_table_moved_by_its_rows_needs_a_float_for_each(name, capsys):
+    sizes = SIZES[name]
+    mesh = {f"compute__mesh__{axis}": size for axis, size in sizes.items()}
+    config = changed(**mesh, stages=("encoder",), data__dataset="movielens/25m", training__encoder__tables="rowwise")
+    config.name = "ml20m"
+    parts = held(assembly_of(config).encoder, sizes)
+    rows, others = 62_424, sum(here for path, (_, here) in parts.items() if path != "embedding/item_VU")
+    expected = (4 * rows // sizes["tensor"] + 8 * others) / 2**20
+    assert printed(config, capsys)["encoder"]["total"][-1] == pytest.approx(expected, abs=0.051)
+
+
+@pytest.mark.parametrize(("softmax", "items"), [("full", 27_279), ("sampled", 8192)])
+def test_the_chunk_of_logits_is_counted(softmax, items, capsys):
     """Logits and their exponentials, float32, of as many rows as a chunk has: `encoder.chunk_rows`, or fewer."""
-    print_dry_run(changed(encoder__chunk_rows=1024, training__llm__accumulate=1024))
+    print_dry_run(changed(encoder__chunk_rows=1024, encoder__softmax=softmax, training__llm__accumulate=1024))
     printed = " ".join(capsys.readouterr().out.split())
     said = [float(mib.replace(",", "")) for mib in re.findall(r"logits: ([\d.,]+) MiB over all devices", printed)]
     # The llm's microbatch is one text, of at most 511 tokens to predict.
-    expected = [8 * rows * classes / 2**20 for rows, classes in ((511, 8192), (1024, 27_279), (1024, 8192))]
+    expected = [8 * rows * classes / 2**20 for rows, classes in ((511, 8192), (1024, items), (1024, 8192))]
     assert said == [pytest.approx(mib, rel=0.01) for mib in expected]

@@ -17,7 +17,7 @@ from ml_collections.config_flags import config_path
 
 from user_llm.errors import UserError
 from user_llm.gguf_header import is_gguf
-from user_llm.keys import as_flag
+from user_llm.keys import DEFAULTS, as_flag
 from user_llm.paths import local_path
 
 FEATURES = ("item", "category", "rating")
@@ -34,8 +34,10 @@ CHOICES = {
     "data.reader": ("windows", "seqio"),
     "encoder.time": ("", "past", "asked"),
     "encoder.init": ("pretrained", "random"),
+    "encoder.softmax": ("full", "sampled"),
     "encoder.dual_encoder.label": ("item", "category", "favorite_category"),
     "integration.kind": ("cross_attention", "soft_prompt", "none"),
+    **{key: ("adam", "rowwise") for key in DEFAULTS if key.endswith(".tables")},
     "strategy": ("full", "lora", "enc", "proj"),
     "evaluation.answers": ("beams", "exact", "fused"),
     "evaluation.exclude": ("history", "timeline", "nothing"),
@@ -73,6 +75,7 @@ RANGES = {
     "encoder.dropout": _SHARE_BUT_NOT_ALL,
     "encoder.stride": _COUNT,
     "encoder.chunk_rows": _COUNT,
+    "encoder.negatives": _COUNT,
     "encoder.bert4rec.mask_rate": (0.01, 1.0),
     "encoder.dual_encoder.num_outputs": _COUNT,
     "encoder.dual_encoder.fusion_layers": _COUNT,
@@ -126,7 +129,6 @@ RANGES = {
     "evaluation.max_fit": _COUNT_OR_OFF,
     "evaluation.bootstrap_samples": _COUNT,
 }
-
 
 # Key → the file that must be there, or in that folder ("": none in particular), and what was expected.
 _FILES = {

@@ -18,6 +18,7 @@ def training(**values) -> ConfigDict:
             warmup_fraction=0.1,  # share of the steps
             weight_decay=1e-3,  # AdamW; never on norms, biases and gates
             clip_norm=1.0,  # global gradient norm; 0 = no clipping
+            tables="adam",  # how embeddings of items and pieces move: adam | rowwise (one float of state a row)
             log_every=10,  # steps between rows of metrics.jsonl and TensorBoard
             eval_every=200,  # steps between evaluations on the validation windows; 0 = never
             checkpoint_every=200,  # steps between checkpoints (one more is written at the end)
@@ -82,6 +83,8 @@ def get_config() -> ConfigDict:
             time="",  # what it reads of times: past (of the events) | asked (of what is asked, too) | "" (their order)
             item_text=False,  # items are embedded as themselves and what the LLM's tokens say of title and categories
             stride=1,  # events from one training window of a user to the next; history_length = each event learnt once
+            softmax="full",  # over the catalogue | sampled: over random items, where there are millions
+            negatives=8192,  # items a sampled softmax draws for a step, by popularity^0.75, for all its rows
             chunk_rows=512,  # rows of logits held at once by the softmax over the catalogue
             bert4rec=ConfigDict(dict(mask_rate=0.2)),  # share of a history's events that are masked
             dual_encoder=ConfigDict(

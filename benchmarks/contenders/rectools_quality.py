@@ -22,7 +22,7 @@ from rectools.dataset import Dataset
 from rectools.models import SASRecModel
 from rectools.models.nn.transformers.hstu import HSTUModel
 
-from user_llm.evaluation.metrics import ranking_metrics, ranks_from_scores
+from user_llm.evaluation.metrics import ranking_metrics
 
 _USERS_AT_ONCE = 256
 
@@ -85,10 +85,19 @@ def rank(model: Any, split: Split, users: np.ndarray, back: int) -> dict[str, np
             scores[:, external] = logits[:, preparator.n_item_extra_tokens :]
             most = max(map(len, histories))
             seen = np.stack([np.pad(items, (most - len(items), 0)) for items in histories])
-            found["unseen"].append(ranks_from_scores(scores, labels, seen))
-            found["all"].append(ranks_from_scores(scores, labels))
+            found["unseen"].append(ranks_of(scores, labels, seen))
+            found["all"].append(ranks_of(scores, labels, np.zeros_like(seen)))
     network.train(training)
     return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def ranks_of(scores: np.ndarray, labels: np.ndarray, excluded: np.ndarray) -> np.ndarray:
+    """The ranks float64 [n] of `user_llm.evaluation.ranks`, which needs JAX, from scores [n, I+1] of all items."""
+    rows = np.arange(len(labels))
+    ahead = scores >= scores[rows, labels][:, None]
+    ahead[rows[:, None], excluded] = False
+    ahead[:, 0] = ahead[rows, labels] = False
+    return 1.0 + ahead.sum(axis=1)
 
 
 class Curve(pytorch_lightning.Callback):

@@ -90,7 +90,7 @@ class NextCategory(Task):
         scores, names = self.scores(study, model, True), study.catalogue.category_names
         return lambda batch: [
             [Answer(names[best], float(row[best])) for best in np.argsort(-row)[:k]]
-            for row in np.asarray(scores(batch))
+            for row in np.asarray(scores(batch).all())
         ]
 
 

@@ -8,7 +8,7 @@ import pytest
 from user_llm.data.timelines import TimelineTable
 from user_llm.data.windows import Windows
 from user_llm.evaluation import baselines, blocks
-from user_llm.evaluation.metrics import ranks_from_scores
+from user_llm.evaluation.ranks import rank_labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ def test_changing_a_test_label_changes_no_count():
 
 def test_popularity_is_the_same_for_everybody():
     counts = baselines.item_counts(ITEM, 5, [TEST])
-    scores = baselines.popularity_scores(counts)(BATCH)
+    scores = baselines.popularity_scores(counts)(BATCH).all()
     np.testing.assert_array_equal(scores, np.tile([-np.inf, 2, 3, 2, 2, 0], (3, 1)))
 
 
@@ -65,7 +65,7 @@ def test_shared_categories_come_first_and_popularity_orders_both_halves():
     counts = np.array([0, 50, 40, 30, 20, 10])
     #            padding  item 1  item 2  item 3  item 4  item 5
     categories = np.array([[0, 0], [1, 2], [2, 0], [1, 3], [3, 0], [0, 0]])
-    scores = baselines.category_popularity_scores(counts, categories)(BATCH)
+    scores = baselines.category_popularity_scores(counts, categories)(BATCH).all()
     order = np.argsort(-scores, axis=1)
     np.testing.assert_array_equal(order[0], [1, 2, 3, 4, 5, 0])  # newest 2: category 2 is that of 1 and 2
     np.testing.assert_array_equal(order[1], [3, 4, 1, 2, 5, 0])  # newest 4: category 3 is that of 3 and 4
@@ -82,10 +82,13 @@ def test_category_popularity_equals_a_loop_over_sets():
     history = generator.integers(1, 31, size=(40, 5)).astype(np.int32)
     labels = generator.integers(1, 31, size=40)
     scores = baselines.category_popularity_scores(counts, categories)({"history/item": history})
+    ranks = rank_labels(scores, labels).ranks
     sets = [set(row) - {0} for row in categories.tolist()]
     for row, (newest, label) in enumerate(zip(history[:, -1], labels, strict=True)):
         ordered = sorted(range(1, 31), key=lambda item: (not sets[item] & sets[newest], -counts[item]))
-        assert ranks_from_scores(scores[row : row + 1], labels[row : row + 1]) == ordered.index(label) + 1
+        assert ranks[row] == ordered.index(label) + 1
+    for first in range(0, 31, 7):
+        np.testing.assert_array_equal(scores.block(first, 7), scores.all()[:, first : first + 7])
 
 
 def test_baselines_read_real_windows():
@@ -98,13 +101,13 @@ def test_baselines_read_real_windows():
     np.testing.assert_array_equal(test.label_positions(np.arange(3)), TEST.positions)
     counts = baselines.item_counts(table.item, 5, [test, validation])
     np.testing.assert_array_equal(counts, [0, 2, 1, 1, 2, 0])
-    assert baselines.popularity_scores(counts)(test.gather(np.arange(3))).shape == (3, 6)
+    assert baselines.popularity_scores(counts)(test.gather(np.arange(3))).all().shape == (3, 6)
 
 
 def test_categories_of_the_newest_event_come_first():
     item_categories = np.array([[0, 0], [1, 0], [2, 3], [3, 0], [1, 2], [0, 0]])
     counts = np.array([0, 5, 1, 9])
-    scores = baselines.latest_category_scores(counts, item_categories)(BATCH)  # newest events: 2, 4 and 5
+    scores = baselines.latest_category_scores(counts, item_categories)(BATCH).all()  # newest events: 2, 4 and 5
     order = [np.argsort(-row[1:], kind="stable") + 1 for row in scores]
     assert [row.tolist() for row in order] == [[3, 2, 1], [1, 2, 3], [3, 1, 2]]
     assert np.isneginf(scores[:, 0]).all()

@@ -14,7 +14,6 @@ from user_llm.decoding.beam import BeamResult, beam_search
 from user_llm.decoding.catalogue_trie import CatalogueTrie
 from user_llm.decoding.generate import generate
 from user_llm.evaluation.evaluator import (
-    TOP,
     ShuffledContexts,
     Subset,
     mean_metrics,
@@ -25,6 +24,8 @@ from user_llm.evaluation.evaluator import (
     user_llm_texts,
     write_texts,
 )
+from user_llm.evaluation.ranks import TOP
+from user_llm.evaluation.scores import ItemScores
 from user_llm.evaluation.users import encoder_scores
 from user_llm.models.model import Model
 from user_llm.parallel import processes
@@ -50,7 +51,7 @@ def test_ranks_by_scores_are_those_of_a_loop_over_users(windows, everyone, exclu
     table = np.random.default_rng(1).integers(0, 4, (len(windows), ITEMS + 1)).astype(np.float32)  # many ties
     before = table.copy()
     ranks, best = rank_by_scores(
-        lambda batch: table[batch["user"]], windows, batch_size=BATCH, exclude_seen=exclude_seen
+        lambda batch: ItemScores.dense(table[batch["user"]]), windows, batch_size=BATCH, exclude_seen=exclude_seen
     )
     met = everyone["seen/item" if beyond else "history/item"]
     for scores, label, items, rank, found in zip(table, everyone["label/item"], met, ranks, best, strict=True):
@@ -72,7 +73,7 @@ def test_several_processes_end_an_evaluation_between_the_same_two_batches(window
     )
     with pytest.raises(processes.Preempted):
         rank_by_scores(
-            lambda batch: seen.append(batch) or np.zeros((BATCH, ITEMS + 1), np.float32),
+            lambda batch: seen.append(batch) or ItemScores.dense(np.zeros((BATCH, ITEMS + 1), np.float32)),
             windows,
             batch_size=BATCH,
             exclude_seen=False,
@@ -167,7 +168,10 @@ def test_all_titles_as_beams_rank_as_the_scores_of_all_items_do(free):
     for seed in range(200):
         answers = Answers.draw(seed)
         exact, _ = rank_by_scores(
-            lambda batch, of=answers: of.scores[batch["user"]], answers.windows, batch_size=BATCH, exclude_seen=True
+            lambda batch, of=answers: ItemScores.dense(of.scores[batch["user"]]),
+            answers.windows,
+            batch_size=BATCH,
+            exclude_seen=True,
         )
         ranks, items = answers.beams(seed, free=free)
         expected = [rank_of(*row) for row in answers.rows()]
@@ -240,7 +244,7 @@ def test_the_encoders_scores_are_its_logits_after_the_newest_event(encoder, ever
     expected = (
         np.asarray(embeddings[:, -1]) @ np.asarray(model.item_head_UU[...]) @ np.asarray(model.feature_table("item")).T
     )
-    scores = encoder_scores(encoder)(everyone)
+    scores = encoder_scores(encoder)(everyone).all()
     np.testing.assert_allclose(scores[:, 1:], expected[:, 1:], rtol=1e-4, atol=1e-4)
     assert (np.asarray(scores[:, 0]) == -np.inf).all()
 
@@ -282,7 +286,7 @@ def test_without_context_it_is_the_language_model_alone(user_llm, trie, everyone
     assert_same(result, alone)
     assert not excluded.any()
     assert np.abs(searched(user_llm, trie, everyone)[0].scores - alone.scores).max() > 0.1
-    scores = np.asarray(user_llm_scores(user_llm, trie=trie, eos_id=EOS, with_context=False)(everyone))
+    scores = np.asarray(user_llm_scores(user_llm, trie=trie, eos_id=EOS, with_context=False)(everyone).all())
     np.testing.assert_allclose(np.take_along_axis(scores, alone.items, axis=1), alone.scores, atol=1e-4)
 
 
@@ -345,7 +349,7 @@ def test_a_model_ranks_labels_alike_by_beams_and_by_the_scores_of_all_titles(use
     shared = dict(batch_size=len(label), description="")
     exact, best = rank_by_scores(scored, windows, exclude_seen=True, **shared)
     ranks, items = rank_by_beams(searched, windows, trie=trie, **shared)
-    scores, beams = np.asarray(scored(batch)), jax.tree.map(np.asarray, searched(batch)[0])
+    scores, beams = np.asarray(scored(batch).all()), jax.tree.map(np.asarray, searched(batch)[0])
     expected = [rank_of(*row) for row in zip(scores, label, (set(row) - {0} for row in history.tolist()), strict=True)]
     assert ranks.tolist() == exact.tolist() == expected
     assert (scores[:, 0] == -np.inf).all()

@@ -6,6 +6,7 @@ import pytest
 from user_llm.evaluation import fusion
 from user_llm.evaluation.evaluator import rank_by_beams, rank_by_scores, user_llm_beams, user_llm_scores
 from user_llm.evaluation.fusion import WEIGHTS, best_weight, fused_scores, log_prior, mean_of, share_of
+from user_llm.evaluation.scores import ItemScores
 from user_llm.evaluation.users import encoder_scores
 
 EOS, ITEMS, BATCH = 2, 12, 4
@@ -43,8 +44,8 @@ def test_ranks_of_fused_beams_are_those_of_the_exact_mix(user_llm, encoder, wind
     options = dict(trie=trie, eos_id=EOS, num_beams=10, max_steps=9, exclude_seen=True)
     beams = user_llm_beams(user_llm, prior=prior, weight=weight, **options)
     ranks, items = rank_by_beams(beams, windows, trie=trie, batch_size=BATCH, description="fused")
-    llm = np.asarray(user_llm_scores(user_llm, trie=trie, eos_id=EOS)(batch))
-    logits, labels = np.asarray(encoder_scores(encoder)(batch)), batch["label/item"]
+    llm = np.asarray(user_llm_scores(user_llm, trie=trie, eos_id=EOS)(batch).all())
+    logits, labels = np.asarray(encoder_scores(encoder)(batch).all()), batch["label/item"]
     closed = closed_items(batch, labels)
     titles = np.asarray(trie.title_of_item)
     mixed = expected_mix(llm, logits, closed, titles, weight)
@@ -76,10 +77,14 @@ def test_among_the_likeliest_items_no_other_is_answered(user_llm, encoder, windo
 
 def test_two_encoders_are_the_mean_of_their_log_probabilities(batch):
     first, second = np.random.default_rng(0).normal(size=(2, 11, ITEMS + 1)).astype(np.float32)
-    found = np.asarray(mean_of(lambda _: first, lambda _: second)(batch))
+    first[:, 0] = second[:, 0] = -np.inf
+    scores = mean_of(lambda _: ItemScores.dense(first), lambda _: ItemScores.dense(second))(batch)
     each = [np.log(np.exp(x[:, 1:]) / np.exp(x[:, 1:]).sum(axis=1, keepdims=True)) for x in (first, second)]
-    np.testing.assert_allclose(found[:, 1:], sum(each) / 2, rtol=1e-5)
-    assert (found[:, 0] == -np.inf).all()
+    apart = np.asarray(scores.all())[:, 1:] - sum(each) / 2
+    np.testing.assert_allclose(apart, np.tile(apart[:, :1], ITEMS), rtol=1e-5)  # a constant of each user
+    assert scores.width == ITEMS + 1
+    assert (np.asarray(scores.block(0, 3))[:, 0] == -np.inf).all()
+    np.testing.assert_array_equal(scores.block(4, 3), np.asarray(scores.all())[:, 4:7])
 
 
 def test_the_best_weight_is_that_of_the_best_figure_and_the_larger_of_two():

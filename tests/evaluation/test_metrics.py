@@ -10,66 +10,6 @@ from hypothesis import strategies as st
 from user_llm.evaluation import metrics
 
 
-def naive_rank(scores, label, excluded=()):
-    """Sorts the rankable items, the label behind its ties, and counts to it."""
-    items = [item for item in range(1, len(scores)) if item == label or item not in excluded]
-    items.sort(key=lambda item: (-scores[item], item == label))
-    return items.index(label) + 1
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    rows=st.lists(
-        st.tuples(
-            st.lists(st.sampled_from([-math.inf, -1.0, 0.0, 0.5, 2.0]), min_size=6, max_size=6),
-            st.integers(1, 6),
-            st.lists(st.integers(0, 6), min_size=4, max_size=4),
-        ),
-        min_size=1,
-        max_size=5,
-    ),
-    padding=st.sampled_from([-math.inf, 0.0, math.inf]),
-)
-def test_ranks_from_scores_equal_a_sort_with_the_label_behind_its_ties(rows, padding):
-    scores = np.array([[padding, *row] for row, _, _ in rows], np.float32)
-    labels = np.array([label for _, label, _ in rows])
-    excluded = np.array([items for _, _, items in rows], np.int32)
-    plain = [naive_rank(row, label) for row, label in zip(scores, labels, strict=True)]
-    np.testing.assert_array_equal(metrics.ranks_from_scores(scores, labels), plain)
-    unseen = [naive_rank(*row) for row in zip(scores, labels, excluded.tolist(), strict=True)]
-    np.testing.assert_array_equal(metrics.ranks_from_scores(scores, labels, excluded), unseen)
-
-
-def test_a_constant_score_earns_the_last_rank():
-    np.testing.assert_array_equal(metrics.ranks_from_scores(np.zeros((2, 8)), np.array([1, 7])), [7, 7])
-
-
-def test_the_label_is_rankable_though_it_is_in_the_history():
-    scores = np.array([[0.0, 3.0, 2.0, 1.0]])
-    assert metrics.ranks_from_scores(scores, np.array([3]), np.array([[1, 3, 3, 0]])) == 2
-
-
-def test_ranking_leaves_the_scores_as_they_are():
-    scores = np.arange(8.0).reshape(1, 8)
-    metrics.ranks_from_scores(scores, np.array([2]), np.array([[4, 5]]))
-    np.testing.assert_array_equal(scores, np.arange(8.0).reshape(1, 8))
-
-
-def test_a_score_that_is_no_number_is_refused_with_its_row():
-    scores = np.zeros((3, 4))
-    scores[1, 2] = np.nan
-    with pytest.raises(ValueError, match="1 of 3 rows of scores hold NaN, the first in row 1"):
-        metrics.ranks_from_scores(scores, np.array([1, 1, 1]))
-    with pytest.raises(ValueError, match="1 of 3 rows of scores hold NaN, the first in row 1"):
-        metrics.ranks_from_titles(np.ones((3, 4), int), scores, np.ones((3, 4), int), np.array([1, 1, 1]))
-
-
-@pytest.mark.parametrize("labels", [[0, 1], [1, 4], [1]])
-def test_a_label_outside_of_the_catalogue_is_refused(labels):
-    with pytest.raises(ValueError, match="one item id from 1 to 3 for each of the 2 rows"):
-        metrics.ranks_from_scores(np.zeros((2, 4)), np.array(labels))
-
-
 @settings(max_examples=200, deadline=None)
 @given(
     scores=st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=5, max_size=5),
@@ -84,9 +24,16 @@ def test_ranks_from_titles_are_those_of_scores_in_which_each_item_has_its_title_
     if counts[label - 1]:
         items = np.repeat(scores, counts)
         item = sum(counts[: label - 1]) + 1
-        assert ranks == metrics.ranks_from_scores(np.concatenate([[0.0], items])[None], np.array([item]))
+        assert ranks == np.sum(items >= items[item - 1])
     else:
         assert ranks == np.inf
+
+
+def test_a_score_that_is_no_number_is_refused_with_its_row():
+    scores = np.zeros((3, 4))
+    scores[1, 2] = np.nan
+    with pytest.raises(ValueError, match="1 of 3 rows of scores hold NaN, the first in row 1"):
+        metrics.ranks_from_titles(np.ones((3, 4), int), scores, np.ones((3, 4), int), np.array([1, 1, 1]))
 
 
 def test_a_title_that_was_not_found_has_no_rank_and_padding_none():

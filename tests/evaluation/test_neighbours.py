@@ -81,9 +81,12 @@ def test_scores_add_the_rows_of_a_history_and_the_newest_most(timelines):
     matrix = followers(item, offsets, ITEMS, Places([held_out], len(item)))
     counts = np.arange(ITEMS + 1)
     history = np.array([[0, 3, 1], [2, 2, 4], [0, 0, 7]], np.int32)
-    found = neighbour_scores(matrix, counts, decay=0.5)({"history/item": history})
+    scores = neighbour_scores(matrix, counts, decay=0.5)({"history/item": history})
+    found = scores.all()
     rows = matrix.toarray()
     expected = [rows[3] / 2 + rows[1], rows[2] / 4 + rows[2] / 2 + rows[4], rows[7]]
     np.testing.assert_allclose(found[:, 1:], np.array(expected)[:, 1:] + 1e-6 * counts[1:] / ITEMS, rtol=1e-5)
     assert (found[:, 0] == -np.inf).all()
     assert found[2, 1:].argmax() == ITEMS - 1  # nobody goes on from it: the most popular
+    for first in range(0, ITEMS + 1, 3):
+        np.testing.assert_array_equal(scores.block(first, 3), found[:, first : first + 3])

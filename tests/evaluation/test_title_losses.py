@@ -16,7 +16,7 @@ def losses(user_llm, encoder, windows, trie):
 
 def test_tokens_add_up_to_what_the_model_says_of_the_title(losses, user_llm, windows, trie):
     batch = windows.gather(np.arange(len(windows)))
-    exact = np.asarray(user_llm_scores(user_llm, trie=trie, eos_id=EOS)(batch))
+    exact = np.asarray(user_llm_scores(user_llm, trie=trie, eos_id=EOS)(batch).all())
     rows = np.arange(len(windows))
     np.testing.assert_allclose(losses.llm.sum(axis=1), -exact[rows, batch["label/item"]], rtol=1e-4)
     # All mass inside of the catalogue is the sum over its titles; on the way to one it falls by what is outside.
@@ -26,7 +26,7 @@ def test_tokens_add_up_to_what_the_model_says_of_the_title(losses, user_llm, win
 
 def test_the_encoders_are_those_of_items(losses, encoder, windows):
     batch = windows.gather(np.arange(len(windows)))
-    logits = np.asarray(encoder_scores(encoder)(batch), np.float64)[:, 1:]
+    logits = np.asarray(encoder_scores(encoder)(batch).all(), np.float64)[:, 1:]
     shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     for row, label in enumerate(batch["label/item"]):
         whole = (*TITLES[label - 1], EOS)

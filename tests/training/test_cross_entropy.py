@@ -13,8 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
-from user_llm.training.cross_entropy import _Chunks, chunked_cross_entropy, logits_bytes, soft_cross_entropy
+from user_llm.parallel.mesh import BATCH, make_mesh
+from user_llm.training.cross_entropy import chunked_cross_entropy, logits_bytes, soft_cross_entropy
+from user_llm.training.softmax_rows import RowChunks
 
 
 def make_inputs(rows_shape, classes, width, *, dtype=jnp.float32, first_class=1, seed=0):
@@ -133,7 +136,7 @@ def test_only_chunks_with_a_weight_are_computed(rows, chunk_rows, live):
     """Wherever the rows are that have one."""
     hidden, table, targets, weights = make_inputs((rows,), 30, 8)
     weights = jnp.asarray(np.random.default_rng(live).permutation(np.arange(rows) < live) * np.linspace(1, 2, rows))
-    chunks = _Chunks(weights, chunk_rows)
+    chunks = RowChunks(weights, chunk_rows)
     split = chunks.split(weights)
     assert int(chunks.used) == np.any(np.asarray(split) > 0, axis=1).sum() == -(-live // split.shape[1])
     np.testing.assert_array_equal(chunks.join(chunks.split(hidden)), hidden)
@@ -226,6 +229,46 @@ def test_sharded_batch_and_table_give_the_same_and_keep_chunks_sharded():
         for got, want in zip(results[name]["gradients"], one["gradients"], strict=True):
             np.testing.assert_allclose(got, want, atol=1e-5)
         assert results[name]["largest"] == 120 * 300 // devices
+
+
+def compiled_over(sizes, spec, *, rows, classes, width, chunk_rows):
+    """The partitioned program of loss and gradients: [(shapes, operation, is it inside of a loop, its name)]."""
+    mesh = make_mesh(sizes)
+    batch, table = NamedSharding(mesh, BATCH), NamedSharding(mesh, spec)
+    shape = lambda dims, cut, dtype="float32": jax.ShapeDtypeStruct(dims, dtype, sharding=cut)  # noqa: E731
+    loss = partial(chunked_cross_entropy, chunk_rows=chunk_rows, first_class=1)
+    run = jax.jit(
+        jax.value_and_grad(lambda *args: loss(*args)[0], argnums=(0, 1)), out_shardings=(None, (batch, table))
+    )
+    arguments = shape((rows, width), batch), shape((classes, width), table), shape((rows,), batch, "int32")
+    text = run.lower(*arguments, shape((rows,), batch)).compile().as_text()
+    operations = []
+    for line in text.splitlines():
+        if found := re.search(r"= (.*?) ([a-z-]+?)(?:-start)?\(", line):
+            name = re.search(r'op_name="([^"]*)"', line)
+            name = name[1] if name else ""
+            shapes = [tuple(map(int, dims.split(","))) for dims in re.findall(r"\[([\d,]+)\]", found[1])]
+            operations.append((shapes, found[2], "while/body" in name, name))
+    assert any(operation == "all-reduce" for _, operation, _, _ in operations)
+    return operations
+
+
+@pytest.mark.parametrize(
+    ("sizes", "spec"),
+    [
+        (dict(data=2, fsdp=1, tensor=4), PartitionSpec("tensor")),
+        (dict(data=2, fsdp=2, tensor=2), PartitionSpec("tensor", "fsdp")),
+    ],
+)
+def test_classes_cut_over_the_mesh_stay_so_and_a_chunk_sends_rows_alone(sizes, spec):
+    """No device holds all classes; in the loop over chunks maxima, sums and gradients of rows cross it, no table."""
+    classes, width, chunk_rows = 4096, 48, 128
+    operations = compiled_over(sizes, spec, rows=512, classes=classes, width=width, chunk_rows=chunk_rows)
+    sent = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+    for shapes, operation, in_loop, name in operations:
+        assert not any(classes in shape for shape in shapes), (shapes, name)
+        if operation in sent and in_loop and "scatter" not in name:  # the targets' own part is added once
+            assert not any(classes // sizes["tensor"] in shape for shape in shapes), (shapes, name)
 
 
 def test_soft_cross_entropy_equals_dense_loss_and_gradients_in_bounded_memory():

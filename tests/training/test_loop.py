@@ -22,6 +22,7 @@ from user_llm.models.model import Model
 from user_llm.parallel.mesh import one_device
 from user_llm.schema import training
 from user_llm.training import loop
+from user_llm.training.negatives import Negatives
 from user_llm.training.objectives import autoregressive_objective
 from user_llm.training.trainable import EVERYTHING
 
@@ -59,7 +60,9 @@ def build(rngs, dropout=0.1):
     )
 
 
-def make_stage(config: ConfigDict, *, rules=EVERYTHING, source=None, evaluate=None, dropout=0.1) -> loop.TrainingRun:
+def make_stage(
+    config: ConfigDict, *, rules=EVERYTHING, source=None, evaluate=None, dropout=0.1, draw=None
+) -> loop.TrainingRun:
     mesh = one_device()
     graphdef, values, buffers = initialise(functools.partial(build, dropout=dropout), 0, mesh)
     return loop.TrainingRun(
@@ -68,7 +71,7 @@ def make_stage(config: ConfigDict, *, rules=EVERYTHING, source=None, evaluate=No
         model=Model(graphdef, values, buffers, mesh),
         axes=parameters.logical_axes(parameters.abstract(build)),
         rules=rules,
-        objective=autoregressive_objective(chunk_rows=32),
+        objective=autoregressive_objective(chunk_rows=32, draw=draw),
         batches=TrainBatches(source or RandomWindows(), config.batch_size, seed=1),
         evaluate=evaluate,
     )
@@ -100,26 +103,40 @@ def test_training_lowers_the_loss(uninterrupted):
     assert losses[-1] < losses[0]
 
 
-def test_a_run_that_dies_and_resumes_ends_with_the_same_bits(uninterrupted, tmp_path, monkeypatch):
-    class Died(Exception):
-        pass
+class Died(Exception):
+    pass
 
-    class DyingBatches(TrainBatches):
-        def iterator(self, start_step=0, **_):
-            for step in range(start_step, 10**9):
-                if step == self.dies_at:
-                    raise Died
-                yield self.batch(step)
 
+class DyingBatches(TrainBatches):
+    def iterator(self, start_step=0, **_):
+        for step in range(start_step, 10**9):
+            if step == self.dies_at:
+                raise Died
+            yield self.batch(step)
+
+
+def die(stage, folder, step):
+    stage.batches.__class__ = DyingBatches
+    stage.batches.dies_at = step
+    with pytest.raises(Died):
+        run(stage, folder)
+
+
+def test_a_run_that_dies_and_resumes_ends_with_the_same_bits(uninterrupted, tmp_path):
     for dies_at in (7, 11):
-        stage = make_stage(CONFIG)
-        stage.batches.__class__ = DyingBatches
-        stage.batches.dies_at = dies_at
-        with pytest.raises(Died):
-            run(stage, tmp_path)
+        die(make_stage(CONFIG), tmp_path, dies_at)
     assert digest(run(make_stage(CONFIG), tmp_path)) == uninterrupted[0]
     assert [row["step"] for row in rows(tmp_path)] == [row["step"] for row in uninterrupted[1]]
     assert digest(run(make_stage(CONFIG), tmp_path)) == uninterrupted[0]  # finished: only restored
+
+
+def test_negatives_and_moments_of_rows_are_the_same_after_a_resume(uninterrupted, tmp_path):
+    draw = functools.partial(Negatives.by_popularity(np.arange(ITEMS + 1)).draw, count=8)
+    config = ConfigDict({**CONFIG, "tables": "rowwise"})
+    expected = digest(run(make_stage(config, draw=draw), tmp_path / "at once"))
+    die(make_stage(config, draw=draw), tmp_path / "resumed", 7)
+    assert digest(run(make_stage(config, draw=draw), tmp_path / "resumed")) == expected
+    assert expected != uninterrupted[0]
 
 
 def test_sigterm_saves_and_the_next_run_goes_on(uninterrupted, tmp_path):

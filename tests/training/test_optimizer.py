@@ -6,9 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from user_llm.models import parameters
+from user_llm.parallel.mesh import make_mesh
 from user_llm.schema import training
+from user_llm.training.loop import replicate_scalars
 from user_llm.training.optimizer import Pace, learning_rate_schedule, make_optimizer
 
 
@@ -39,8 +42,11 @@ def test_a_schedule_may_be_all_warm_up_or_one_step(steps, fraction):
 AXES = {"w": ("embed", "mlp"), "norm": ("norm",), "layers/0/q_bias_NH": ("heads", "head_dim")}
 
 
-def numpy_adamw(values, gradients, *, clip_norm, weight_decay, rates):
-    """Decoupled decay of the matrix w (Loshchilov & Hutter 2019) after clipping by the global norm."""
+def numpy_adamw(values, gradients, *, clip_norm, weight_decay, rates, rowwise=(), decays=("w",)):
+    """Decoupled decay of the matrices `decays` (Loshchilov & Hutter 2019) after clipping by the global norm.
+
+    Of the tables `rowwise` a row has one second moment, and no first.
+    """
     values = {path: value.astype(np.float64) for path, value in values.items()}
     first, second = ({path: np.zeros_like(value) for path, value in values.items()} for _ in range(2))
     for step, (gradient, rate) in enumerate(zip(gradients, rates, strict=True), start=1):
@@ -49,9 +55,13 @@ def numpy_adamw(values, gradients, *, clip_norm, weight_decay, rates):
         for path, value in values.items():
             g = gradient[path] * scale
             first[path] = 0.9 * first[path] + 0.1 * g
-            second[path] = 0.98 * second[path] + 0.02 * g**2
+            square = g**2
+            if path in rowwise:
+                square = np.array([[sum(row**2) / len(row)] * len(row) for row in g])
+                first[path] = g * (1 - 0.9**step)
+            second[path] = 0.98 * second[path] + 0.02 * square
             direction = first[path] / (1 - 0.9**step) / (np.sqrt(second[path] / (1 - 0.98**step)) + 1e-8)
-            values[path] = value - rate * (direction + weight_decay * (value if path == "w" else 0))
+            values[path] = value - rate * (direction + weight_decay * (value if path in decays else 0))
     return values
 
 
@@ -75,6 +85,49 @@ def test_updates_are_those_of_adamw(clip_norm):
         values = jax.tree.map(jnp.add, values, updates)
     for path, value in expected.items():
         np.testing.assert_allclose(values[path], value, rtol=1e-4, atol=1e-6, err_msg=path)
+
+
+def test_rows_of_tables_have_one_moment_each_and_all_else_moves_as_before():
+    generator = np.random.default_rng(2)
+    axes = {**AXES, "item_VU": ("items", "user"), "tokens": ("vocab", "embed"), "layers/0/position_SU": (None, "user")}
+    shapes = dict(zip(axes, [(3, 4), (4,), (2, 3), (5, 4), (6, 2), (3, 4)], strict=True))
+    values = {path: generator.normal(size=shape).astype(np.float32) for path, shape in shapes.items()}
+    gradients = [
+        {path: generator.normal(size=shape).astype(np.float32) for path, shape in shapes.items()} for _ in range(5)
+    ]
+    for step, gradient in enumerate(gradients):  # most rows of a table have none in most steps
+        gradient["item_VU"][np.arange(5) % 3 != step % 3] = 0
+    options, tables = dict(weight_decay=0.2, clip_norm=1.0), ("item_VU", "tokens")
+    config = training(steps=5, learning_rate=0.1, warmup_fraction=0.0, tables="rowwise", **options)
+    rates = [formula(step, peak=0.1, warmup=0, steps=5) for step in range(5)]
+    expected = numpy_adamw(
+        values, gradients, rates=rates, rowwise=tables, decays=("w", *tables, "layers/0/position_SU"), **options
+    )
+    optimizer = make_optimizer(config, axes)
+    state = optimizer.init(values)
+    adam = make_optimizer(training(steps=5), axes).init(values)
+    spared = 2 * (5 * 4 + 6 * 2) - (5 + 6)  # two floats a number become one a row
+    kept, all_moments = (sum(leaf.size for leaf in jax.tree.leaves(x) if leaf.ndim) for x in (state, adam))
+    assert kept == all_moments - spared
+    for gradient in gradients:
+        updates, state = jax.jit(optimizer.update)(gradient, state, values)
+        values = jax.tree.map(jnp.add, values, updates)
+    for path, value in expected.items():
+        np.testing.assert_allclose(values[path], value, rtol=1e-4, atol=1e-6, err_msg=path)
+
+
+def test_what_a_table_s_rows_keep_lies_where_they_do():
+    mesh = make_mesh(dict(data=2, fsdp=2, tensor=2))
+    table = jax.device_put(jnp.ones((6, 4)), NamedSharding(mesh, PartitionSpec("tensor", "fsdp")))
+    values, axes = {"item_VU": table}, {"item_VU": ("items", "user")}
+    optimizer = make_optimizer(training(tables="rowwise"), axes)
+    state = replicate_scalars(optimizer.init(values), mesh)
+    (squares,) = (leaf for leaf in jax.tree.leaves(state) if leaf.shape == (6,))
+    assert {shard.data.shape for shard in squares.addressable_shards} == {(3,)}
+    _, state = jax.jit(optimizer.update)(values, state, values)
+    (squares,) = (leaf for leaf in jax.tree.leaves(state) if leaf.shape == (6,))
+    assert {shard.data.shape for shard in squares.addressable_shards} == {(3,)}
+    np.testing.assert_allclose(squares, 0.02 * np.ones(6) / 24, rtol=1e-5)  # clipped to a norm of 1
 
 
 def test_a_component_moves_by_its_share_and_from_its_step_on():

@@ -13,6 +13,7 @@ class Autoregressive(EncoderKind):
     causal = True
     reads_times = True
     reads_item_text = True
+    samples = True
 
     def build(self, config, dims, sizes, rngs):
         """See `EncoderKind`."""
@@ -20,4 +21,4 @@ class Autoregressive(EncoderKind):
 
     def objective(self, config, label_counts, dropped=None):
         """See `EncoderKind`."""
-        return autoregressive_objective(config.chunk_rows, dropped)
+        return autoregressive_objective(config.chunk_rows, dropped, self.draw(config, label_counts, dropped))

@@ -1,6 +1,7 @@
 """What an encoder kind is: how it is built, what it learns, and what it is to the language model."""
 
 import abc
+import functools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -11,7 +12,8 @@ from ml_collections import ConfigDict
 from user_llm.data.pipeline import TrainSource
 from user_llm.data.windows import Windows
 from user_llm.models.user_encoder import EncoderConfig
-from user_llm.training.objectives import Objective
+from user_llm.training.negatives import Negatives
+from user_llm.training.objectives import Draw, Objective
 
 
 class Sizes(NamedTuple):
@@ -31,6 +33,7 @@ class EncoderKind(abc.ABC):
       packs: whether its objective reads histories that share rows (`data/packing.py`).
       causal: whether an embedding has read the events up to its own alone, and is asked for the one behind it.
       reads_times, reads_item_text: whether it knows `config.time`, `config.item_text`.
+      samples: whether its objective knows `config.softmax="sampled"`.
     """
 
     name: str
@@ -38,6 +41,7 @@ class EncoderKind(abc.ABC):
     causal: bool = False
     reads_times: bool = False
     reads_item_text: bool = False
+    samples: bool = False
 
     @abc.abstractmethod
     def build(self, config: ConfigDict, dims: EncoderConfig, sizes: Sizes, rngs: nnx.Rngs) -> nnx.Module:
@@ -54,6 +58,14 @@ class EncoderKind(abc.ABC):
           dropped: bool `[I+1]`, items that no history has, which are not to be trained down as wrong answers either;
             None, always but with `evaluation.cold_share`: none.
         """
+
+    def draw(
+        self, config: ConfigDict, label_counts: Callable[[], np.ndarray], dropped: np.ndarray | None
+    ) -> Draw | None:
+        """What draws the negatives of a sampled softmax, where `config.softmax` is one; arguments as of `objective`."""
+        if config.softmax == "full":
+            return None
+        return functools.partial(Negatives.by_popularity(label_counts(), dropped).draw, count=config.negatives)
 
     def source(self, config: ConfigDict, windows: Windows, item_categories: np.ndarray) -> TrainSource:
         """What it learns from: the windows, with more where its objective reads more."""
@@ -81,4 +93,9 @@ class EncoderKind(abc.ABC):
             yield (
                 f"config.encoder.kind={self.name!r} does not read config.encoder.item_text: "
                 "set --config.encoder.item_text=false"
+            )
+        if config.encoder.softmax == "sampled" and not self.samples:
+            yield (
+                f"config.encoder.kind={self.name!r} has no config.encoder.softmax='sampled': "
+                "set --config.encoder.softmax=full"
             )

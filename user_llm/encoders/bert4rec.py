@@ -10,6 +10,7 @@ class MaskedEvents(EncoderKind):
 
     name = "bert4rec"
     reads_item_text = True
+    samples = True
 
     def build(self, config, dims, sizes, rngs):
         """See `EncoderKind`."""
@@ -17,4 +18,5 @@ class MaskedEvents(EncoderKind):
 
     def objective(self, config, label_counts, dropped=None):
         """See `EncoderKind`."""
-        return masked_objective(config.chunk_rows, config.bert4rec.mask_rate, dropped)
+        draw = self.draw(config, label_counts, dropped)
+        return masked_objective(config.chunk_rows, config.bert4rec.mask_rate, dropped, draw)

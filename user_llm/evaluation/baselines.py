@@ -1,16 +1,15 @@
 """Rows of the results tables that need no model: what is popular, and what is popular where the user was last.
 
-Both are `batch -> float32 [B, I+1]` over batches of `Windows.gather`, higher is better, column 0 (padding) at -inf.
+Both are `Scores` over batches of `Windows.gather`, float32 or float64, with column 0 (padding) at -inf.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-import jax
 import numpy as np
+import scipy.sparse as sparse
 
 from user_llm.evaluation.blocks import Labelled, label_blocks
-
-Scores = Callable[[Mapping[str, np.ndarray]], np.ndarray | jax.Array]
+from user_llm.evaluation.scores import ItemScores, Scores
 
 
 def item_counts(item: np.ndarray, num_items: int, held_out: Sequence[Labelled]) -> np.ndarray:
@@ -43,7 +42,17 @@ def label_counts(item: np.ndarray, num_items: int, windows: Sequence[Labelled]) 
 def popularity_scores(counts: np.ndarray) -> Scores:
     """Scores every item by its count, int `[I+1]`, the same for every user."""
     popularity = _unpadded(counts)
-    return lambda batch: np.broadcast_to(popularity, (len(batch["history/item"]), len(popularity)))
+
+    def scores(batch: Mapping[str, np.ndarray]) -> ItemScores:
+        users = len(batch["history/item"])
+
+        def block(first: int, count: int) -> np.ndarray:
+            values = popularity[first : first + count]
+            return np.broadcast_to(values, (users, len(values)))
+
+        return ItemScores(len(popularity), block)
+
+    return scores
 
 
 def category_popularity_scores(counts: np.ndarray, item_categories: np.ndarray) -> Scores:
@@ -54,14 +63,19 @@ def category_popularity_scores(counts: np.ndarray, item_categories: np.ndarray) 
       item_categories: int `[I+1, C]`, category ids from 1, 0-padded.
     """
     popularity = _unpadded(counts)
-    belongs = np.zeros((len(item_categories), item_categories.max() + 1), np.float32)
-    np.put_along_axis(belongs, item_categories, 1.0, axis=1)
-    belongs[:, 0] = 0.0
+    items, slots = np.nonzero(item_categories)
+    pairs = np.ones(len(items), np.float32), (items, item_categories[items, slots])
+    belongs = sparse.coo_array(pairs, shape=(len(item_categories), item_categories.max() + 1)).tocsr()
     above_all = counts.max() + 1
 
-    def scores(batch: Mapping[str, np.ndarray]) -> np.ndarray:
-        shared = belongs[batch["history/item"][:, -1]] @ belongs.T
-        return popularity + above_all * (shared > 0).astype(np.float32)
+    def scores(batch: Mapping[str, np.ndarray]) -> ItemScores:
+        latest = belongs[batch["history/item"][:, -1]].toarray().T
+
+        def block(first: int, count: int) -> np.ndarray:
+            shared = (belongs[first : first + count] @ latest).T
+            return popularity[first : first + count] + above_all * (shared > 0).astype(np.float32)
+
+        return ItemScores(len(popularity), block)
 
     return scores
 
@@ -71,11 +85,11 @@ def latest_category_scores(counts: np.ndarray, item_categories: np.ndarray) -> S
     majority = _unpadded(counts)
     above_all = counts.max() + 1
 
-    def scores(batch: Mapping[str, np.ndarray]) -> np.ndarray:
+    def scores(batch: Mapping[str, np.ndarray]) -> ItemScores:
         of_latest = item_categories[batch["history/item"][:, -1]]
         values = np.tile(majority, (len(of_latest), 1))
         values[np.arange(len(values))[:, None], of_latest] = above_all + majority[of_latest]
-        return values
+        return ItemScores.dense(values)
 
     return scores
 

@@ -22,9 +22,10 @@ from user_llm.decoding.generate import generate
 from user_llm.decoding.prior import build_prior
 from user_llm.decoding.ranking import rank_catalogue
 from user_llm.decoding.text_states import TextStates
-from user_llm.evaluation.baselines import Scores
 from user_llm.evaluation.fusion import LogPrior
-from user_llm.evaluation.metrics import ranks_from_scores, ranks_from_titles
+from user_llm.evaluation.metrics import ranks_from_titles, refuse_nan
+from user_llm.evaluation.ranks import rank_labels
+from user_llm.evaluation.scores import ItemScores, Scores
 from user_llm.evaluation.users import context_of, inputs_of
 from user_llm.models.model import Model
 from user_llm.models.user_llm import UserLLM
@@ -34,8 +35,6 @@ from user_llm.training.objectives import Objective
 
 AnySource = TypeVar("AnySource", bound=Source)
 Beams = Callable[[Mapping[str, np.ndarray]], tuple[BeamResult, np.ndarray]]
-
-TOP = 10  # items kept of a ranking by scores
 
 _logger = logging.getLogger(__name__)
 
@@ -49,24 +48,25 @@ def rank_by_scores(
     label: str = "label/item",
     description: str = "ranking",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks `[n]` of the labels of all windows in `source` by `scores(batch) -> [B, I+1]`, and the `TOP` items.
+    """Ranks float64 `[n]` of the labels of all windows in `source` by `scores`, and the `TOP` items `[n, TOP]`.
 
-    `label` is the batch's entry with the right answers. Where these are not items (but categories, from
-    `label/answer`), nothing can be excluded.
+    A batch is ranked in blocks of items (`ranks.rank_labels`). `label` is the batch's entry with the right answers.
+    Where these are not items (but categories, from `label/answer`), nothing can be excluded.
 
     Args:
       exclude_seen: whether items that the user has met are no answer: those of `seen/item` where the batch has it, else
         of the history.
+
+    Raises:
+      UserError: a score is NaN.
     """
     ranks, items = [], []
     for batch, real in batches_of(source, batch_size, description):
-        values, seen = np.array(fetch(scores(batch)))[real], seen_items(batch)[real]
-        labels = batch[label][real]
-        ranks.append(ranks_from_scores(values, labels, seen if exclude_seen else None))
-        values[:, 0] = -np.inf
-        if exclude_seen:
-            np.put_along_axis(values, _but(seen, labels), -np.inf, axis=1)
-        items.append(best(values, TOP))
+        found = rank_labels(scores(batch), batch[label], seen_items(batch) if exclude_seen else None)
+        found_ranks, found_items, unordered = (fetch(x)[real] for x in found)
+        refuse_nan(unordered)
+        ranks.append(found_ranks.astype(np.float64))
+        items.append(found_items)
     return np.concatenate(ranks), np.concatenate(items)
 
 
@@ -116,21 +116,6 @@ def _open_counts(trie: CatalogueTrie, items: np.ndarray, excluded: np.ndarray) -
     excluded[:, 1:][excluded[:, 1:] == excluded[:, :-1]] = 0  # a history may hold an item twice
     closed = (canonical[items][:, :, None] == canonical[excluded][:, None, :]).sum(axis=2)
     return np.where(items > 0, group_size[items] - closed, 0)
-
-
-def best(scores: np.ndarray, count: int) -> np.ndarray:
-    """The `count` items `[n, count]` of each row of `scores` `[n, I+1]`, or all where these are fewer.
-
-    Best first, of a tie the lower; 0 behind the last answer (not -inf).
-    """
-    count = min(count, scores.shape[1])
-    last = np.partition(scores, -count, axis=1)[:, [-count]]
-    tied = scores == last
-    better = scores > last
-    among = better | (tied & (tied.cumsum(axis=1) <= count - better.sum(axis=1, keepdims=True)))
-    top = np.nonzero(among)[1].reshape(len(scores), count)  # lower items first
-    top = np.take_along_axis(top, np.argsort(-np.take_along_axis(scores, top, axis=1), axis=1, kind="stable"), axis=1)
-    return np.where(np.take_along_axis(scores, top, axis=1) > -np.inf, top, 0)
 
 
 def seen_items(batch: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -226,8 +211,8 @@ def user_llm_scores(
     `states` (see `rank_catalogue`) speed it up.
     """
     options = dict(eos_id=eos_id, with_context=with_context)
-    return lambda batch: _catalogue_scores(
-        model, trie, put_whole_batch(inputs_of(batch), model.mesh), states, **options
+    return lambda batch: ItemScores.dense(
+        _catalogue_scores(model, trie, put_whole_batch(inputs_of(batch), model.mesh), states, **options)
     )
 
 

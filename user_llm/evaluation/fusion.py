@@ -15,7 +15,7 @@ import numpy as np
 
 from user_llm.decoding.catalogue_trie import CatalogueTrie
 from user_llm.decoding.prior import of_items_left, open_log_prior, title_masses
-from user_llm.evaluation.baselines import Scores
+from user_llm.evaluation.scores import ItemScores, Scores
 
 LogPrior = Callable[[Mapping[str, np.ndarray], jax.Array], jax.Array]
 """A batch and the items `[B, E]` that are no answer → log-probabilities float32 `[B, I+1]`, -inf where closed."""
@@ -54,7 +54,7 @@ def log_prior(scores: Scores, untrained: Sequence[int], floor: float, *, within:
     unknown = np.zeros(max(items, int(ids.max(initial=0)) + 1), bool)
     unknown[ids] = True
     return lambda batch, excluded: _log_prior(
-        jnp.asarray(scores(batch)), excluded, unknown, jnp.float32(floor), within=within
+        jnp.asarray(scores(batch).all()), excluded, unknown, jnp.float32(floor), within=within
     )
 
 
@@ -70,14 +70,21 @@ def _log_prior(logits: jax.Array, excluded: jax.Array, untrained: jax.Array, flo
 
 
 def mean_of(first: Scores, second: Scores) -> Scores:
-    """The mean of two recommenders' log-probabilities over the whole catalogue."""
+    """The mean of two recommenders' log-probabilities over the whole catalogue, but for a constant of each user.
 
-    @jax.jit
-    def mean(*logits: jax.Array) -> jax.Array:
-        of_items = [jax.nn.log_softmax(values.at[:, 0].set(-jnp.inf), axis=-1)[:, 1:] for values in logits]
-        return jnp.pad(sum(of_items) / 2, ((0, 0), (1, 0)), constant_values=-jnp.inf)
+    That is the mean of their logits: no block has to know what all the others sum to.
+    """
 
-    return lambda batch: mean(jnp.asarray(first(batch)), jnp.asarray(second(batch)))
+    def mean(batch: Mapping[str, np.ndarray]) -> ItemScores:
+        both = first(batch), second(batch)
+
+        def block(first: int, count: int) -> jax.Array:
+            ours, theirs = (jnp.asarray(one.block(first, count)) for one in both)
+            return (ours + theirs) / 2
+
+        return ItemScores(both[0].width, block)
+
+    return mean
 
 
 def fused_scores(llm: Scores, prior: LogPrior, weight: float, trie: CatalogueTrie) -> Callable[..., jax.Array]:
@@ -89,7 +96,7 @@ def fused_scores(llm: Scores, prior: LogPrior, weight: float, trie: CatalogueTri
         masses, is_open = title_masses(trie, log_probs)[trie.title_of_item].T, log_probs > -jnp.inf
         return jnp.where(is_open, weight * titles + (1 - weight) * masses, -jnp.inf)
 
-    return lambda batch, excluded: mix(jnp.asarray(llm(batch)), prior(batch, excluded))
+    return lambda batch, excluded: mix(jnp.asarray(llm(batch).all()), prior(batch, excluded))
 
 
 def share_of(untrained: Sequence[int] | np.ndarray, labels: np.ndarray) -> float:

@@ -17,39 +17,8 @@ _FEW_VALUES = 1000
 _DRAWS_AT_ONCE = 2_000_000  # bounds the memory of a bootstrap to a few dozen MB
 
 
-def ranks_from_scores(scores: np.ndarray, labels: np.ndarray, excluded: np.ndarray | None = None) -> np.ndarray:
-    """Ranks of the labels among all items, pessimistic in ties.
-
-    Args:
-      scores: float `[n, I+1]`, higher is better. Column 0 is padding and ranks nowhere.
-      labels: int `[n]`, item ids from 1.
-      excluded: int `[n, E]`, items that are no answer for that row, 0-padded. A label stays rankable even where
-        it is among them (a user may come back to an item).
-
-    Returns:
-      float64 `[n]`: 1 + the number of other rankable items that score at least as high as the label.
-
-    Raises:
-      UserError: a score is NaN.
-      ValueError: a label is no column of `scores`.
-    """
-    rows = np.arange(len(labels))
-    if len(scores) != len(labels) or np.any((labels < 1) | (labels >= scores.shape[1])):
-        raise ValueError(
-            f"labels must be one item id from 1 to {scores.shape[1] - 1} for each of the {len(scores)} rows of scores; "
-            f"got {len(labels)} labels between {np.min(labels, initial=0)} and {np.max(labels, initial=0)}."
-        )
-    _refuse_nan(scores)
-    ahead = scores >= scores[rows, labels][:, None]
-    if excluded is not None:
-        ahead[rows[:, None], excluded] = False
-    ahead[:, 0] = False
-    ahead[rows, labels] = False
-    return 1.0 + ahead.sum(axis=1)
-
-
 def ranks_from_titles(titles: np.ndarray, scores: np.ndarray, counts: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Ranks of the labels among the titles that a beam search found: those of `ranks_from_scores`, had it found all.
+    """Ranks of the labels among the titles that a beam search found: those of `ranks.rank_labels`, had it found all.
 
     Args:
       titles: int `[n, J]`, in any order, each once.
@@ -64,18 +33,19 @@ def ranks_from_titles(titles: np.ndarray, scores: np.ndarray, counts: np.ndarray
     Raises:
       UserError: a score is NaN.
     """
-    _refuse_nan(scores)
+    refuse_nan(np.isnan(scores).any(axis=1))
     own = (titles == labels[:, None]) & (counts > 0)
     of_label = np.max(scores, axis=1, where=own, initial=-np.inf)
     ranks = np.sum(counts, axis=1, where=scores >= of_label[:, None])  # the label is one of these
     return np.where(own.any(axis=1), ranks.astype(np.float64), np.inf)
 
 
-def _refuse_nan(scores: np.ndarray) -> None:
-    unordered = np.flatnonzero(np.isnan(scores).any(axis=1))
-    if len(unordered):
+def refuse_nan(unordered: np.ndarray) -> None:
+    """Raises a UserError where bool `unordered` `[n]` says that a row of scores holds NaN."""
+    rows = np.flatnonzero(unordered)
+    if len(rows):
         raise UserError(
-            f"{len(unordered)} of {len(scores)} rows of scores hold NaN, the first in row {unordered[0]}: a NaN has no "
+            f"{len(rows)} of {len(unordered)} rows of scores hold NaN, the first in row {rows[0]}: a NaN has no "
             "rank. Look for a diverged training run, or a division by zero in the scores."
         )
 

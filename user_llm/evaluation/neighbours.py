@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import scipy.sparse as sparse
 
-from user_llm.evaluation.baselines import Scores
 from user_llm.evaluation.blocks import user_spans
 from user_llm.evaluation.places import Places
+from user_llm.evaluation.scores import ItemScores, Scores
 
 REACH = 10  # events after an item that count as following it
 NEIGHBOURS = 200  # kept of an item
@@ -74,14 +74,20 @@ def neighbour_scores(matrix: sparse.csr_array, counts: np.ndarray, *, decay: flo
     """
     popularity = 1e-6 * counts / max(counts.max(), 1)
 
-    def scores(batch: Mapping[str, np.ndarray]) -> np.ndarray:
+    def scores(batch: Mapping[str, np.ndarray]) -> ItemScores:
         history = batch["history/item"]
         rows, slots = np.nonzero(history)
         weights = decay ** (history.shape[1] - 1 - slots)
         events = sparse.coo_array((weights, (rows, history[rows, slots])), shape=(len(history), len(counts)))
-        found = (events.tocsr() @ matrix).toarray() + popularity
-        found[:, 0] = -np.inf
-        return found
+        found = (events.tocsr() @ matrix).tocsc()  # as sparse as the histories' neighbours
+
+        def block(first: int, count: int) -> np.ndarray:
+            values = found[:, first : first + count].toarray() + popularity[first : first + count]
+            if first == 0:
+                values[:, 0] = -np.inf
+            return values
+
+        return ItemScores(len(counts), block)
 
     return scores
 

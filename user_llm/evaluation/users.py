@@ -1,12 +1,14 @@
 """What models read of users: their events, or the embeddings that these became before and that are kept."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from user_llm.evaluation.baselines import Scores
+from user_llm.evaluation.scores import ItemScores, Scores
 from user_llm.models.model import Model
 from user_llm.models.user_llm import UserLLM
 from user_llm.parallel.mesh import put_whole_batch
@@ -61,27 +63,28 @@ def encoder_queries(model: Model) -> Callable[[Batch], jax.Array]:
     return lambda batch: _queries(model, _history_of(batch, model))
 
 
-@jax.jit
-def _logits(model: Model, history: Mapping[str, jax.Array]) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="count")
+def _query_logits(model: Model, query: jax.Array, first: np.int32, *, count: int) -> jax.Array:
     encoder: Any = model.module()
-    return encoder.query_logits(encoder.query(history, history["item"] > 0))
-
-
-@jax.jit
-def _query_logits(model: Model, query: jax.Array) -> jax.Array:
-    encoder: Any = model.module()
-    return encoder.query_logits(query)
+    if count >= encoder.num_answers:
+        return encoder.query_logits(query)
+    # Behind the last one, that again: no block has a shape of its own.
+    return encoder.query_logits(query, jnp.minimum(first + jnp.arange(count), encoder.num_answers - 1))
 
 
 def encoder_scores(model: Model) -> Scores:
-    """The encoder alone, whichever it is, as a recommender: `batch -> [B, I+1]`.
+    """The encoder alone, whichever it is, as a recommender of the items: float32 on the device.
 
-    A dual encoder that has learnt categories scores these, `[B, C+1]`.
+    A dual encoder that has learnt categories scores these, C + 1 with the padding.
     """
+    encoder: Any = model.module()
+    width = encoder.num_answers
 
-    def scores(batch: Batch) -> jax.Array:
+    def scores(batch: Batch) -> ItemScores:
         if "user/query" in batch:
-            return _query_logits(model, put_whole_batch({"query": batch["user/query"]}, model.mesh)["query"])
-        return _logits(model, _history_of(batch, model))
+            query = put_whole_batch({"query": batch["user/query"]}, model.mesh)["query"]
+        else:
+            query = _queries(model, _history_of(batch, model))
+        return ItemScores(width, lambda first, count: _query_logits(model, query, np.int32(first), count=count))
 
     return scores

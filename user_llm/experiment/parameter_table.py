@@ -16,6 +16,7 @@ from user_llm.models.parameters import Shaped
 from user_llm.parallel.processes import is_lead
 from user_llm.parallel.rules import partition_spec
 from user_llm.training.cross_entropy import logits_bytes
+from user_llm.training.optimizer import is_table
 from user_llm.training.trainable import trainable
 
 _MIN_WIDTH = 100  # columns; a narrower table would cut numbers
@@ -48,7 +49,10 @@ def print_parameter_table(
         dtype = jnp.dtype(config.compute.param_dtype if trains[path] else config.compute.frozen_dtype)
         held = math.prod(shape.shape) // cut * dtype.itemsize
         counts = [math.prod(shape.shape), trains[path] * math.prod(shape.shape)]
-        rows[stage.component(path)] += [*counts, held, trains[path] * held, trains[path] * 2 * held]
+        state = 2 * held
+        if config.training[stage.name].tables == "rowwise" and is_table(axes[path]):
+            state = 4 * shape.shape[0] // (mesh.shape[spec[0]] if spec[0] else 1)
+        rows[stage.component(path)] += [*counts, held, trains[path] * held, trains[path] * state]
     rows["total"] = sum(rows.values(), start=np.zeros(len(_HEADINGS), np.int64))
     devices = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     strategy = f", strategy {config.strategy}" if stage.name == "user_llm" else ""

@@ -24,11 +24,12 @@ from user_llm.data.pipeline import TrainSource
 from user_llm.data.targets import SeveralTargets
 from user_llm.data.windows import Windows
 from user_llm.evaluation import leaks
-from user_llm.evaluation.baselines import Scores, category_popularity_scores, popularity_scores
+from user_llm.evaluation.baselines import category_popularity_scores, popularity_scores
 from user_llm.evaluation.blocks import label_blocks
 from user_llm.evaluation.evaluator import Subset, rank_by_scores
 from user_llm.evaluation.leaks import Finding, leak, noteworthy
 from user_llm.evaluation.places import Places
+from user_llm.evaluation.scores import Scores
 from user_llm.experiment.experiment import Experiment
 from user_llm.experiment.prepare import prepare
 from user_llm.experiment.seal import check_kept

@@ -13,7 +13,7 @@ from user_llm.models.event_embedding import FeatureEmbeddings
 from user_llm.models.layers import cast, fan_in, lookup, parameter
 from user_llm.models.linear import linear
 from user_llm.models.perceiver import Perceiver, PerceiverConfig
-from user_llm.models.user_encoder import EncoderConfig, History, HistoryTransformer, both_ways
+from user_llm.models.user_encoder import EncoderConfig, History, HistoryTransformer, both_ways, without_padding
 
 LABELS = ("item", "category")
 
@@ -160,11 +160,19 @@ class DualEncoder(nnx.Module):
         """[..., U] of label ids int [...]: of items, or of categories with `label="category"`."""
         return self.label_tower(labels)
 
-    def query_logits(self, query: jax.Array) -> jax.Array:
-        """float32 [B, V], the logits of the next item, or of its category (`label`); -inf for padding 0."""
-        labels = self.label_vectors(jnp.arange(self.label_tower.table(self.config.label).shape[0]))
-        logits = jnp.einsum("BU,VU->BV", query, labels, preferred_element_type=jnp.float32)
-        return logits.at[:, 0].set(-jnp.inf)
+    @property
+    def num_answers(self) -> int:
+        """Items or categories (`label`), and the padding 0."""
+        return self.label_tower.table(self.config.label).shape[0]
+
+    def query_logits(self, query: jax.Array, answers: jax.Array | None = None) -> jax.Array:
+        """float32 [B, V], the logits of the next item, or of its category (`label`), or of some `answers` int [V].
+
+        -inf for padding 0.
+        """
+        vectors = self.label_vectors(jnp.arange(self.num_answers) if answers is None else answers)
+        logits = jnp.einsum("BU,VU->BV", query, vectors, preferred_element_type=jnp.float32)
+        return without_padding(logits, answers)
 
 
 def _unit(x: jax.Array) -> jax.Array:

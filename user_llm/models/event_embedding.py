@@ -59,9 +59,9 @@ class FeatureEmbeddings(nnx.Module):
             raise ValueError(f"This encoder has no feature {feature!r}; it has {self.features}.")
         return getattr(self, f"{feature}_VU")
 
-    def vectors(self, feature: str) -> jax.Array:
-        """[V, U]: what a feature's classes are embedded as."""
-        return self.table(feature)[...]
+    def vectors(self, feature: str, ids: jax.Array | None = None) -> jax.Array:
+        """[V, U]: what a feature's classes are embedded as; or [..., U], of the `ids` int [...] alone."""
+        return _rows(self.table(feature), ids)
 
     def embed(self, feature: str, history: Mapping[str, jax.Array]) -> jax.Array:
         """[..., U]: one feature of the events given as `item` and (where it is a feature) `rating`, int [...]."""
@@ -121,11 +121,11 @@ class EventEmbedding(FeatureEmbeddings):
             self.projection_EU = parameter(rngs, identities, shape, ("feature", "user"), param_dtype)
         self.norm = RMSNorm(width, epsilon=1e-6, param_dtype=param_dtype, rngs=rngs)
 
-    def vectors(self, feature: str) -> jax.Array:
+    def vectors(self, feature: str, ids: jax.Array | None = None) -> jax.Array:
         """See `FeatureEmbeddings`; an item's with what its name gives, where the encoder reads it."""
         if feature != "item" or not self.item_text:
-            return super().vectors(feature)
-        return self.table("item")[...] + linear(self.item_text_IE[...], self.text_EU[...])
+            return super().vectors(feature, ids)
+        return _rows(self.table("item"), ids) + linear(_rows(self.item_text_IE, ids), self.text_EU[...])
 
     def embed(self, feature: str, history: Mapping[str, jax.Array]) -> jax.Array:
         """See `FeatureEmbeddings`."""
@@ -140,3 +140,8 @@ class EventEmbedding(FeatureEmbeddings):
         if len(self.features) > 1:
             x = linear(x, cast(self.projection_EU, self.dtype))
         return self.norm(x)
+
+
+def _rows(table: nnx.Param, ids: jax.Array | None) -> jax.Array:
+    """[V, U], or [..., U] of `ids` int [...]: its gradient is that of these rows, added at their places."""
+    return table[...] if ids is None else jnp.take(shard(table[...], ANY, None), ids, axis=0, mode="fill")

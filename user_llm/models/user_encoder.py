@@ -41,8 +41,16 @@ class UserEncoder(Protocol):
         """[B, Q]: what the users are looking for, as the encoder alone has it."""
         ...
 
-    def query_logits(self, query: jax.Array) -> jax.Array:
-        """float32 [B, I + 1], the logits of each next item (of a dual encoder that has learnt them: category)."""
+    @property
+    def num_answers(self) -> int:
+        """I + 1, the columns of all `query_logits`."""
+        ...
+
+    def query_logits(self, query: jax.Array, answers: jax.Array | None = None) -> jax.Array:
+        """float32 [B, I + 1], the logits of each next item (of a dual encoder that has learnt them: category).
+
+        Or [B, V], those of the `answers` int [V] alone. -inf for the padding 0.
+        """
         ...
 
     def drop_pretraining(self) -> None:
@@ -96,6 +104,11 @@ class EncoderConfig:
 def both_ways(mask: jax.Array) -> jax.Array:
     """bool [B, S, S]: every slot sees every event, before and after it (`causal_mask` is the other choice)."""
     return jnp.broadcast_to(mask[:, None, :], (*mask.shape, mask.shape[-1]))
+
+
+def without_padding(logits: jax.Array, classes: jax.Array | None) -> jax.Array:
+    """`logits` [..., V] of all classes, or of the `classes` int [V], with -inf for class 0."""
+    return logits.at[..., 0].set(-jnp.inf) if classes is None else jnp.where(classes == 0, -jnp.inf, logits)
 
 
 class Packing(NamedTuple):
@@ -233,9 +246,9 @@ class EventEncoder(HistoryTransformer):
             raise ValueError(f"An encoder of {self.config.features} has item states behind its heads only.")
         return self.final_norm(self.embedding.embed("item", {"item": items}))
 
-    def feature_table(self, feature: str) -> jax.Array:
-        """[V, U]: the feature's embeddings, which are also its softmax weights."""
-        return self.embedding.vectors(feature)
+    def feature_table(self, feature: str, ids: jax.Array | None = None) -> jax.Array:
+        """[V, U]: the feature's embeddings, which are also its softmax weights; [..., U] of `ids` int [...] alone."""
+        return self.embedding.vectors(feature, ids)
 
     def feature_hidden(self, embeddings: jax.Array, feature: str) -> jax.Array:
         """User embeddings [..., U] projected back to a feature's space: times its tableᵀ they are logits."""
@@ -244,13 +257,20 @@ class EventEncoder(HistoryTransformer):
             return embeddings
         return linear(embeddings, cast(getattr(self, f"{feature}_head_UU"), self.config.dtype))
 
-    def query_logits(self, query: jax.Array) -> jax.Array:
-        """float32 [B, I + 1], the logits of the item that comes next; -inf for the padding item 0."""
-        return self.item_logits(query)
+    @property
+    def num_answers(self) -> int:
+        """I + 1: the items and the padding item 0."""
+        return self.embedding.table("item").shape[0]
 
-    def item_logits(self, embeddings: jax.Array) -> jax.Array:
-        """float32 [..., I + 1], an item's logits at the event of each embedding; -inf for the padding item 0."""
-        table = self.feature_table("item").astype(self.config.dtype)
+    def query_logits(self, query: jax.Array, answers: jax.Array | None = None) -> jax.Array:
+        """float32 [B, I + 1], the logits of the item that comes next, or of some `answers`; see `UserEncoder`."""
+        return self.item_logits(query, answers)
+
+    def item_logits(self, embeddings: jax.Array, items: jax.Array | None = None) -> jax.Array:
+        """float32 [..., I + 1], an item's logits at the event of each embedding; -inf for the padding item 0.
+
+        Or [..., V], those of the `items` int [V] alone.
+        """
+        table = self.feature_table("item", items).astype(self.config.dtype)
         hidden = self.feature_hidden(embeddings, "item")
-        logits = jnp.einsum("...U,VU->...V", hidden, table, preferred_element_type=jnp.float32)
-        return logits.at[..., 0].set(-jnp.inf)
+        return without_padding(jnp.einsum("...U,VU->...V", hidden, table, preferred_element_type=jnp.float32), items)

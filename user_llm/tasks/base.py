@@ -17,8 +17,8 @@ from user_llm.data.windows import Windows
 from user_llm.decoding.catalogue_trie import CatalogueTrie
 from user_llm.decoding.text_states import TextStates
 from user_llm.errors import UserError
-from user_llm.evaluation.evaluator import best
 from user_llm.evaluation.fusion import Fusion
+from user_llm.evaluation.ranks import best
 from user_llm.evaluation.text_metrics import recall_of_names
 from user_llm.models.model import Model
 

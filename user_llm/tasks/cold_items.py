@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from user_llm.evaluation.baselines import Scores
 from user_llm.evaluation.evaluator import rank_by_scores
 from user_llm.evaluation.fusion import LogPrior
 from user_llm.evaluation.metrics import ranking_metrics
+from user_llm.evaluation.scores import ItemScores, Scores
 from user_llm.models.model import Model
 from user_llm.tasks.base import Study
 from user_llm.tasks.fused_items import Ranks, fit, mix_of, rank_items
@@ -59,7 +60,20 @@ def _llm_rows(study: Study, task: str, trained: Mapping[str, Model], left: np.nd
 
 def _among(scores: Scores, left: np.ndarray | None) -> Scores:
     """Scores of these items alone."""
-    return scores if left is None else lambda batch: jnp.where(left, jnp.asarray(scores(batch)), -jnp.inf)
+    if left is None:
+        return scores
+
+    def among(batch: Mapping[str, np.ndarray]) -> ItemScores:
+        every = scores(batch)
+
+        def block(first: int, count: int) -> jax.Array:
+            values = jnp.asarray(every.block(first, count))
+            items = np.minimum(first + np.arange(values.shape[1]), len(left) - 1)  # a block may go on behind the last
+            return jnp.where(left[items], values, -jnp.inf)
+
+        return ItemScores(every.width, block)
+
+    return among
 
 
 def _only(prior: LogPrior, left: np.ndarray | None) -> LogPrior:

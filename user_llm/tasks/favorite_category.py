@@ -130,7 +130,7 @@ class FavoriteCategory(Task):
         """The likeliest categories, by the probability of every category's name."""
         names = study.catalogue.category_names
         scores = self._scores(study, model, with_context=True)
-        return lambda batch: best_answers(names, np.asarray(fetch(scores(batch))), k)
+        return lambda batch: best_answers(names, np.asarray(fetch(scores(batch).all())), k)
 
     def _with_favorite(self, study: Study) -> tuple[Subset, int]:
         """Test users with a favourite category, and how many of them have none."""

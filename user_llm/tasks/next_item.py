@@ -10,7 +10,7 @@ import numpy as np
 from user_llm.data.answers import NameAnswers
 from user_llm.data.prompts import Piece, Wording
 from user_llm.errors import UserError
-from user_llm.evaluation.baselines import Scores, category_popularity_scores, popularity_scores
+from user_llm.evaluation.baselines import category_popularity_scores, popularity_scores
 from user_llm.evaluation.blocks import label_blocks
 from user_llm.evaluation.evaluator import Subset, rank_by_beams, rank_by_scores, seen_items, user_llm_scores
 from user_llm.evaluation.fusion import LogPrior, fused_scores, mean_of
@@ -18,6 +18,7 @@ from user_llm.evaluation.metrics import ranking_metrics
 from user_llm.evaluation.neighbours import followers, neighbour_scores, similar_items
 from user_llm.evaluation.places import Places
 from user_llm.evaluation.report import ranking_predictions
+from user_llm.evaluation.scores import Scores
 from user_llm.evaluation.users import encoder_scores
 from user_llm.models.model import Model
 from user_llm.parallel.processes import fetch
@@ -189,7 +190,7 @@ class NextItem(Task):
         titles, left = study.catalogue.titles, np.asarray(study.answer_trie(self.name).group_size) > 0
 
         def ask(batch: Batch) -> list[list[Answer]]:
-            values = np.array(jax.nn.log_softmax(fetch(scores(batch)), axis=-1))
+            values = np.array(jax.nn.log_softmax(fetch(scores(batch).all()), axis=-1))
             new = len(left) - values.shape[1]  # items that came later, of which it knows nothing
             values = np.pad(values, ((0, 0), (0, new)), constant_values=-np.inf)
             values[:, ~left] = -np.inf
@@ -223,7 +224,7 @@ class NextItem(Task):
 
         def ask(batch: Batch) -> list[list[Answer]]:
             closed = seen_items(batch)
-            values = np.array(fetch(scores(batch) if mix is None else mix(batch, closed)))
+            values = np.array(fetch(scores(batch).all() if mix is None else mix(batch, closed)))
             items = np.broadcast_to(np.arange(values.shape[1]), values.shape)
             # A title stands for its open items, under the lowest of them; all others are no answer of their own.
             values[np.asarray(trie.open_items(items, closed)) != items] = -np.inf

@@ -8,9 +8,9 @@ import numpy as np
 from user_llm.data.pipeline import Source
 from user_llm.encoders import ENCODERS
 from user_llm.errors import UserError
-from user_llm.evaluation.baselines import Scores
 from user_llm.evaluation.evaluator import ShuffledContexts
 from user_llm.evaluation.metrics import compare, summarise
+from user_llm.evaluation.scores import Scores
 from user_llm.evaluation.users import encoder_scores
 from user_llm.models.model import Model
 from user_llm.tasks.base import Batch, Study

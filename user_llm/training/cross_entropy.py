@@ -22,7 +22,8 @@ import jax
 import jax.numpy as jnp
 
 from user_llm.models import attention
-from user_llm.models.sharding import ANY, batch_shards, shard
+from user_llm.models.sharding import ANY, shard
+from user_llm.training.softmax_rows import RowChunks, matmul, num_chunks, row_products
 
 
 def chunked_cross_entropy(
@@ -113,7 +114,7 @@ def logits_bytes(rows: int, classes: int, chunk_rows: int) -> int:
 
     These are float32 logits `[R, classes]` and as many exponentials, for the R rows of a chunk.
     """
-    return 8 * -(-rows // _num_chunks(rows, chunk_rows)) * classes
+    return 8 * -(-rows // num_chunks(rows, chunk_rows)) * classes
 
 
 def _loss_and_weight(options, hidden, table, targets, shares, weights, bias):
@@ -145,16 +146,16 @@ def _cross_entropy(chunk_rows, first_class, cap, hidden, table, targets, shares,
     """
     table = table.astype(hidden.dtype)
 
-    chunks = _Chunks(weights, chunk_rows)
+    chunks = RowChunks(weights, chunk_rows)
     hidden_chunks = chunks.split(hidden)
 
     def log_partition(index, log_partitions):
-        logits = _capped(_matmul("ru,vu->rv", hidden_chunks[index], table), cap)
+        logits = _capped(matmul("ru,vu->rv", hidden_chunks[index], table), cap)
         return log_partitions.at[index].set(_softmax_parts(logits, first_class, bias)[0])
 
     def target_logits(total, column):
         targets, shares = column
-        logits = _capped(_row_products(hidden, table[targets]), cap)
+        logits = _capped(row_products(hidden, table[targets]), cap)
         return total + shares * _biased(logits, targets, weights, bias), None
 
     log_partitions = jax.lax.fori_loop(0, chunks.used, log_partition, jnp.zeros(hidden_chunks.shape[:2]))
@@ -164,33 +165,33 @@ def _cross_entropy(chunk_rows, first_class, cap, hidden, table, targets, shares,
 
 def _forward(chunk_rows, first_class, cap, hidden, table, targets, shares, weights, bias):
     cast_table = table.astype(hidden.dtype)
-    chunks = _Chunks(weights, chunk_rows)
+    chunks = RowChunks(weights, chunk_rows)
     hidden_chunks, weight_chunks = chunks.split(hidden), chunks.split(weights)
 
     def softmax_gradients(index, carry):
         d_table, log_partitions, d_hiddens = carry
         hidden, weights = hidden_chunks[index], weight_chunks[index]
-        logits = _capped(_matmul("ru,vu->rv", hidden, cast_table), cap)
+        logits = _capped(matmul("ru,vu->rv", hidden, cast_table), cap)
         log_partition, exponentials, partition = _softmax_parts(logits, first_class, bias)
         scale = (weights / partition)[:, None]
         exponentials = (exponentials * _slope(logits, cap)).astype(hidden.dtype)
-        d_hidden = scale * _matmul("rv,vu->ru", exponentials, cast_table)
-        d_table += _matmul("rv,ru->vu", exponentials, (scale * hidden).astype(hidden.dtype))
+        d_hidden = scale * matmul("rv,vu->ru", exponentials, cast_table)
+        d_table = chunks.add_products(d_table, exponentials, (scale * hidden).astype(hidden.dtype))
         return d_table, log_partitions.at[index].set(log_partition), d_hiddens.at[index].set(d_hidden)
 
     def target_gradients(carry, column):
         chosen, d_hidden, d_table = carry
         targets, shares = column
         target_rows = cast_table[targets]
-        logits = _capped(_row_products(hidden, target_rows), cap)
+        logits = _capped(row_products(hidden, target_rows), cap)
         share = (weights * shares * _slope(logits, cap))[:, None]
         chosen = chosen + shares * _biased(logits, targets, weights, bias)
         return (chosen, d_hidden - share * target_rows, d_table.at[targets].add(-share * hidden)), None
 
-    zeros = (jnp.zeros(x.shape, jnp.float32) for x in (table, weight_chunks, hidden_chunks))
-    d_table, *parts = jax.lax.fori_loop(0, chunks.used, softmax_gradients, tuple(zeros))
+    zeros = (jnp.zeros(x.shape, jnp.float32) for x in (weight_chunks, hidden_chunks))
+    d_tables, *parts = jax.lax.fori_loop(0, chunks.used, softmax_gradients, (chunks.no_products(*table.shape), *zeros))
     log_partitions, d_hidden = (chunks.join(part) for part in parts)
-    carry = jnp.zeros_like(weights), d_hidden, d_table
+    carry = jnp.zeros_like(weights), d_hidden, d_tables.sum(axis=0)
     (chosen, d_hidden, d_table), _ = jax.lax.scan(target_gradients, carry, (targets, shares))
     loss = jnp.sum(weights * (log_partitions - chosen))
     return loss, (d_hidden.astype(hidden.dtype), d_table.astype(table.dtype))
@@ -231,57 +232,3 @@ def _capped(logits, cap):
 def _slope(capped_logits, cap):
     """The derivative of `_capped`, from its value."""
     return 1.0 if cap is None else 1.0 - jnp.square(capped_logits / cap)
-
-
-def _row_products(a, b):
-    return jnp.sum(a.astype(jnp.float32) * b.astype(jnp.float32), axis=-1)
-
-
-def _matmul(subscripts, a, b):
-    return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
-
-
-def _num_chunks(total, chunk_rows):
-    fewest = -(-total // chunk_rows)
-    # Prefer a few more chunks that divide the rows evenly to padding, which would reshard a sharded row axis.
-    return next((n for n in range(fewest, 2 * fewest) if total % n == 0), fewest)
-
-
-class _Chunks:
-    """Rows [M, ...] as chunks [chunks, R, ...], R <= `chunk_rows`: first those that have a weight, zeros at the end.
-
-    Rows stay on their device: each of D shards has its own first ones in the first chunk, and so on. `used` chunks
-    (traced) hold all that have a weight.
-    """
-
-    def __init__(self, weights, chunk_rows):
-        self._rows, self._chunks = len(weights), _num_chunks(len(weights), chunk_rows)
-        self._padding = -self._rows % self._chunks
-        size = (self._rows + self._padding) // self._chunks
-        shards = batch_shards(weights)
-        self._shards = 1 if self._padding or size % shards else shards
-        empty = self._padded(weights).reshape(self._shards, -1) == 0
-        self._order = jnp.argsort(empty, axis=1, stable=True)
-        self._place = jnp.argsort(self._order, axis=1)
-        fullest = jnp.max(jnp.sum(~empty, axis=1))
-        self.used = -(-fullest // (size // self._shards))
-
-    def split(self, rows):
-        """[M, ...] -> [chunks, R, ...]."""
-        rows = self._take(self._padded(rows), self._order)
-        rows = rows.reshape(self._shards, self._chunks, -1, *rows.shape[1:]).swapaxes(0, 1)
-        return rows.reshape(self._chunks, -1, *rows.shape[3:])
-
-    def join(self, chunks):
-        """Undoes `split`."""
-        rows = chunks.reshape(self._chunks, self._shards, -1, *chunks.shape[2:]).swapaxes(0, 1)
-        return self._take(rows.reshape(-1, *rows.shape[3:]), self._place)[: self._rows]
-
-    def _padded(self, rows):
-        return jnp.pad(rows, ((0, self._padding),) + ((0, 0),) * (rows.ndim - 1)) if self._padding else rows
-
-    def _take(self, rows, places):
-        """Rows of each shard, at these of its places [D, M / D]."""
-        split = rows.reshape(*places.shape, *rows.shape[1:])
-        places = places.reshape(*places.shape, *(1,) * (rows.ndim - 1))
-        return jnp.take_along_axis(split, places, axis=1).reshape(rows.shape)

@@ -6,7 +6,7 @@ A metric is a pair (sum, weight) too.
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +15,17 @@ from flax import nnx
 
 from user_llm.errors import UserError
 from user_llm.models.language_model import causal_mask
+from user_llm.models.sharding import shard
 from user_llm.models.user_encoder import Packing
 from user_llm.training.cross_entropy import chunked_cross_entropy, soft_cross_entropy
 from user_llm.training.distillation import Taught, Teacher
+from user_llm.training.sampled_softmax import sampled_cross_entropy
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 Objective = Callable[[nnx.Module, Batch, jax.Array | None], tuple[jax.Array, jax.Array, Metrics]]
+Draw = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+"""A key → items int32 `[K]`, and the log of the chance of each: `negatives.Negatives.draw`."""
 
 
 def history(batch: Batch) -> tuple[dict[str, jax.Array], jax.Array]:
@@ -35,31 +39,38 @@ def next_event(batch: Batch, feature: str) -> jax.Array:
     return jnp.concatenate([batch[f"history/{feature}"][:, 1:], batch[f"label/{feature}"][:, None]], axis=1)
 
 
-def autoregressive_objective(chunk_rows: int, dropped: np.ndarray | None = None) -> Objective:
+def autoregressive_objective(chunk_rows: int, dropped: np.ndarray | None = None, draw: Draw | None = None) -> Objective:
     """Next-event prediction at every position, one tied softmax a feature (paper 3.1).
 
     Histories may share rows (`data.packing`). Items where bool `dropped` [I + 1] are no class of their softmax.
+    With `draw` the softmax of the items is over what it draws (`sampled_softmax.py`): in training from the key, so that
+    a step always draws the same; without a key always the same for all batches.
     """
 
     def objective(model, batch: Batch, key: jax.Array | None):
+        drawn, key = _drawn(draw, key)
+        items = ItemClasses(dropped, drawn)
         features, mask = history(batch)
         if "history/user" in batch:
             embeddings = model(features, mask, packing=Packing(batch["history/user"], batch["history/age"]), key=key)
             targets = {feature: batch[f"target/{feature}"] for feature in ("item", "rating")}
-            return _event_loss(model, embeddings, targets, mask.astype(jnp.float32), chunk_rows, dropped)
+            return _event_loss(model, embeddings, targets, mask.astype(jnp.float32), chunk_rows, items)
         embeddings = model(features, mask, key=key)
         weights = _example_weights(batch)[:, None] * mask
         targets = {feature: next_event(batch, feature) for feature in ("item", "rating")}
-        return _event_loss(model, embeddings, targets, weights, chunk_rows, dropped)
+        return _event_loss(model, embeddings, targets, weights, chunk_rows, items)
 
     return objective
 
 
-def masked_objective(chunk_rows: int, mask_rate: float, dropped: np.ndarray | None = None) -> Objective:
+def masked_objective(
+    chunk_rows: int, mask_rate: float, dropped: np.ndarray | None = None, draw: Draw | None = None
+) -> Objective:
     """Filling in masked events (Sun et al. 2019) of the newest S of the history and its label.
 
     In training `max(1, round(mask_rate * events))` random events of each row are masked, drawn from the key, so
-    that a step always masks the same. Without a key the label is, which is what the model is for.
+    that a step always masks the same. Without a key the label is, which is what the model is for. `dropped` and
+    `draw` are those of `autoregressive_objective`.
 
     Raises:
       UserError: a rate outside (0, 1].
@@ -68,6 +79,7 @@ def masked_objective(chunk_rows: int, mask_rate: float, dropped: np.ndarray | No
         raise UserError(f"mask_rate is the share of events to mask, above 0 and at most 1, got {mask_rate}.")
 
     def objective(model, batch: Batch, key: jax.Array | None):
+        drawn, key = _drawn(draw, key)
         events = {feature: next_event(batch, feature) for feature in ("item", "rating")}
         mask = events["item"] > 0
         length = mask.shape[1]
@@ -85,12 +97,42 @@ def masked_objective(chunk_rows: int, mask_rate: float, dropped: np.ndarray | No
         embeddings = model(events, mask, masked=masked, key=dropout_key)
         targets = {feature: jnp.take_along_axis(ids, slots, axis=1) for feature, ids in events.items()}
         embeddings = jnp.take_along_axis(embeddings, slots[..., None], axis=1)
-        return _event_loss(model, embeddings, targets, _example_weights(batch)[:, None] * chosen, chunk_rows, dropped)
+        weights = _example_weights(batch)[:, None] * chosen
+        return _event_loss(model, embeddings, targets, weights, chunk_rows, ItemClasses(dropped, drawn))
 
     return objective
 
 
-def _event_loss(model, embeddings, targets, weights, chunk_rows: int, dropped: np.ndarray | None):
+class ItemClasses(NamedTuple):
+    """Which items the softmax of a step is over: all but those `dropped`, bool [I + 1], or what was `drawn`."""
+
+    dropped: np.ndarray | None
+    drawn: tuple[jax.Array, jax.Array] | None
+
+    def cross_entropy(self, model, hidden, targets, weights, chunk_rows: int) -> tuple[jax.Array, jax.Array]:
+        """The sums of losses and weights of `targets` int [...], at `hidden` [..., U]."""
+        if self.drawn is not None:
+            negatives, log_probabilities = self.drawn
+            rows = shard(model.feature_table("item", targets), "batch", ...)
+            classes = rows, model.feature_table("item", negatives), targets, negatives, log_probabilities
+            return sampled_cross_entropy(hidden, *classes, weights, chunk_rows=chunk_rows)
+        options: dict[str, Any] = dict(chunk_rows=chunk_rows, first_class=1)
+        if self.dropped is not None:
+            options["class_bias"] = jnp.where(self.dropped, -jnp.inf, 0.0)
+        return chunked_cross_entropy(hidden, model.feature_table("item"), targets, weights, **options)
+
+
+def _drawn(draw: Draw | None, key: jax.Array | None) -> tuple[tuple[jax.Array, jax.Array] | None, jax.Array | None]:
+    """What is drawn, if anything is, and the key that is left for dropout."""
+    if draw is None:
+        return None, key
+    if key is None:
+        return draw(jax.random.key(0)), None
+    key, own = jax.random.split(key)
+    return draw(own), key
+
+
+def _event_loss(model, embeddings, targets, weights, chunk_rows: int, items: ItemClasses):
     """The sum over features of the tied softmaxes' losses at `embeddings` `[..., U]` with `weights` `[...]`.
 
     `targets`: `item` and `rating`, int `[...]`. The weight is the number of events, whether an item has a category
@@ -98,15 +140,17 @@ def _event_loss(model, embeddings, targets, weights, chunk_rows: int, dropped: n
     """
     metrics: Metrics = {}
     for feature in model.config.features:
-        hidden, table = model.feature_hidden(embeddings, feature), model.feature_table(feature)
+        hidden = model.feature_hidden(embeddings, feature)
+        if feature == "item":
+            metrics["loss/item"] = items.cross_entropy(model, hidden, targets["item"], weights, chunk_rows)
+            continue
+        of_feature = dict(table=model.feature_table(feature), weights=weights, chunk_rows=chunk_rows)
         if feature == "category":
             sets = jnp.take(model.embedding.item_categories[...], targets["item"], axis=0)
-            metrics["loss/category"] = soft_cross_entropy(hidden, table, sets, weights, chunk_rows=chunk_rows)
+            metrics["loss/category"] = soft_cross_entropy(hidden, targets=sets, **of_feature)
         else:
-            options: dict[str, Any] = dict(chunk_rows=chunk_rows, first_class=1)
-            if feature == "item" and dropped is not None:
-                options["class_bias"] = jnp.where(dropped, -jnp.inf, 0.0)
-            metrics[f"loss/{feature}"] = chunked_cross_entropy(hidden, table, targets[feature], weights, **options)
+            ratings = targets["rating"]
+            metrics["loss/rating"] = chunked_cross_entropy(hidden, targets=ratings, first_class=1, **of_feature)
     loss, weight = sum(total for total, _ in metrics.values()), weights.sum()
     return loss, weight, {"loss": (loss, weight), **metrics}
 

@@ -1,11 +1,14 @@
-"""AdamW with linear warm-up, cosine decay and clipping (paper appendix C)."""
+"""AdamW with linear warm-up, cosine decay and clipping (paper appendix C); tables may be moved row by row."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
+
+_B2 = 0.98  # what a step leaves of the second moments
 
 
 def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
@@ -32,6 +35,48 @@ def decayed(axes: Mapping[str, Sequence[str | None]]) -> dict[str, bool]:
     return {path: is_matrix(path, names) for path, names in axes.items()}
 
 
+def is_table(axes: Sequence[str | None]) -> bool:
+    """Whether a parameter with these logical axes is a table [V, U], a row an item or a piece of text."""
+    return len(axes) == 2 and axes[0] in ("items", "vocab")
+
+
+class RowMoments(NamedTuple):
+    """Steps so far, and path → float32 [V]: of each row the mean of its squared gradients."""
+
+    steps: jax.Array
+    squares: dict[str, jax.Array]
+
+
+def scale_by_row_moments(b2: float = _B2, eps: float = 1e-8) -> optax.GradientTransformation:
+    """Divides the gradient of each row of tables [V, U] by its root mean square over the row and the steps.
+
+    Of Adam that is the second moment, one float a row in place of one a number, without the first: as much as momentum
+    spreads over ten steps is moved in one (DLRM's row-wise AdaGrad, Naumov et al. 2019, with Adam's decay). What Adam
+    holds twice the table for takes V floats, which lie on the devices as the rows do.
+    """
+
+    def init(tables) -> RowMoments:
+        # Of a column, so that it is cut over devices as the rows are.
+        return RowMoments(
+            jnp.zeros((), jnp.int32), jax.tree.map(lambda x: jnp.zeros_like(x[:, 0], jnp.float32), tables)
+        )
+
+    def update(gradients, state: RowMoments, tables=None):
+        del tables
+        count = optax.safe_increment(state.steps)
+
+        def moment(gradient, nu):
+            return b2 * nu + (1 - b2) * jnp.mean(jnp.square(gradient.astype(jnp.float32)), axis=1)
+
+        def scaled(gradient, nu):
+            return (gradient / (jnp.sqrt(nu / (1 - b2**count)) + eps)[:, None]).astype(gradient.dtype)
+
+        nu = jax.tree.map(moment, gradients, state.squares)
+        return jax.tree.map(scaled, gradients, nu), RowMoments(count, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
 class Pace(NamedTuple):
     """How a component of a model moves: by a share of the learning rate, and from a share of the steps on."""
 
@@ -42,13 +87,18 @@ class Pace(NamedTuple):
 def make_optimizer(
     config: ConfigDict, axes: Mapping[str, Sequence[str | None]], paces: Mapping[str, Pace] | None = None
 ) -> optax.GradientTransformation:
-    """The optimizer of a stage, for parameters with the given logical axes.
+    """The optimizer of a stage, for parameters with the given logical axes; `config.tables` says how tables move.
 
     Args:
       paces: of parameters whose path begins so; all others move as the config says.
     """
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    adamw = optax.adamw(learning_rate_schedule(config), b2=0.98, weight_decay=config.weight_decay, mask=decayed(axes))
+    moments = optax.scale_by_adam(b2=_B2)
+    if config.tables == "rowwise":
+        kinds = {path: "table" if is_table(names) else "" for path, names in axes.items()}
+        moments = optax.multi_transform({"": moments, "table": scale_by_row_moments()}, kinds)
+    decay = optax.add_decayed_weights(config.weight_decay, decayed(axes))
+    adamw = optax.chain(moments, decay, optax.scale_by_learning_rate(learning_rate_schedule(config)))
     if not paces:
         return optax.chain(clip, adamw)
     components = {path: next((start for start in paces if path.startswith(start)), "") for path in axes}

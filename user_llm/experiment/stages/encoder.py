@@ -91,7 +91,10 @@ class EncoderStage(Stage):
 
     def softmax(self, assembly):
         """See `Stage`."""
-        return assembly.config.data.history_length, max(len(assembly.item_categories), assembly.num_categories + 1)
+        config, items = assembly.config, len(assembly.item_categories)
+        if config.encoder.softmax == "sampled":
+            items = config.encoder.negatives
+        return config.data.history_length, max(items, assembly.num_categories + 1)
 
     def validation(self, experiment, objective, reader):
         """The loss, and for an encoder of items how it ranks them."""
