@@ -101,7 +101,7 @@ def test_an_untrained_item_is_asked_for_as_often_as_on_validation():
 
 def test_room_for_further_items_changes_no_prior_and_no_program():
     random = np.random.default_rng(0)
-    logits = random.normal(size=(3, ITEMS + 1)).astype(np.float32)
+    logits = ItemScores.dense(random.normal(size=(3, ITEMS + 1)).astype(np.float32))
     excluded = random.integers(0, ITEMS + 1, (3, 4))
     exact = np.asarray(log_prior(lambda _: logits, UNTRAINED, FLOOR)({}, excluded))
     room = np.asarray(log_prior(lambda _: logits, UNTRAINED, FLOOR, items=ITEMS + 9)({}, excluded))
