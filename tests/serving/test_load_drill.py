@@ -23,9 +23,9 @@ from tests.serving.conftest import wait_until
 
 DRILL = float(os.environ.get("USER_LLM_DRILL_SECONDS", 600))
 CLIENTS, QUEUE = 24, 15  # a batch of 8 is computed besides: now and then somebody is turned away
-BODY_BYTES, BODY_SECONDS = 64 * 1024, 0.5
+BODY_BYTES, BODY_SECONDS = 64 * 1024, 2.0
 SETTINGS = {"answers": ["beams"], "queue": QUEUE, "body_bytes": BODY_BYTES, "body_seconds": BODY_SECONDS}
-FLAT = 24e6  # bytes that memory may have grown by its trend, from the first quarter to the end
+FLAT = 8e6  # bytes that memory may have grown by its trend, from the first quarter to the end
 WRONG = ("malformed", "oversized", "slow", "cancelled")  # 1 % each
 
 
@@ -139,7 +139,7 @@ class Load:
     async def slow(self, connection, chance):
         """A body that comes late, or never."""
         if chance.random() < 0.5:
-            return await self.good(connection, chance, pause=BODY_SECONDS / 4)
+            return await self.good(connection, chance, pause=BODY_SECONDS / 8)
         body, _ = chance.choice(self.pairs)
         status, _ = await connection.ask(request("POST", "/recommend", body[:-1], length=len(body)))
         return "refused" if status == 408 else status
@@ -202,7 +202,7 @@ def test_what_is_wrong_of_some_requests_harms_no_other(server, model, seconds):
 
 def test_memory_that_grows_is_seen():
     times = np.linspace(0, 600, 201)
-    noise = np.random.default_rng(0).normal(0, 4e6, 201)
+    noise = np.random.default_rng(0).normal(0, 2e6, 201)
     full = np.minimum(times / 100, 1) * 3e8  # what fills in the first quarter is no leak
     assert growth([*zip(times, 9e8 + full + noise, strict=True)], 600) < FLAT
-    assert growth([*zip(times, 9e8 + full + noise + 1e5 * times, strict=True)], 600) > FLAT
+    assert growth([*zip(times, 9e8 + full + noise + 3e4 * times, strict=True)], 600) > FLAT
