@@ -3,7 +3,7 @@
 What is the same: HTTP, validation, queue, batches, the run's own language model (its layers, width, vocabulary and
 trained weights), its prompt, its titles and the number of beams. What differs, all of it in the peer's favour: it reads
 no user at all, neither by an encoder nor as text, has no cross-attention, and leaves out nothing that the user has met.
-Its batches are at most 8, as it is asked by 8 at most. Of a run with a trimmed vocabulary it has the whole one.
+Its batches are of as many as wait, at most 8, as it is asked by 8 at most. Of a run with a trimmed vocabulary it has the whole one.
 """
 
 import argparse
@@ -53,6 +53,11 @@ class Peer(Served):
         for item, (title, length) in enumerate(rows, start=1):
             self._titles.setdefault(tuple(title[:length]), model.catalogue.titles[item])
         self._beams = max(settings.k, study.config.evaluation.num_beams)
+
+    def seconds(self, key: Key, size: int) -> float:
+        """See `Served`: as if all took the same, so that as many are taken as wait. It pads no batch: that is its best."""
+        del key, size
+        return 1.0
 
     def likeliest(self, users: int) -> list[list[Answer]]:
         """The likeliest titles for each of so many, best first."""
