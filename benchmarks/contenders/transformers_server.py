@@ -1,9 +1,10 @@
 """Our server, with every batch of recommendations computed by `transformers` in place of our beams.
 
 What is the same: HTTP, validation, queue, batches, the run's own language model (its layers, width, vocabulary and
-trained weights), its prompt, its titles and the number of beams. What differs, all of it in the peer's favour: it reads
-no user at all, neither by an encoder nor as text, has no cross-attention, and leaves out nothing that the user has met.
-Its batches are of as many as wait, at most 8, as it is asked by 8 at most. Of a run with a trimmed vocabulary it has the whole one.
+trained weights), its prompt, its titles and the number of beams. What differs is in the peer's favour: it reads no
+user at all, neither by an encoder nor as text, has no cross-attention, and leaves out nothing that the user has met.
+Its batches are of as many as wait, at most 8, as it is asked by 8 at most. Only of a run with a trimmed vocabulary it
+has more to do: it has the whole one.
 """
 
 import argparse
@@ -55,7 +56,7 @@ class Peer(Served):
         self._beams = max(settings.k, study.config.evaluation.num_beams)
 
     def seconds(self, key: Key, size: int) -> float:
-        """See `Served`: as if all took the same, so that as many are taken as wait. It pads no batch: that is its best."""
+        """See `Served`: as if all took the same, so that as many are taken as wait. It pads no batch."""
         del key, size
         return 1.0
 
