@@ -8,6 +8,7 @@
     python -m benchmarks --only=quality --quality_dir=runs/quality --seeds=3
     python -m benchmarks --only=trie --titles=10000,1000000
     python -m benchmarks --only=store --run=runs/demo --store_users=1000000
+    python -m benchmarks --only=serving --run=runs/demo
 
 Prints the tables of README.md and writes the numbers to `benchmarks/results/<date>.json`.
 """
@@ -35,6 +36,7 @@ from benchmarks.protocol import MALLOC, Contender, main_python, torch_python
 from benchmarks.quality import DATASETS, measure_quality
 from benchmarks.quality_report import draw_curves
 from benchmarks.raw_files import MOVIELENS
+from benchmarks.serving import QUICK, WHOLE, measure_serving
 from benchmarks.store import measure_store
 from benchmarks.trie import measure_trie
 from benchmarks.turns import Entry, measure_in_turns
@@ -42,7 +44,8 @@ from benchmarks.workload import Workload
 
 PIPELINE_BATCH = 8_192
 PARTS = ("pipeline", "encoder", "beams", "llm", "data")
-NAMED = ("quality", "store", "trie")  # parts that run only where they are named: hours, of a run, many gigabytes
+# Parts that run only where they are named: hours, of a run, many gigabytes.
+NAMED = ("quality", "serving", "store", "trie")
 OF_THE_PEAK = {"encoder", "llm"}  # parts whose rows say what share of the machine's peak they reach
 DATA_SIZES = "1,20,200"  # millions of events
 TITLES = "10000,100000,1000000,10000000"
@@ -167,14 +170,14 @@ def main() -> None:
     parser.add_argument("--datasets", default=",".join(DATASETS), help="part quality: some of them, with commas")
     parser.add_argument("--override", action="append", default=[], help="part quality: KEY=VALUE of the configs of all")
     parser.add_argument("--titles", type=numbers, default=numbers(TITLES), help=f"part trie: how many ({TITLES})")
-    parser.add_argument("--run", type=Path, help="part store: folder of a finished run")
+    parser.add_argument("--run", type=Path, help="parts serving and store: folder of a finished run")
     parser.add_argument("--store_users", type=int, default=100_000, help="part store: users that are written (100000)")
     parser.add_argument("--store", help="part store: a server, as redis://localhost:6379/9; by default a folder")
     arguments = parser.parse_args()
     if arguments.only == "quality" and not arguments.quality_dir:
         parser.error("--only=quality takes hours: name a folder that keeps what is finished with --quality_dir=")
-    if arguments.only == "store" and not arguments.run:
-        parser.error("--only=store measures a finished run: name its folder with --run=")
+    if arguments.only in ("serving", "store") and not arguments.run:
+        parser.error(f"--only={arguments.only} measures a finished run: name its folder with --run=")
     if arguments.raw and not (arguments.raw / MOVIELENS.ratings).is_file():
         parser.error(f"--raw: {arguments.raw} has no {MOVIELENS.ratings}")
 
@@ -212,6 +215,7 @@ def main() -> None:
     parts["store"] = lambda: [
         measure_store(arguments.run.resolve(), arguments.store_users, arguments.store, arguments.data_dir.resolve())
     ]
+    parts["serving"] = lambda: measure_serving(arguments.run.resolve(), QUICK if arguments.quick else WHOLE)
     parts["trie"] = lambda: measure_trie(arguments.titles, 3 if arguments.quick else 9)
     measured = {name: parts[name]() for name in chosen}
     results = {"date": today, "machine": described, "quick": arguments.quick, **measured}

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 # Headings of columns that stand on the left.
-_TEXT = ("malloc", "contender", "library", "reader", "what", "files", "where")
+_TEXT = ("malloc", "contender", "library", "reader", "what", "files", "where", "load")
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

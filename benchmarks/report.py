@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
-from benchmarks import llm_report
+from benchmarks import llm_report, serving_report
 from benchmarks.machine import SIZE, peak
 from benchmarks.markdown import number, of_the_peak, skipped, table
 from benchmarks.protocol import Contender
@@ -94,6 +94,8 @@ def render(results: dict[str, Any]) -> str:
             "**Trie, beside STATIC**: 8 users, 10 beams, items of 8 random codes of 2,048; 2 layers of width 128.",
             table(_STATIC, [_of_static(row) for row in results["trie"]]),
         ]
+    if "serving" in results:
+        sections += serving_report.sections(results["serving"])
     if "store" in results:
         sections += [
             "**Store**: users with full histories, one process; reading in batches of 1,000.",
@@ -260,9 +262,10 @@ def _targets(results: dict[str, Any]) -> list[str]:
     for row in results.get("trie", []):
         label = f"a step of beams, time ours / STATIC, {row['titles']:,} items"
         lines.append(_target(label, row["over_static"], STATIC_TARGET, "≤"))
+    lines += [_target(*target) for target in serving_report.targets(results.get("serving", []))]
     return lines
 
 
 def _target(label: str, value: float, limit: float, relation: str) -> str:
-    met = value >= limit if relation == "≥" else value <= limit
+    met = {"≥": value >= limit, "≤": value <= limit, ">": value > limit}[relation]
     return f"- {'met' if met else 'MISSED'}: {label}: {value:,.3g} (target {relation} {limit:,.3g})"

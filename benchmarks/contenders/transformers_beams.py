@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
@@ -13,15 +14,14 @@ from benchmarks.beam_workload import EOS, BeamWorkload
 from benchmarks.protocol import serve
 
 
-def prefixes(workload: BeamWorkload) -> dict[tuple[int, ...], list[int]]:
-    """The beginning of a title → the tokens that may follow."""
-    following = collections.defaultdict(set)
-    tokens, lengths = workload.titles()
+def following(tokens: np.ndarray, lengths: np.ndarray, eos: int) -> dict[tuple[int, ...], list[int]]:
+    """The beginning of a title → the tokens that may follow; row 0 is no title."""
+    found = collections.defaultdict(set)
     for title, length in zip(tokens[1:].tolist(), lengths[1:], strict=True):
-        closed = (*title[:length], EOS)
+        closed = (*title[:length], eos)
         for end in range(len(closed)):
-            following[closed[:end]].add(closed[end])
-    return {prefix: sorted(tokens) for prefix, tokens in following.items()}
+            found[closed[:end]].add(closed[end])
+    return {prefix: sorted(tokens) for prefix, tokens in found.items()}
 
 
 def build(workload: BeamWorkload):
@@ -30,11 +30,11 @@ def build(workload: BeamWorkload):
     with tempfile.TemporaryDirectory() as folder:
         workload.save(Path(folder))
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    following = prefixes(workload)
+    after = following(*workload.titles(), EOS)
     prompts = torch.from_numpy(workload.prompts())
 
     def allowed(_, tokens: torch.Tensor) -> list[int]:
-        return following.get(tuple(tokens[workload.prompt_length :].tolist()), [EOS])
+        return after.get(tuple(tokens[workload.prompt_length :].tolist()), [EOS])
 
     def search():
         return model.generate(

@@ -343,7 +343,8 @@ def test_another_run_takes_over_without_a_request_lost(serving, model, tmp_path)
         return other
 
     events = events_of(model, 5)
-    with serving(store=tmp_path / "users", load=load, answers=("beams",)) as (_, client):
+    # It has fitted no mix, and is served all the same, whatever was offered.
+    with serving(store=tmp_path / "users", load=load, answers=("beams", "fused")) as (_, client):
         assert client.post("/events", json={"user": "a", "events": events}).status_code == 200
         client.put("/items", json={"items": [{"title": "Dune (2031)"}]})
         assert "there is no finished run 'absent'" in problem(client.post("/model", json={"run": "absent"}), 404)
@@ -443,6 +444,9 @@ def test_a_full_lane_and_a_long_wait_are_told_to_come_again(serving, model):
             wait_until(lambda: len(service._lanes["recommend"]) == 2)
             response = client.post("/recommend", json=body)
             assert "too many" in problem(response, 429)
+            unread = client.post("/recommend", content="no JSON")
+            assert "too many" in problem(unread, 429), "it is refused before it is read"
+            assert 'method="POST",route="/recommend",status="429"' in client.get("/metrics").text
             assert response.headers["retry-after"] == "7"
             for late in waiting:
                 assert "was not computed" in problem(late.result(30), 503)
@@ -451,7 +455,7 @@ def test_a_full_lane_and_a_long_wait_are_told_to_come_again(serving, model):
             free.set()
             assert problem(first.result(30), 422) == "held"
         text = client.get("/metrics").text
-        assert 'user_llm_turned_away_total{lane="recommend",why="full"} 1.0' in text
+        assert 'user_llm_turned_away_total{lane="recommend",why="full"} 2.0' in text
         assert 'user_llm_turned_away_total{lane="recommend",why="late"} 2.0' in text
 
 

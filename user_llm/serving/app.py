@@ -49,7 +49,7 @@ def create_app(service: Service, token: str | None = None) -> FastAPI:
         lifespan=lifespan,
         responses=_PROBLEMS,
     )
-    app.add_middleware(Guarded, settings=service.settings, token=token)
+    app.add_middleware(Guarded, settings=service.settings, token=token, turn_away=service.turn_away)
     app.add_middleware(Logged, metrics=service.metrics)
     _add_problems(app, service)
     _add_questions(app, service)

@@ -85,6 +85,13 @@ class Batcher:
         """How many wait."""
         return len(self._waiting)
 
+    def is_full(self) -> bool:
+        """Whether no other request may wait now."""
+        with self._changed:
+            if len(self._waiting) >= self._limit:
+                self._forget()
+            return len(self._waiting) >= self._limit
+
     def submit(self, key: Hashable, payload: Any, *, timeout: float = float("inf")) -> "Future[Done]":
         """Lets a request wait; one that is not begun within `timeout` seconds, or cancelled before, is not computed.
 

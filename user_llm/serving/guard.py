@@ -8,6 +8,7 @@ import re
 import time
 import traceback
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -67,7 +68,7 @@ class Logged:
             self._write(scope, name, status, time.perf_counter() - began, errors)
 
     def _write(self, scope: Scope, name: str, status: int, seconds: float, errors: dict[str, Any]) -> None:
-        route = getattr(scope.get("route"), "path", "other")
+        route = getattr(scope.get("route"), "path", scope["state"].get("route", "other"))
         self._metrics.requests.labels(route, scope["method"], status).inc()
         self._metrics.seconds.labels(route).observe(seconds)
         line = {"request": name, "method": scope["method"], "route": route, "status": status}
@@ -101,10 +102,17 @@ class Guarded:
       app: behind it.
       settings: with the limits.
       token: None: none is wanted.
+      turn_away: given a request's path before its body is looked at, it raises `Refused` where there is no room.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings, token: str | None):
-        self._app, self._settings = app, settings
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        token: str | None,
+        turn_away: Callable[[str], None] = lambda path: None,
+    ):
+        self._app, self._settings, self._turn_away = app, settings, turn_away
         self._wanted = None if token is None else f"Bearer {token}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -114,7 +122,10 @@ class Guarded:
         try:
             self._check_token(scope)
             body = await self._body(scope, receive)
+            self._turn_away(scope["path"])
         except Refused as refused:
+            if refused.status == 429:  # of a route, though the request did not get there
+                scope["state"]["route"] = scope["path"]
             close = {"connection": "close"} if refused.status in (408, 413) else {}  # the rest of it is not read
             response = refusal(refused)
             response.headers.update(close)

@@ -24,7 +24,7 @@ RECOMMEND, ANSWER, GENERATE, APPEND = "recommend", "answer", "generate", "append
 
 _WARM_TEXT = "The user's next", 40  # what a request asks for if it names no length
 
-_MEASURED = 2  # batches of a size; something else may run beside one of them
+_MEASURED = 3  # batches of a size; something else may run beside one of them
 
 _logger = logging.getLogger(__name__)
 

@@ -18,6 +18,9 @@ from user_llm.store.user_store import UserStore
 LANES = RECOMMEND, ANSWER, GENERATE, APPEND
 """What is computed, each in a lane of its own."""
 
+# The lane of those routes that mostly wait in one: /answer may go to another.
+_LANE_OF = {"/recommend": RECOMMEND, "/generate": GENERATE, "/events": APPEND}
+
 WARMING, READY, DRAINING = "warming", "ready", "draining"
 
 Note = Callable[[int], None]
@@ -120,6 +123,12 @@ class Service:
             lane.drain()
         for thread in self._threads:
             thread.join()
+
+    def turn_away(self, path: str) -> None:
+        """Refuses a request before it is read where its lane is full: beyond capacity that is work saved."""
+        lane = _LANE_OF.get(path)
+        if lane is not None and self._lanes[lane].is_full():
+            raise self._full(lane)
 
     async def recommend(self, asked: requests.Recommend, note: Note) -> requests.Recommended:
         """See the route."""
@@ -293,7 +302,7 @@ class Service:
     def _replace_by(self, coming: Served) -> None:
         """Lets another run answer as soon as it is warm."""
         try:
-            coming.take_over(self.served.model.items.state)
+            coming.model.items.follow(self.served.model.items.state)
             coming.warm_up(self._going)
             with self._changing:
                 coming.take_over(self.served.model.items.state)
@@ -338,7 +347,7 @@ class Service:
         try:
             future = self._lanes[lane].submit(key, payload, timeout=self.settings.timeout)
         except Full:
-            raise self._turned_away(lane, "full", 429, "too many requests wait: come again later.") from None
+            raise self._full(lane) from None
         except Closed:
             raise Refused(503, "the server is ending: come again later.", self.settings.retry_after) from None
         waiting = asyncio.wrap_future(future)
@@ -355,6 +364,9 @@ class Service:
             raise
         note(done.users)
         return done.value
+
+    def _full(self, lane: str) -> Refused:
+        return self._turned_away(lane, "full", 429, "too many requests wait: come again later.")
 
     def _turned_away(self, lane: str, why: str, status: int, sentence: str) -> Refused:
         self.metrics.turned_away.labels(lane, why).inc()
