@@ -192,12 +192,17 @@ PLAIN = {
     "user_llm/decoding/prefill.py",
     "user_llm/decoding/ranking.py",
     "user_llm/evaluation/metrics.py",
+    "user_llm/evaluation/ranks.py",
     "user_llm/exported/runtime.py",  # which stands alone
     "user_llm/models/event_embedding.py",
     "user_llm/models/layers.py",
     "user_llm/models/user_encoder.py",
     "user_llm/parallel/rules.py",
+    "user_llm/serving/batching.py",
+    "user_llm/serving/requests.py",  # where pydantic catches it
+    "user_llm/serving/served.py",
     "user_llm/training/cross_entropy.py",
+    "user_llm/training/sampled_softmax.py",
     "user_llm/training/trainable.py",
 }
 BUILT_IN = {"ValueError", "TypeError", "RuntimeError", "OSError", "FileNotFoundError", "ConnectionError", "Exception"}
@@ -212,4 +217,4 @@ def test_an_error_that_a_user_can_cause_has_a_class_of_ours():
                 raised = getattr(node, "exc", None)  # of a `raise`
                 if isinstance(raised, ast.Call) and getattr(raised.func, "id", "") in BUILT_IN:
                     found.add(path.relative_to(ROOT).as_posix())
-    assert not found - PLAIN
+    assert found == PLAIN

@@ -61,7 +61,8 @@ def same(answers, wanted):
 
 
 def test_many_who_ask_at_once_get_the_librarys_answers_whoever_is_wrong(server, model):
-    _, client = server
+    service, client = server
+    service.served._measured.clear()  # on a busy machine eight at once may have taken longer than eight times one
     asked = [
         {
             "events": events_of(model, seed, 1 + seed % 6),
