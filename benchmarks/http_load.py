@@ -109,6 +109,8 @@ class Connection:
             raise
 
     async def _ask(self, parts: Sequence[bytes], pause: float) -> tuple[int, bytes]:
+        if self._streams is not None and self._streams[0].at_eof():
+            self.close()  # it was idle for too long
         if self._streams is None:
             self._streams = await asyncio.open_connection(HOST, self._port)
         reader, writer = self._streams

@@ -1,6 +1,7 @@
 """A server's answers against the library's, and what it says of requests that are wrong."""
 
 import concurrent.futures
+import gc
 import json
 import logging
 import threading
@@ -132,6 +133,7 @@ def test_after_the_warm_up_nothing_is_compiled(server, model):
     with Compilations() as made:
         jax.jit(lambda x: x + len(titles))(3.5)
     assert made.count == 1, "compilations are not counted"
+    assert gc.get_freeze_count() > 100_000, "what is there for good is looked through for garbage"
     assert client.delete("/users/warm").status_code == 204
 
 

@@ -68,6 +68,7 @@ def serve(service: Service, host: str, port: int, token: str | None) -> None:
         access_log=False,
         server_header=False,
         limit_concurrency=settings.connections,
+        timeout_keep_alive=settings.idle_seconds,
         timeout_graceful_shutdown=int(settings.drain_seconds),
     )
     server = Server(config, service)

@@ -23,6 +23,8 @@ class Settings:
       poll_seconds: how often replicas look for a change of the items.
       body_bytes: of a request; some thousand events.
       body_seconds: within which a body must have come.
+      idle_seconds: after which a connection is closed on which nothing is asked: later than a load balancer does it
+        (Caddy: two minutes), which else sends requests into closed ones.
       connections: at once, idle ones included; more are turned away.
       exclude: titles of a request that are no answer.
       max_new_tokens: of a text.
@@ -39,6 +41,7 @@ class Settings:
     poll_seconds: float = 1.0
     body_bytes: int = 256 * 1024
     body_seconds: float = 10.0
+    idle_seconds: int = 150
     connections: int = 1024
     exclude: int = 64
     max_new_tokens: int = 128
@@ -46,7 +49,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         whole("k", self.k, 1, MOST_BEAMS)
-        for name in ("queue", "body_bytes", "connections", "max_new_tokens", "retry_after"):
+        for name in ("queue", "body_bytes", "idle_seconds", "connections", "max_new_tokens", "retry_after"):
             whole(name, getattr(self, name), 1)
         for name in ("max_delay", "timeout", "poll_seconds", "body_seconds", "drain_seconds"):
             value = getattr(self, name)
