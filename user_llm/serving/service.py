@@ -377,7 +377,7 @@ class Service:
 
 
 def _freeze() -> None:
-    """Takes what is there for good out of Python's search for garbage, which would halt all threads for half a second."""
+    """Takes what is there for good out of the search for garbage, which would halt all threads for half a second."""
     gc.unfreeze()  # a run before this one may be garbage
     gc.collect()
     gc.freeze()
