@@ -7,7 +7,7 @@ Three columns in the published order (user, item, timestamp), and the items' tit
     python -m user_llm.main --config=configs/amazon_beauty.py --workdir=runs/beauty "--config.stages=('encoder',)"
 
 The encoder is SASRec with a softmax over the whole catalogue. About eight minutes on two cores of an AMD EPYC;
-Recall@10 .099 and NDCG@10 .059 of all users (mean of two seeds), what is seen left out, where SASRec is published
+Recall@10 .100 and NDCG@10 .059 of all users (mean of three seeds), what is seen left out, where SASRec is published
 with .0986 and .0597: docs/results/log.md. All three stages take an hour; what they reach is not measured yet.
 """
 
