@@ -208,14 +208,15 @@ class UserModel:
                 return users.each(name, value)
             return lambda rows: [value] * (rows.stop - rows.start)
 
-        if not is_list(prompt):
-            self._prompt_tokens(prompt, 1 if is_list(max_new_tokens) else max_new_tokens)  # or refuses it
+        of_each = is_list(max_new_tokens)
+        of_all = None if is_list(prompt) or of_each else self._prompt_tokens(prompt, max_new_tokens)
         prompts, limits = spread("prompt", prompt), spread("max_new_tokens", max_new_tokens)
-        eos_id, of_each = self.tokenizer.eos_id, is_list(max_new_tokens)
+        eos_id = self.tokenizer.eos_id
 
         def ask(part: UserEmbeddings, rows: slice) -> list[str]:
             own = limits(rows)
-            read = [self._prompt_tokens(*pair) for pair in zip(prompts(rows), own, strict=True)]
+            pairs = zip(prompts(rows), own, strict=True)
+            read = [of_all] * len(part) if of_all else [self._prompt_tokens(*pair) for pair in pairs]
             lengths = np.array([len(start + words) for start, words in read], np.int32)
             tokens = np.zeros((len(part), _up(lengths.max())), np.int32)
             for row, (start, words) in zip(tokens, read, strict=True):
