@@ -15,7 +15,7 @@ from tests.serving.conftest import anew, wait_until
 from tests.user_models import HISTORY, ITEMS
 from user_llm.errors import UserError
 from user_llm.serving import requests
-from user_llm.serving.served import RECOMMEND, Key, Payload, Served
+from user_llm.serving.served import RECOMMEND, Key, Payload, Person, Served
 from user_llm.serving.settings import Settings
 from user_llm.store.engine import StoreError
 
@@ -487,6 +487,24 @@ def test_our_errors_and_a_lost_store_say_nothing_of_themselves(serving, model, c
     assert (line["route"], line["status"], line["error"]) == ("/recommend", 500, "ZeroDivisionError")
     assert any("run" in place for place in line["at"])
     assert secret not in json.dumps(line)
+
+
+def test_a_store_that_fails_is_asked_once_and_is_not_a_store_without_the_user(serving, tmp_path, monkeypatch):
+    with serving(ready=False, store=tmp_path / "users") as (service, client):
+        service.state, served, asked = "ready", service.served, []
+
+        def fail(keys):
+            asked.append(keys)
+            raise StoreError("down")
+
+        monkeypatch.setattr(served.store._engine, "get_many", fail)
+        assert "the store of users fails" in problem(client.get("/users/a"), 503)
+        assert "the store of users fails" in problem(client.post("/recommend", json={"user": "a"}), 503)
+        asked.clear()
+        key = Key(served, RECOMMEND, ("beams", None, None))
+        found = served.run(key, [Payload(Person(None, name), ()) for name in "abc"])
+        assert [type(one) for one in found] == [StoreError] * 3
+        assert len(asked) == 1
 
 
 def test_a_line_is_written_of_each_request_without_what_was_asked(server, model, caplog):

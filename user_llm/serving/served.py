@@ -17,6 +17,7 @@ from user_llm.serving.catalogue_items import SharedItems, TitleSearch
 from user_llm.serving.catalogue_map import CatalogueMap
 from user_llm.serving.problems import Refused
 from user_llm.serving.settings import Settings
+from user_llm.store.engine import StoreError
 from user_llm.store.user_store import UserStore
 from user_llm.tasks import TASKS
 
@@ -138,7 +139,7 @@ class Served:
             names = [people[place].user or "" for place in kept]
             parts.append(self.kept(names, missing="empty"))
             for row in np.flatnonzero(~parts[-1].items.any(axis=1)).tolist():
-                if not self.is_kept(names[row]):  # who is there may have no events
+                if self.store is not None and names[row] not in self.store:  # who is there may have no events
                     absent[kept[row]] = no_user(names[row])
         order = np.argsort([*given, *kept])
         return UserEmbeddings.join(parts)[order], absent
@@ -148,14 +149,6 @@ class Served:
         if self.store is None:
             raise Refused(409, "this server keeps no users: start it with --store, or give events.")
         return self.store.get_many(users, missing=missing, stale="encode")
-
-    def is_kept(self, user: str) -> bool:
-        """Whether the store has a user."""
-        try:
-            self.kept([user])
-        except UserError:
-            return False
-        return True
 
     def raw_id(self, title: str) -> str:
         """The data's own id of an item; of one that came later its title."""
@@ -206,12 +199,10 @@ class Served:
 
     def items_of(self, user: str) -> np.ndarray:
         """The items of a kept user's events, int32 `[S]`, 0 for none."""
-        try:
-            return self.kept([user]).items[0]
-        except UserError:
-            if self.is_kept(user):
-                raise
-            raise no_user(user) from None
+        found = self.kept([user], missing="empty").items[0]
+        if not found.any() and self.store is not None and user not in self.store:
+            raise no_user(user)
+        return found
 
     def _recommend(self, payloads: list[Payload], answers: str, allow: Any, category: str | None) -> list[Any]:
         made, absent = self._made([payload.person for payload in payloads], query=answers in ("fused", "encoder"))
@@ -362,6 +353,6 @@ def _one_by_one(ask: Callable[[list[Payload]], list[Any]], payloads: list[Payloa
     try:
         return ask(payloads)
     except Exception as error:
-        if len(payloads) == 1:
-            return [error]
+        if len(payloads) == 1 or isinstance(error, StoreError):  # which fails for all of them
+            return [error] * len(payloads)
         return [_one_by_one(ask, [payload])[0] for payload in payloads]

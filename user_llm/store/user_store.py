@@ -241,6 +241,11 @@ class UserStore:
         """Whom there is."""
         return (key.decode() for key in self._engine.names() if key not in _RESERVED)
 
+    def __contains__(self, user: str) -> bool:
+        """Whether a user is there, with or without events."""
+        (record,) = self._engine.get_many(self._keys([user]))
+        return record is not None
+
     def __len__(self) -> int:
         return self._engine.count() - sum(record is not None for record in self._engine.get_many(_RESERVED))
 
