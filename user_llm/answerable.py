@@ -132,12 +132,12 @@ class AnswerableItems:
         Raises:
           UserError: as it says.
         """
-        _, added, removed = self._changes
+        state = self._changes
         more = _titles_of(extra_items)
-        self._refuse_known(more, added, frozenset())
-        extra = (*added, *more)
-        ids = self._ids_with(extra)
-        return Chosen(extra, ids, self._allowed(ids, len(extra), removed, allow, category))
+        self._refuse_known(more, state.added, frozenset())
+        state = state._replace(added=(*state.added, *more))
+        ids = self._ids_with(state.added)
+        return Chosen(state.added, ids, self._allowed(ids, state, allow, category))
 
     def _ids_with(self, titles: Sequence[str]) -> Mapping[str, int]:
         first = self._catalogue.num_items + 1
@@ -149,22 +149,21 @@ class AnswerableItems:
             if (title in self._ids or title in known) and title not in removed:
                 raise UserError(f"extra item {index}: {title!r} is a title of the catalogue, or given twice.")
 
-    def _allowed(
-        self, ids: Mapping[str, int], extra: int, removed: frozenset[str], allow: Any, category: Any
-    ) -> np.ndarray | None:
-        if allow is None and category is None and not removed:
+    def _allowed(self, ids: Mapping[str, int], state: Changes, allow: Any, category: Any) -> np.ndarray | None:
+        if allow is None and category is None and not state.removed:
             return None
-        mask = np.full(self._catalogue.num_items + 1 + extra, allow is None)
+        mask = self.answered(state)
         if allow is not None:
-            mask[ids_of("allow", allow, ids)] = True
+            chosen = np.zeros(len(mask), bool)
+            chosen[ids_of("allow", allow, ids)] = True
+            mask &= chosen
         if category is not None:
             names = list(self._catalogue.category_names)
             if category not in names[1:]:
                 raise UserError(f"category must be one of {reprlib.repr(names[1:])}, got {reprlib.repr(category)}.")
             of_category = (self._catalogue.item_categories == names.index(category)).any(axis=1)
             mask &= np.pad(of_category, (0, len(mask) - len(of_category)))
-        mask[[ids[title] for title in removed]] = False
-        if not mask[1:].any():
+        if not mask.any():
             raise UserError("no title is left that may be answered: allow=, category= and what was removed leave none.")
         return mask
 
