@@ -22,6 +22,7 @@ from rectools.dataset import Dataset
 from rectools.models import SASRecModel
 from rectools.models.nn.transformers.hstu import HSTUModel
 
+from benchmarks.plain_ranks import ranks_of
 from user_llm.evaluation.metrics import ranking_metrics
 
 _USERS_AT_ONCE = 256
@@ -89,15 +90,6 @@ def rank(model: Any, split: Split, users: np.ndarray, back: int) -> dict[str, np
             found["all"].append(ranks_of(scores, labels, np.zeros_like(seen)))
     network.train(training)
     return {name: np.concatenate(parts) for name, parts in found.items()}
-
-
-def ranks_of(scores: np.ndarray, labels: np.ndarray, excluded: np.ndarray) -> np.ndarray:
-    """The ranks float64 [n] of `user_llm.evaluation.ranks`, which needs JAX, from scores [n, I+1] of all items."""
-    rows = np.arange(len(labels))
-    ahead = scores >= scores[rows, labels][:, None]
-    ahead[rows[:, None], excluded] = False
-    ahead[:, 0] = ahead[rows, labels] = False
-    return 1.0 + ahead.sum(axis=1)
 
 
 class Curve(pytorch_lightning.Callback):

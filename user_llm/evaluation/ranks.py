@@ -7,7 +7,7 @@ device are counted there; NumPy's are counted by NumPy, in their own dtype.
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -79,8 +79,8 @@ def rank_labels(scores: ItemScores, labels: np.ndarray, excluded: np.ndarray | N
         before, values = counted, block(first)
         counted = _program(_count, values)(before, values, np.int32(first), of_label, excluded, np.int32(width))
         jax.block_until_ready(before)
-    assert counted is not None  # width is at least 2, as there is a label
-    return Ranking(counted.ahead, counted.items, counted.unordered)
+    found = cast(_Counted, counted)
+    return Ranking(found.ahead, found.items, found.unordered)
 
 
 def best(scores: np.ndarray, count: int) -> np.ndarray:
