@@ -1,8 +1,10 @@
 """The rivals' ranks are ours: ties, labels that were seen, padding."""
 
 import numpy as np
+import pytest
 
 from benchmarks.plain_ranks import ranks_of
+from user_llm.errors import UserError
 from user_llm.evaluation.ranks import rank_labels
 from user_llm.evaluation.scores import ItemScores
 
@@ -16,3 +18,6 @@ def test_plain_ranks_are_those_of_the_evaluation():
         np.testing.assert_array_equal(
             ranks_of(scores, labels, closed), rank_labels(ItemScores.dense(scores), labels, closed).ranks
         )
+    scores[3, 4] = np.nan
+    with pytest.raises(UserError, match="1 of 200 rows of scores hold NaN"):
+        ranks_of(scores, labels, excluded)

@@ -64,7 +64,7 @@ def test_arrivals_are_poissons_and_the_same_for_a_seed():
 
 
 @contextlib.contextmanager
-def stub(seconds=0.02, at_once=4, closes=False):
+def stub(seconds=0.02, at_once=4, closes=False, says_so=True):
     """A server that takes `seconds` for a request, and turns away who comes while `at_once` are answered."""
     state = {"connections": 0, "most": 0, "now": 0}
 
@@ -81,7 +81,7 @@ def stub(seconds=0.02, at_once=4, closes=False):
                     state["most"] = max(state["most"], state["now"])
                     await asyncio.sleep(seconds)
                     state["now"] -= 1
-                more = "Connection: close\r\n" if closes else ""
+                more = "Connection: close\r\n" if closes and says_so else ""
                 writer.write(f"HTTP/1.1 {status}\r\n{more}Content-Length: 2\r\n\r\n{{}}".encode())
                 await writer.drain()
                 if closes:
@@ -124,6 +124,13 @@ def test_the_closed_loop_has_as_many_on_the_way_as_there_are_clients(closes):
     assert min(one.ended - one.began for one in load.asked) >= 0.02
     assert max(one.began for one in load.asked) < 0.6
     assert load.core > 0
+
+
+def test_a_connection_that_was_closed_while_idle_is_made_anew():
+    with stub(seconds=0.0, closes=True, says_so=False) as state:
+        load = asyncio.run(http_load.open_loop(state["port"], ASK, [0.0, 0.1, 0.2], 0.3, 0.0))
+    assert [one.status for one in load.asked] == [200] * 3
+    assert state["connections"] == 3
 
 
 def test_the_open_loop_asks_whether_or_not_it_is_answered():

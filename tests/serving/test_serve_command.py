@@ -8,6 +8,8 @@ import pytest
 
 from user_llm.errors import UserError
 from user_llm.serving import serve
+from user_llm.serving.service import Service
+from user_llm.serving.settings import Settings
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.0.0.53"])
@@ -55,6 +57,17 @@ def test_flags_are_settings_and_a_token_of_nothing_is_none(tmp_path, monkeypatch
     assert (settings.k, settings.batch, settings.queue, settings.max_delay, settings.timeout) == (3, 8, 5, 0.0, 2.5)
     assert settings.answers == ("beams",)
     assert (tmp_path / "users" / "data.mdb").exists()
+    service.stop()
+
+
+def test_limits_of_connections_are_uvicorns(monkeypatch, model):
+    made = []
+    monkeypatch.setattr(serve.Server, "run", lambda server: made.append(server.config))
+    service = Service("made_up", model, None, Settings(connections=7, idle_seconds=8, drain_seconds=9.0))
+    monkeypatch.setattr(service, "start", lambda failed: None)
+    serve.serve(service, "127.0.0.1", 0, None)
+    (config,) = made
+    assert (config.limit_concurrency, config.timeout_keep_alive, config.timeout_graceful_shutdown) == (7, 8, 9)
     service.stop()
 
 

@@ -267,7 +267,8 @@ WRONG = [
     ("GET", "/nothing", None, 404, "Not Found"),
     ("GET", "/recommend", None, 405, "Method Not Allowed"),
     ("GET", "/users/%FF", None, 404, "has no user"),
-    ("GET", "/users/" + "a" * 600, None, 404, "has no user"),
+    ("GET", "/users/" + "a" * 600, None, 422, "user: String should have at most 120 characters"),
+    ("DELETE", "/users/a%00b", None, 422, "user: Value error, a user's name holds no null character"),
 ]  # fmt: skip
 
 

@@ -132,12 +132,12 @@ def _add_changes(app: FastAPI, service: Service) -> None:
         return await service.append(asked, note)
 
     @app.get("/users/{user:path}")
-    async def user(user: str) -> requests.KeptUser:
+    async def user(user: requests.UserName) -> requests.KeptUser:
         """A user's latest items."""
         return await service.user(user)
 
     @app.delete("/users/{user:path}", status_code=204)
-    async def delete(user: str) -> None:
+    async def delete(user: requests.UserName) -> None:
         """Forgets a user."""
         await service.delete(user)
 
