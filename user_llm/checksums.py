@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import random
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +18,9 @@ SAMPLED_BLOCKS = 8
 
 Checksum = Mapping[str, Any]
 """`{"bytes": size, "blocks": [hex digest of each block]}`: what JSON can hold."""
+
+
+_logger = logging.getLogger(__name__)
 
 
 def checksum(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -50,6 +54,25 @@ def read_signed(path: str | os.PathLike[str], advice: str) -> dict[str, Any]:
     if value.pop("digest", None) != _digest_of(value):
         raise UserError(f"{path} is damaged: {advice}")
     return value
+
+
+def read_intact(path: str | os.PathLike[str], advice: str) -> dict[str, Any] | None:
+    """What `write_signed` has written of files that can be made anew; None: not there, or damaged, which is said."""
+    if not Path(path).is_file():
+        return None
+    try:
+        return read_signed(path, advice)
+    except UserError as error:
+        _logger.warning("%s", error)
+        return None
+
+
+def are_intact(folder: str | os.PathLike[str], sums: Mapping[str, Checksum], advice: str) -> bool:
+    """Whether files that can be made anew are as they were; the first that is not is said. Some blocks are read."""
+    for line in changed(folder, sums, sampled=True):
+        _logger.warning("%s: %s", line, advice)
+        return False
+    return True
 
 
 def changed(folder: str | os.PathLike[str], sums: Mapping[str, Checksum], *, sampled: bool = False) -> Iterator[str]:

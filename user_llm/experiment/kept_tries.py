@@ -3,16 +3,14 @@
 It follows from the catalogue and the vocabulary, which never change in a workdir.
 """
 
-import logging
 from pathlib import Path
 from typing import Protocol
 
 import jax
 import numpy as np
 
-from user_llm.checksums import changed, checksums, read_signed, write_signed
+from user_llm.checksums import are_intact, checksums, read_intact, write_signed
 from user_llm.decoding.catalogue_trie import CatalogueTrie
-from user_llm.errors import UserError
 from user_llm.experiment.workdir import TRIES
 from user_llm.files import replacing
 from user_llm.parallel.processes import lead_makes
@@ -24,8 +22,6 @@ MANY = 50_000
 
 _FACTS, _VERSION = "facts.json", 1
 _DELETE = "it is not used; delete its folder, and a run makes it anew"
-
-_logger = logging.getLogger(__name__)
 
 
 class Run(Study, Protocol):
@@ -56,17 +52,8 @@ def save_trie(trie: CatalogueTrie, folder: Path) -> None:
 
 def open_trie(folder: Path) -> CatalogueTrie | None:
     """The trie in a folder, mapped from its files; None: there is none, or it is damaged, which is said."""
-    if not (folder / _FACTS).is_file():
-        return None
-    try:
-        facts = read_signed(folder / _FACTS, _DELETE)
-    except UserError as error:
-        _logger.warning("%s", error)
-        return None
-    for line in changed(folder, facts["files"], sampled=True):
-        _logger.warning("%s: %s", line, _DELETE)
-        return None
-    if facts["version"] != _VERSION:
+    facts = read_intact(folder / _FACTS, _DELETE)
+    if facts is None or facts["version"] != _VERSION or not are_intact(folder, facts["files"], _DELETE):
         return None
     columns = {}
     for file in facts["files"]:

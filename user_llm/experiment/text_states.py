@@ -11,7 +11,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +20,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from user_llm.checksums import changed, checksums, read_signed, write_signed
+from user_llm.checksums import are_intact, checksums, read_intact, write_signed
 from user_llm.data.mixture import Mixture
 from user_llm.data.pipeline import Source
 from user_llm.data.sources import UserLLMSource
 from user_llm.decoding.catalogue_trie import CatalogueTrie
 from user_llm.decoding.text_states import TextStates, name_rows, read_texts
-from user_llm.errors import UserError
 from user_llm.experiment.assembly import Assembly
 from user_llm.files import replacing
 from user_llm.models.model import Model
@@ -87,7 +86,7 @@ def make_states(run: Run, model: Model) -> None:
             _logger.info("%s: the states of its texts are computed in every step, as %s", task.name, reason)
             continue
         folder, fingerprint = run.workdir / FOLDER / task.name, _fingerprint(run, task.name, model)
-        if not lead_says(functools.partial(_is_of, folder, fingerprint)):
+        if not lead_says(functools.partial(_are_kept, folder, fingerprint)):
             _make(run, task.name, model, folder, fingerprint)
         lead_makes(folder / _FACTS, lambda: None)  # made by all together: the others wait until they see it
 
@@ -96,30 +95,27 @@ def open_states(run: Run, task: str, model: Model) -> KeptStates | None:
     """The states of a task, if the workdir has those of this model and these texts; `None` else."""
     if _reason_against(run, task):
         return None
-    folder, fingerprint = run.workdir / FOLDER / task, _fingerprint(run, task, model)
-    if not _is_of(folder, fingerprint):
+    folder = run.workdir / FOLDER / task
+    facts = _facts(folder, _fingerprint(run, task, model))
+    if facts is None:
         return None
-    facts = read_signed(folder / _FACTS, _DELETE)
     table = np.load(folder / _TABLE, mmap_mode="r")
     return KeptStates(table.view(jnp.dtype(facts["dtype"])), facts["prompt_length"])
 
 
-def _is_of(folder: Path, fingerprint: str) -> bool:
-    """Whether the folder holds states of that fingerprint, undamaged."""
-    if not (folder / _FACTS).is_file():
-        return False
-    try:
-        facts = read_signed(folder / _FACTS, _DELETE)
-    except UserError as error:
-        _logger.warning("%s", error)
-        return False
+def _are_kept(folder: Path, fingerprint: str) -> bool:
+    return _facts(folder, fingerprint) is not None
+
+
+def _facts(folder: Path, fingerprint: str) -> dict[str, Any] | None:
+    """What is known of the states in a folder, where they are there, of that fingerprint and undamaged."""
+    facts = read_intact(folder / _FACTS, _DELETE)
+    if facts is None:
+        return None
     if facts["fingerprint"] != fingerprint:
         _logger.info("The states in %s are of other weights or texts", folder)
-        return False
-    for line in changed(folder, {_TABLE: facts["table"]}, sampled=True):
-        _logger.warning("%s: %s", line, _DELETE)
-        return False
-    return True
+        return None
+    return facts if are_intact(folder, {_TABLE: facts["table"]}, _DELETE) else None
 
 
 class StatesSource:
