@@ -36,7 +36,7 @@ from benchmarks.protocol import MALLOC, Contender, main_python, torch_python
 from benchmarks.quality import DATASETS, measure_quality
 from benchmarks.quality_report import draw_curves
 from benchmarks.raw_files import MOVIELENS
-from benchmarks.serving import QUICK, WHOLE, measure_serving
+from benchmarks.serving import measure_serving
 from benchmarks.store import measure_store
 from benchmarks.trie import measure_trie
 from benchmarks.turns import Entry, measure_in_turns
@@ -171,6 +171,9 @@ def main() -> None:
     parser.add_argument("--override", action="append", default=[], help="part quality: KEY=VALUE of the configs of all")
     parser.add_argument("--titles", type=numbers, default=numbers(TITLES), help=f"part trie: how many ({TITLES})")
     parser.add_argument("--run", type=Path, help="parts serving and store: folder of a finished run")
+    parser.add_argument(
+        "--seconds", type=float, help="part serving: of a row (15, with --quick 4); a batch must fit in several times"
+    )
     parser.add_argument("--store_users", type=int, default=100_000, help="part store: users that are written (100000)")
     parser.add_argument("--store", help="part store: a server, as redis://localhost:6379/9; by default a folder")
     arguments = parser.parse_args()
@@ -215,7 +218,9 @@ def main() -> None:
     parts["store"] = lambda: [
         measure_store(arguments.run.resolve(), arguments.store_users, arguments.store, arguments.data_dir.resolve())
     ]
-    parts["serving"] = lambda: measure_serving(arguments.run.resolve(), QUICK if arguments.quick else WHOLE)
+    parts["serving"] = lambda: measure_serving(
+        arguments.run.resolve(), arguments.seconds or (4.0 if arguments.quick else 15.0)
+    )
     parts["trie"] = lambda: measure_trie(arguments.titles, 3 if arguments.quick else 9)
     measured = {name: parts[name]() for name in chosen}
     results = {"date": today, "machine": described, "quick": arguments.quick, **measured}

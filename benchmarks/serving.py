@@ -14,14 +14,14 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.http_load import Connection, Gone, Load, closed_loop, open_loop, poisson, request
 from benchmarks.protocol import ContenderFailed, Unavailable, environment, failure, memory, torch_python
-from benchmarks.serving_report import OURS, PEER
+from benchmarks.serving_report import OURS, PEER, TEXT_PEER
 from user_llm.serving.settings import Settings
 
 CLIENTS = (1, 8, 64, 192)
@@ -31,8 +31,8 @@ RATES = (0.7, 1.5)
 """Of the open loop, as shares of the capacity."""
 
 _REQUESTS = 2000  # that are asked in turns
-_WARM = 2.0  # seconds of a row that are not measured
-_FILLS = 20.0  # at most, where the queue has to fill up before it is as full as it gets
+_WARM = 1 / 6  # of a row's seconds, which are not measured
+_FILLS = 4 / 3  # of them at most, where the queue has to fill up before it is as full as it gets
 _READY = 600.0  # a first start compiles
 
 
@@ -127,54 +127,50 @@ def histories(server: Server, count: int = _REQUESTS, seed: int = 0) -> list[byt
     return [ask() for _ in range(count)]
 
 
-class Times(NamedTuple):
-    """Seconds of a row, of what is not measured at its beginning, and of the time that a queue may take to fill."""
+def measure_serving(run: Path, seconds: float) -> list[dict[str, Any]]:
+    """Rows of a finished run, ours first; a peer's is one with the reason where it cannot run here.
 
-    row: float = 15.0
-    warm: float = _WARM
-    fills: float = _FILLS
-
-
-WHOLE, QUICK = Times(), Times(4.0, 1.0, 4.0)
-
-
-def measure_serving(run: Path, times: Times = WHOLE) -> list[dict[str, Any]]:
-    """Rows of a finished run, ours first; the peer's is one with the reason where it cannot run here."""
+    Args:
+      seconds: of a row.
+    """
     command = [sys.executable, "-m", "user_llm.serving.serve", f"--workdir={run}", "--answers", "beams"]
     with started(command) as server:
-        rows = _loaded(server, run.name, times)
-    try:
-        command = [str(torch_python()), "-m", "benchmarks.contenders.transformers_server", f"--workdir={run}"]
-        with started(command) as server:
-            rows += [_closed(server, histories(server), run.name, PEER, count, times) for count in PEER_CLIENTS]
-    except (Unavailable, ContenderFailed) as error:
-        rows.append({"run": run.name, "contender": PEER, "skipped": str(error)})
+        rows = _loaded(server, run.name, seconds)
+    for peer, flags in ((PEER, []), (TEXT_PEER, ["--text"])):
+        try:
+            command = [str(torch_python()), "-m", "benchmarks.contenders.transformers_server", f"--workdir={run}"]
+            with started([*command, *flags]) as server:
+                rows += [_closed(server, histories(server), run.name, peer, count, seconds) for count in PEER_CLIENTS]
+        except (Unavailable, ContenderFailed) as error:
+            rows.append({"run": run.name, "contender": peer, "skipped": str(error)})
     return rows
 
 
-def _loaded(server: Server, name: str, times: Times) -> list[dict[str, Any]]:
+def _loaded(server: Server, name: str, seconds: float) -> list[dict[str, Any]]:
     requests = histories(server)
-    rows = [_closed(server, requests, name, OURS, clients, times) for clients in CLIENTS]
+    rows = [_closed(server, requests, name, OURS, clients, seconds) for clients in CLIENTS]
     capacity = max(row["answered_per_second"] for row in rows)
     if not capacity:
-        raise ContenderFailed(f"nothing was answered within {times.row:g} s")
-    return rows + [_open(server, requests, name, share, capacity, times) for share in RATES]
+        raise ContenderFailed(f"nothing was answered within {seconds:g} s: give a row more with --seconds=")
+    return rows + [_open(server, requests, name, share, capacity, seconds) for share in RATES]
 
 
 def _closed(
-    server: Server, requests: Sequence[bytes], name: str, contender: str, clients: int, times: Times
+    server: Server, requests: Sequence[bytes], name: str, contender: str, clients: int, seconds: float
 ) -> dict[str, Any]:
     setting = {"run": name, "contender": contender, "load": "closed", "clients": clients}
-    return _row(server, setting, closed_loop(server.port, requests, clients, times.row, times.warm))
+    return _row(server, setting, closed_loop(server.port, requests, clients, seconds, _WARM * seconds))
 
 
 def _open(
-    server: Server, requests: Sequence[bytes], name: str, share: float, capacity: float, times: Times
+    server: Server, requests: Sequence[bytes], name: str, share: float, capacity: float, seconds: float
 ) -> dict[str, Any]:
     rate, settings = share * capacity, server.settings
     # Above capacity latencies grow until the queue is full, or who waits is too late: that they grow is no news.
-    fill = min(settings.queue / max(rate - capacity, 1e-9), 2 * settings.timeout, times.fills) if share > 1 else 0.0
-    warm, seconds = times.warm + fill, times.row + fill
+    fill = (
+        min(settings.queue / max(rate - capacity, 1e-9), 2 * settings.timeout, _FILLS * seconds) if share > 1 else 0.0
+    )
+    warm, seconds = _WARM * seconds + fill, seconds + fill
     longest_wait = min(settings.queue / capacity, settings.timeout) + settings.batch / capacity
     setting = {"run": name, "contender": OURS, "load": "open", "of_capacity": share, "asked_per_second": round(rate, 2)}
     setting |= {"capacity_per_second": capacity, "longest_wait_ms": round(longest_wait * 1e3, 1)}

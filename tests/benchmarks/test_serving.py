@@ -14,6 +14,7 @@ import pytest
 from benchmarks import http_load, report, serving, serving_report
 from benchmarks.http_load import Asked, Load, percentile, poisson, request
 from tests.user_models import made_up
+from user_llm.data.prompts import Prompts
 
 MACHINE = {"cpu": "A CPU", "cores": 2, "caches": {}, "bfloat16": {}}
 
@@ -176,6 +177,8 @@ def rows():
         | {"p99_ms": 1500.0, "too_many": 0.33, "turned_away": 0.34, "failed": 1},
         {**shared, "contender": serving_report.PEER, "clients": 8, "answered_per_second": 20.0, "p50_ms": 400.0}
         | {"p99_ms": 500.0},
+        {**shared, "contender": serving_report.TEXT_PEER, "clients": 8, "answered_per_second": 50.0, "p50_ms": 160.0}
+        | {"p99_ms": 200.0},
     ]
 
 
@@ -184,7 +187,8 @@ def test_rows_and_targets_are_told():
     cells = "8 clients | \N{EN DASH} | 100.0 | 10.0 | 20.0 | 30.0 | 4.5 | 0.0% | 0.0% | 0 | 1,234 | 7% |"
     assert f"| {serving_report.OURS} | {cells}" in text
     assert "| 150% of 200/s | 300.0 | 199.0 | 900.0 | 20.0 | 1,500.0 | 4.5 | 33.0% | 34.0% | 1 |" in text
-    assert "- met: demo, 8 clients, requests a second ours / transformers: 5 (target ≥ 4)" in text
+    assert "- met: demo, 8 clients, requests a second ours / transformers without the user: 5 (target ≥ 4)" in text
+    assert "- MISSED: demo, 8 clients, requests a second ours / transformers with the user as text: 2" in text
     assert "- MISSED: demo, at 70% of capacity, p99 / p50: 3.5 (target ≤ 3)" in text
     assert "a full queue and a batch: 1.5e+03 (target ≤ 1.6e+03)" in text
     assert "- met: demo, at 150% of capacity, share turned away by 429: 0.33 (target > 0)" in text
@@ -212,21 +216,29 @@ def model(tmp_path_factory):
     return made_up(tmp_path_factory.mktemp("peer"))
 
 
-def test_the_peer_finds_the_titles_of_the_runs_language_model_by_itself(model, tmp_path):
+@pytest.mark.parametrize("text", [False, True])
+def test_the_peer_finds_the_titles_of_the_runs_language_model_by_itself(model, text, tmp_path):
     torch = pytest.importorskip("torch", reason="the extra `test` installs PyTorch on Python 3.11 only")
     transformers = pytest.importorskip("transformers")
     from benchmarks.contenders.transformers_server import Peer
     from user_llm.serving.settings import Settings
 
-    peer = Peer("made_up", model, Settings(answers=("beams",), batch=8))
-    found = peer.likeliest(3)
-    assert [[answer.text for answer in row] for row in found[1:]] == [[answer.text for answer in found[0]]] * 2
+    peer = Peer("made_up", model, Settings(answers=("beams",), batch=8), text)
+    history = np.array([[0, 0, 5], [3, 9, 1], [0, 0, 5]])
+    found = peer.likeliest(history)
+    order = [[answer.text for answer in row] for row in found]
+    assert order[0] == order[2]
+    assert (order[0] == order[1]) == (not text)
     # Each title by itself, without a cache or beams.
     model.save_language_model(tmp_path / "alone")
     alone = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "alone", dtype=torch.float32)
     names = model.study.names.titles
-    prompt, lengths, _ = model.study.prompts("next_item").build(np.zeros((1, 1), np.int32))
+    wording = model.study.prompts("next_item").wording
+    prompts = Prompts(model.study.names, wording, max_inputs=100, text_history=3 * text)
+    prompt, lengths, _ = prompts.build(history[:1])
     start = prompt[0, : lengths[0]].tolist()
+    said = names.vocabulary.decode(start[1:])
+    assert (model.catalogue.titles[5] in said) == text
     wanted = {}
     for item in range(1, len(names.tokens)):
         answer = [*names.tokens[item, : names.lengths[item]].tolist(), names.vocabulary.eos_id]
