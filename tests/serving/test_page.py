@@ -403,6 +403,18 @@ def test_a_run_shows_what_it_has_and_no_more(context, stub):
     assert stub.bodies("/answer") == []
 
 
+def test_a_run_of_reviews_alone_has_no_list_of_what_comes_next(context, stub):
+    stub.info |= {"tasks": ["review_generation"], "answers": []}
+    page = context.new_page()
+    page.goto(f"{ORIGIN}/")
+    choose(page, "film 1 ")
+    choose(page, "film 2 ", "About which item")
+    page.get_by_role("button", name="Write the review").click()
+    play.expect(page.locator("#review blockquote")).to_have_text(f"<u>A</u> review of {TITLES[2]}")
+    play.expect(page.get_by_role("heading", name="What comes next")).to_be_hidden()
+    assert stub.bodies("/recommend") == []
+
+
 @pytest.mark.parametrize("reads", ["past", "asked"])
 def test_events_have_times_where_they_are_read(context, stub, reads):
     stub.info["reads_times"] = reads
