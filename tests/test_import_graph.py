@@ -137,6 +137,7 @@ MAY_IMPORT = {
         "user_llm.config",
         "user_llm.data",
         "user_llm.models",
+        "user_llm.training",
         "user_llm.parallel",
         "user_llm.checkpoints",
         "user_llm.evaluation",

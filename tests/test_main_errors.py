@@ -54,7 +54,7 @@ def main(monkeypatch):
     """`user_llm.main` that ends with an error, from within the run; returns the exit status."""
     command = module("user_llm.main")
     before = signal.getsignal(signal.SIGTERM)
-    for name in ("_COORDINATOR", "_NUM_PROCESSES", "_PROCESS_ID", "_DISTRIBUTED"):
+    for name in ("_COORDINATOR", "_NUM_PROCESSES", "_PROCESS_ID", "_DISTRIBUTED", "_COMPILE_FOR"):
         monkeypatch.setattr(command, name, UNSET)
     monkeypatch.setattr(command, "_log_to_stderr", lambda: None)
     monkeypatch.setattr(command, "bound_host", lambda *_: None)

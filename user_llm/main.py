@@ -30,6 +30,7 @@ from user_llm.errors import show
 from user_llm.experiment.validation import validate
 from user_llm.host import Host, bound_host
 from user_llm.inspect.audit import audit_config
+from user_llm.inspect.compiled import HERE, print_compiled
 from user_llm.inspect.dry_run import print_dry_run
 from user_llm.parallel import processes
 from user_llm.paths import local_path
@@ -43,6 +44,12 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run: checkpoints, metrics, results.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Build the models abstractly, print parameters and memory, and stop.")
 _AUDIT = flags.DEFINE_bool("audit", False, "Look for leaks in the built dataset and the actual batches, and stop.")
+_COMPILE_FOR = flags.DEFINE_string(
+    "compile_for",
+    None,
+    "Compile the training steps for the devices of a TPU slice, as v5e:2x4, none of which need be here, or for those "
+    "that are, with here; print what a step takes on each, and stop.",
+)
 _GIN_FILE = flags.DEFINE_multi_string("gin_file", [], "gin files with wiring of the host (configs/gin/).")
 _GIN = flags.DEFINE_multi_string("gin", [], 'gin bindings, e.g. --gin="Host.tensorboard=False".')
 _COORDINATOR = flags.DEFINE_string(
@@ -69,6 +76,8 @@ def main(_) -> None:
     cast(io.TextIOWrapper, sys.stdout).reconfigure(errors="replace")
     signal.signal(signal.SIGTERM, _stop)  # while a stage trains, the loop has its own; several processes have JAX's
     try:
+        if _COMPILE_FOR.value not in (None, HERE):
+            jax.config.update("jax_platforms", "cpu")  # with libtpu it would look for a TPU
         processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value)
         if not processes.is_lead():
             _logger.setLevel(logging.WARNING)
@@ -89,10 +98,14 @@ def main(_) -> None:
 def _run(host: Host) -> None:
     if host.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", host.compilation_cache)
-    if _DRY_RUN.value and _AUDIT.value:
-        raise ConfigError("--dry_run and --audit: each looks at the experiment and stops; name one of the two")
+    looks = {"--dry_run": _DRY_RUN.value, "--audit": _AUDIT.value, "--compile_for": _COMPILE_FOR.value}
+    if len(named := [name for name, value in looks.items() if value]) > 1:
+        raise ConfigError(f"{' and '.join(named)}: each looks at the experiment and stops; name one of them")
     if _DRY_RUN.value:
         print_dry_run(_CONFIG.value)
+    elif _COMPILE_FOR.value:
+        if not print_compiled(_CONFIG.value, _WORKDIR.value, _COMPILE_FOR.value):
+            sys.exit("error: a step does not fit; see above")
     elif _AUDIT.value:
         if processes.several():
             raise ConfigError("--audit reads data on one host: start it as one process")

@@ -125,7 +125,7 @@ FLAGS = {
 
 # Found once the program has begun: status 1.
 LATER = {
-    "g3d_dry_audit": (f"{FILE} --dry_run --audit", "--dry_run and --audit", "name one of the two"),
+    "g3d_dry_audit": (f"{FILE} --dry_run --audit", "--dry_run and --audit", "name one of them"),
     "g3d_gin2": (f"{FILE} --dry_run --gin=Host.tensorboard=x", "--gin=Host.tensorboard=x: "),
     "g3d_gin3": (f"{FILE} --dry_run --gin==", "--gin==: "),
     "no gin file": (f"{FILE} --dry_run --gin_file=F/none.gin", "--gin_file=F/none.gin: "),

@@ -53,7 +53,7 @@ class Experiment(TaskData):
         self.workdir = workdir
         self.mesh = make_mesh(config.compute.mesh) if mesh is None else mesh
         self._states: dict[str, tuple[Model, TextStates]] = {}
-        _check_batch_sizes(config, batch_shards(self.mesh))
+        check_batch_sizes(config, batch_shards(self.mesh))
 
     @functools.cached_property
     def tasks(self) -> tuple[Task, ...]:
@@ -191,7 +191,7 @@ class Experiment(TaskData):
         )
 
 
-def _check_batch_sizes(config: ConfigDict, shards: int) -> None:
+def check_batch_sizes(config: ConfigDict, shards: int) -> None:
     sizes = {
         f"training.{name}.batch_size / accumulate": config.training[name].batch_size // config.training[name].accumulate
         for name in config.stages

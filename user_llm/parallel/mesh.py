@@ -1,7 +1,7 @@
 """The device mesh: axes `data` (batch), `fsdp` (batch, and parameters in slices), `tensor` (inside a layer)."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -14,14 +14,17 @@ AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(sharding.BATCH)  # the leading axis of every batch array
 
 
-def make_mesh(sizes: Mapping[str, int]) -> Mesh:
+def make_mesh(sizes: Mapping[str, int], among: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh over all devices with `sizes` devices along each of `AXES`; one size may be -1 (the rest).
+
+    Args:
+      among: other devices than those of this run.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices.
     """
     shape = [sizes[axis] for axis in AXES]
-    devices = jax.device_count()
+    devices = jax.device_count() if among is None else len(among)
     if shape.count(-1) == 1:
         shape[shape.index(-1)] = devices // max(1, math.prod(size for size in shape if size != -1))
     if math.prod(shape) != devices or min(shape) < 1:
@@ -29,7 +32,7 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
             f"config.compute.mesh = {dict(sizes)} does not cover the {devices} devices of this run: the sizes must "
             f"multiply to {devices}, and at most one may be -1 (take what is left)."
         )
-    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=among)
 
 
 def one_device() -> Mesh:
