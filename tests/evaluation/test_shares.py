@@ -1,0 +1,79 @@
+"""Several processes, each of which ranks its share, find what one process finds that has all of their devices."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from tests.evaluation import ranking_host
+from tests.evaluation.ranking_host import USERS
+from tests.parallel.together import answers
+from user_llm.evaluation.shares import Share
+from user_llm.parallel.mesh import AXES, one_device
+
+SCRIPT = Path(ranking_host.__file__)
+
+
+def together(count: int, *cuts: str) -> list[dict]:
+    return answers(SCRIPT, str(count), *cuts, count=count, devices=1)
+
+
+def alone(cut: str) -> dict:
+    """What one process finds with as many devices."""
+    sizes = tuple(map(int, cut.split(",")))
+    mesh = Mesh(np.array(jax.devices()[: np.prod(sizes)]).reshape(sizes), AXES)
+    return json.loads(json.dumps(ranking_host.plain(ranking_host.everything(mesh))))
+
+
+@pytest.fixture(scope="module")
+def two():
+    """What each of two processes found, by mesh."""
+    return together(2, "2,1,1", "1,2,1")
+
+
+@pytest.mark.parametrize("cut", ["2,1,1", "1,2,1"])
+def test_two_processes_find_the_bits_of_one(two, cut):
+    assert_the_bits_of_one(two, cut)
+
+
+def assert_the_bits_of_one(processes: list[dict], cut: str) -> None:
+    expected = alone(cut)
+    read = expected.pop("read by one row")
+    assert read == list(range(USERS))
+    for process in processes:
+        found = dict(process[cut]["found"])
+        # Its own users, and the first, who fills the last batch.
+        assert found.pop("read by one row") == sorted({0, *process[cut]["share"]})
+        for row, values in expected.items():
+            assert found[row] == values, row
+
+
+def test_each_user_is_the_share_of_one_process(two):
+    for found in two[0].values():
+        assert found["waits for nobody"] == (found is two[0]["2,1,1"])
+    for cut in two[0]:
+        shares = [process[cut]["share"] for process in two]
+        assert shares == [[0, 1, 2, 3, 8, 9, 10], [4, 5, 6, 7]]
+
+
+def test_what_one_process_must_refuse_all_refuse(two):
+    for process in two:
+        for found in process.values():
+            assert found["refused"].startswith("1 of 11 rows of scores hold NaN, the first in row 3")
+
+
+def test_on_the_devices_of_one_process_the_share_is_everything():
+    share = Share(5, 2, one_device())
+    assert share.ids.tolist() == [0, 1, 2, 3, 4]
+    column, texts = np.arange(10.0).reshape(5, 2), list("abcde")
+    assert share.whole(column) is column
+    assert share.whole_texts(texts) == texts
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("cut", ["4,1,1", "2,2,1", "1,4,1", "2,1,2", "1,2,2"])
+def test_four_processes_find_the_bits_of_one(cut):
+    assert_the_bits_of_one(together(4, cut), cut)
