@@ -14,9 +14,14 @@ SHORT = [*(f"--config.training.{stage}.steps=6" for stage in ("llm", "encoder", 
 SHORT += ["--config.evaluation.batch_size=16"]  # three batches of 48 users
 FUSED = [
     *("--config.evaluation.answers=fused", "--config.evaluation.cold_share=0.1"),
+    # Beams begin with states of texts that are kept.
+    *("--config.strategy=lora", "--config.integration.every=1", "--config.integration.first_layer=1"),
+    "--config.lora.first_layer=1",
+]
+TWO_TASKS = [
+    *("--config.task=next_item,favorite_category", "--config.evaluation.constrained=false"),
     *("--config.data.text_history=2", "--config.prompt.max_inputs=60"),
 ]
-TWO_TASKS = ["--config.task=next_item,favorite_category", "--config.evaluation.constrained=false"]
 REVIEWS = [
     *("--config.task=review_generation", "--config.data.dataset=amazon_reviews/simulated"),
     *("--config.prompt.max_inputs=140", "--config.prompt.max_targets=30"),

@@ -115,6 +115,7 @@ def evaluated(mesh: Mesh, rows: str) -> dict[str, Any]:
     share = Share(USERS, BATCH, mesh)
     logits = [np.asarray(share.own(scores(batch).all()))[real] for batch, real in share.batches(windows, "logits")]
     found["logits"] = share.whole(np.concatenate(logits))
+    found["devices"] = encoder.mesh.size
     found["losses"] = mean_metrics(autoregressive_objective(chunk_rows=16), windows, BATCH)(trained[0])
     return found
 

@@ -41,14 +41,25 @@ def test_two_processes_find_the_bits_of_one(two, cut):
 
 def assert_the_bits_of_one(processes: list[dict], rows: str, cut: str) -> None:
     expected = alone(rows, cut)
-    read, losses = expected.pop("read by one row"), expected.pop("losses")
+    read, losses, devices = (expected.pop(name) for name in ("read by one row", "losses", "devices"))
     assert read == list(range(USERS))
+    assert devices == len(processes)
     for process in processes:
         found = dict(process[cut]["found"])
         # Its own users, and the first, who fills the last batch.
         assert found.pop("read by one row") == sorted({0, *process[cut]["share"]})
+        assert found.pop("devices") == (1 if process[cut]["waits for nobody"] else len(processes))
         assert found.pop("losses") == pytest.approx(losses, rel=1e-6)  # sums, which all devices add up in some order
         assert found == expected
+
+
+def test_in_another_shape_of_batches_ranks_are_the_same_and_scores_to_rounding(two):
+    """A device had half of a batch; here one has all of it. No two scores of these users are as near as rounding."""
+    expected, found = alone("some", "1,1,1"), two[0]["2,1,1"]["found"]
+    logits, others = (np.frombuffer(bytes.fromhex(of["logits"][2]), np.float32) for of in (expected, found))
+    np.testing.assert_allclose(others, logits, rtol=1e-5, atol=1e-5)
+    for row in ("popularity", "encoder", "beams", "shuffled"):
+        assert found[row][0] == expected[row][0], row
 
 
 def test_each_user_is_the_share_of_one_process(two):

@@ -30,6 +30,8 @@ def one_mesh(shape: tuple[int, ...], order: list[int]) -> dict:
         "rows": rows.tolist(),
         "held": sorted(held),
         "right": [bool((processes.fetch(array) == BATCH["whole"]).all()) for array in arrays],
+        "own": [np.asarray(meshes.own_rows(array, mesh)).tolist() for array in arrays],
+        "waits for nobody": all(device in mesh.local_devices for device in meshes.own_mesh(mesh).devices.flat),
         "sum": int(jax.jit(lambda x: x[:3].sum())(batch)),
     }
 

@@ -37,6 +37,19 @@ def test_stripes_make_the_batch_and_every_host_fetches_the_whole(pair):
             assert mesh["sum"] == sum(range(9)), name
 
 
+def test_of_what_a_mesh_has_computed_a_process_takes_the_rows_it_holds(pair):
+    whole = np.arange(24).reshape(8, 3)
+    for found in pair:
+        for name, mesh in found["meshes"].items():
+            assert mesh["own"] == [whole[mesh["rows"]].tolist()] * 3, name
+
+
+def test_who_holds_whole_models_waits_for_nobody(pair):
+    for found in pair:
+        alone = [name for name, mesh in found["meshes"].items() if mesh["waits for nobody"]]
+        assert alone == ["data", "data, hosts in turn", "data and fsdp", "tensor inside a host"]
+
+
 def test_the_lead_writes_once_and_all_see_it(pair):
     assert [found["lead"] for found in pair] == [True, False]
     assert [found["calls"] for found in pair] == [1, 0]
