@@ -16,6 +16,8 @@ from filelock import FileLock
 REPOSITORY = Path(__file__).resolve().parents[1]
 LONGEST_FIRST = (
     "faults/test_drills.py",
+    "end_to_end/test_four_processes.py",
+    "end_to_end/test_shared_evaluation.py",
     "test_grid.py",
     "end_to_end/test_main.py",
     "end_to_end/test_two_processes.py",

@@ -29,6 +29,7 @@ from user_llm.inspect.audit import audit
 from user_llm.inspect.cost import training_costs
 from user_llm.models.model import Model
 from user_llm.parallel.accelerators import unused
+from user_llm.parallel.own_devices import on_own_devices
 from user_llm.parallel.processes import check_same, is_lead, lead_makes, lead_says
 from user_llm.tasks import Evaluation
 from user_llm.tasks.rows import item_rankers
@@ -65,7 +66,7 @@ def _make_results(experiment: Experiment, host: Host) -> None:
     if is_lead():
         claim(workdir, experiment.config, borrowed)
         _write_environment(experiment)
-    trained = run_stages(experiment, host)
+    trained = {name: on_own_devices(model) for name, model in run_stages(experiment, host).items()}
     found = _evaluate(experiment, trained)
     findings = audit(experiment, item_rankers(experiment, trained))
     facts = {**found.facts, "training": training_costs(experiment, trained), "audit": as_results(findings)}

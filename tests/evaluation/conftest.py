@@ -50,7 +50,7 @@ class Windows:
         return {key: value[ids] for key, value in batch.items()}
 
 
-def _encoder(rngs: nnx.Rngs) -> AutoregressiveEncoder:
+def build_encoder(rngs: nnx.Rngs) -> AutoregressiveEncoder:
     config = EncoderConfig(max_length=SLOTS, num_layers=1, width=8, num_heads=2, hidden=12)
     return AutoregressiveEncoder(config, item_categories=CATEGORIES, num_categories=3, num_ratings=RATINGS, rngs=rngs)
 
@@ -60,21 +60,34 @@ _LLM = LanguageModelConfig(
 )
 
 
-def _user_llm(rngs: nnx.Rngs) -> UserLLM:
+def build_user_llm(rngs: nnx.Rngs) -> UserLLM:
     connector = CrossAttention(CrossAttentionConfig(every=1, num_heads=2, head_dim=6, hidden=16), _LLM, 8, rngs=rngs)
-    return UserLLM(_encoder(rngs), None, connector, LanguageModel(_LLM, rngs=rngs))
+    return UserLLM(build_encoder(rngs), None, connector, LanguageModel(_LLM, rngs=rngs))
 
 
 def _text_prompt(rngs: nnx.Rngs) -> UserLLM:
     return UserLLM(None, None, None, LanguageModel(_LLM, rngs=rngs))
 
 
-def _lively(build: parameters.Builder) -> Model:
+def lively(build: parameters.Builder) -> Model:
     """Gates open, logits large. NumPy's values, to spare compilations."""
     graphdef, shapes, buffers = parameters.split(parameters.abstract(build))
     generator = np.random.default_rng(1)
     values = {path: jnp.asarray(generator.normal(size=v.shape) * 0.7, v.dtype) for path, v in shapes.items()}
     return Model(graphdef, values, dict.fromkeys(buffers, jnp.asarray(CATEGORIES, jnp.int32)), one_device())
+
+
+def build_trie() -> CatalogueTrie:
+    lengths = np.array([0, *map(len, TITLES)])
+    tokens = np.zeros((ITEMS + 1, lengths.max()), np.int32)
+    for item, title in enumerate(TITLES, start=1):
+        tokens[item, : len(title)] = title
+    return CatalogueTrie.build(tokens, lengths, EOS)
+
+
+@pytest.fixture(scope="session")
+def trie() -> CatalogueTrie:
+    return build_trie()
 
 
 @pytest.fixture(scope="session")
@@ -90,24 +103,15 @@ def make_windows():
 
 @pytest.fixture(scope="session")
 def encoder() -> Model:
-    return _lively(_encoder)
+    return lively(build_encoder)
 
 
 @pytest.fixture(scope="session")
 def user_llm() -> Model:
-    return _lively(_user_llm)
+    return lively(build_user_llm)
 
 
 @pytest.fixture(scope="session")
 def text_prompt() -> Model:
     """The language model alone."""
-    return _lively(_text_prompt)
-
-
-@pytest.fixture(scope="session")
-def trie() -> CatalogueTrie:
-    lengths = np.array([0, *map(len, TITLES)])
-    tokens = np.zeros((ITEMS + 1, lengths.max()), np.int32)
-    for item, title in enumerate(TITLES, start=1):
-        tokens[item, : len(title)] = title
-    return CatalogueTrie.build(tokens, lengths, EOS)
+    return lively(_text_prompt)

@@ -29,11 +29,13 @@ def test_ranks_from_titles_are_those_of_scores_in_which_each_item_has_its_title_
         assert ranks == np.inf
 
 
-def test_a_score_that_is_no_number_is_refused_with_its_row():
+def test_among_scores_that_are_no_numbers_there_is_no_rank():
     scores = np.zeros((3, 4))
     scores[1, 2] = np.nan
+    ranks = metrics.ranks_from_titles(np.ones((3, 4), int), scores, np.ones((3, 4), int), np.array([1, 9, 9]))
+    np.testing.assert_array_equal(ranks, [4, np.nan, np.inf])
     with pytest.raises(ValueError, match="1 of 3 rows of scores hold NaN, the first in row 1"):
-        metrics.ranks_from_titles(np.ones((3, 4), int), scores, np.ones((3, 4), int), np.array([1, 1, 1]))
+        metrics.refuse_nan(np.isnan(ranks))
 
 
 def test_a_title_that_was_not_found_has_no_rank_and_padding_none():

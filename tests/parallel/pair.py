@@ -22,15 +22,17 @@ def one_mesh(shape: tuple[int, ...], order: list[int]) -> dict:
     rows = meshes.local_rows(mesh, 8)
     held = {row for device in mesh.local_devices for row in held_by(device, mesh)}
     local = {name: value[rows] for name, value in BATCH.items()}
-    batches = meshes.put_batch(local, mesh), meshes.put_whole_batch(BATCH, mesh)
+    batch = meshes.put_batch(local, mesh)["whole"]
     sliced = jax.device_put(BATCH["whole"], NamedSharding(mesh, PartitionSpec("data", None)))
     replicated = jax.device_put(BATCH["whole"], NamedSharding(mesh, PartitionSpec()))
-    arrays = [*(batch["whole"] for batch in batches), sliced, replicated]
+    arrays = [batch, sliced, replicated]
     return {
         "rows": rows.tolist(),
         "held": sorted(held),
         "right": [bool((processes.fetch(array) == BATCH["whole"]).all()) for array in arrays],
-        "sum": int(jax.jit(lambda x: x[:3].sum())(batches[0]["whole"])),
+        "own": [np.asarray(meshes.own_rows(array, mesh)).tolist() for array in arrays],
+        "waits for nobody": all(device in mesh.local_devices for device in meshes.own_mesh(mesh).devices.flat),
+        "sum": int(jax.jit(lambda x: x[:3].sum())(batch)),
     }
 
 

@@ -1,42 +1,24 @@
 """Two processes with two devices each: who holds which rows, who writes; and when a run has several."""
 
-import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.parallel.together import answers
 from user_llm.parallel import processes
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+PAIR = Path(__file__).with_name("pair.py")
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """What each of the two found."""
-    with socket.create_server(("", 0)) as server:
-        port = server.getsockname()[1]
-    folder = tmp_path_factory.mktemp("pair")
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
-    environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, str(Path(__file__).with_name("pair.py")), str(port)]
-    started = [
-        subprocess.Popen([*command, str(index), str(folder)], env=environment, stdout=subprocess.PIPE, text=True)
-        for index in range(2)
-    ]
-    try:
-        answers = [process.communicate(timeout=240)[0] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0, 0]
-    return [json.loads(answer.splitlines()[-1]) for answer in answers]
+    return answers(PAIR, tmp_path_factory.mktemp("pair"), count=2, devices=2)
 
 
 def test_a_process_reads_the_rows_its_devices_hold(pair):
@@ -51,8 +33,21 @@ def test_a_process_reads_the_rows_its_devices_hold(pair):
 def test_stripes_make_the_batch_and_every_host_fetches_the_whole(pair):
     for found in pair:
         for name, mesh in found["meshes"].items():
-            assert mesh["right"] == [True] * 4, name
+            assert mesh["right"] == [True] * 3, name
             assert mesh["sum"] == sum(range(9)), name
+
+
+def test_of_what_a_mesh_has_computed_a_process_takes_the_rows_it_holds(pair):
+    whole = np.arange(24).reshape(8, 3)
+    for found in pair:
+        for name, mesh in found["meshes"].items():
+            assert mesh["own"] == [whole[mesh["rows"]].tolist()] * 3, name
+
+
+def test_who_holds_whole_models_waits_for_nobody(pair):
+    for found in pair:
+        alone = [name for name, mesh in found["meshes"].items() if mesh["waits for nobody"]]
+        assert alone == ["data", "data, hosts in turn", "data and fsdp", "tensor inside a host"]
 
 
 def test_the_lead_writes_once_and_all_see_it(pair):

@@ -175,13 +175,18 @@ class TrainBatches:
         return iterator
 
 
-def evaluation_batches(source: Source, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    """Every example once, in order, in batches of `batch_size` rows, which every host reads as a whole.
+def evaluation_batches(
+    source: Source, batch_size: int, rows: np.ndarray | None = None
+) -> Iterator[dict[str, np.ndarray]]:
+    """Every example once, in order, in batches of `batch_size` rows.
+
+    Args:
+        rows: int [rows], those of each batch to read here; None: all.
 
     Yields:
         The source's batch and `weight`, float32 [rows]: 1 for an example, 0 for rows that fill the last batch.
     """
-    rows = _rows(batch_size)
+    rows = _rows(batch_size) if rows is None else rows
     for start in range(0, len(source), batch_size):
         ids = start + rows
         real = ids < len(source)

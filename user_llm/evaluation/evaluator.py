@@ -1,18 +1,17 @@
 """Ranks of the test labels under every row of the results table, over the same windows and the whole catalogue.
 
-Of several hosts each reads every batch as a whole, computes its slice, and fetches all answers: unlike a training step,
-a batch of the evaluation takes far longer to compute than to read, and metrics need not know of hosts.
+Of several processes each reads and ranks its `Share`, and what they found is gathered once, behind the last batch: in
+the order of one process, so that metrics and predictions need not know of hosts.
 """
 
 import functools
-import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
+from jax.sharding import Mesh
 
 from user_llm.data.pipeline import Source, evaluation_batches
 from user_llm.data.vocabularies import Vocabulary
@@ -26,17 +25,15 @@ from user_llm.evaluation.fusion import LogPrior
 from user_llm.evaluation.metrics import ranks_from_titles, refuse_nan
 from user_llm.evaluation.ranks import rank_labels
 from user_llm.evaluation.scores import ItemScores, Scores
+from user_llm.evaluation.shares import Share
 from user_llm.evaluation.users import context_of, inputs_of
 from user_llm.models.model import Model
 from user_llm.models.user_llm import UserLLM
-from user_llm.parallel.mesh import put_whole_batch
-from user_llm.parallel.processes import end_if_preempted, fetch, is_lead
+from user_llm.parallel.mesh import local_rows, put_batch
 from user_llm.training.objectives import Objective
 
 AnySource = TypeVar("AnySource", bound=Source)
 Beams = Callable[[Mapping[str, np.ndarray]], tuple[BeamResult, np.ndarray]]
-
-_logger = logging.getLogger(__name__)
 
 
 def rank_by_scores(
@@ -45,6 +42,7 @@ def rank_by_scores(
     *,
     batch_size: int,
     exclude_seen: bool,
+    mesh: Mesh | None = None,
     label: str = "label/item",
     description: str = "ranking",
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -56,18 +54,31 @@ def rank_by_scores(
     Args:
       exclude_seen: whether items that the user has met are no answer: those of `seen/item` where the batch has it, else
         of the history.
+      mesh: see `Share`; `scores` may lie on it, or on devices of this process.
 
     Raises:
       UserError: a score is NaN.
     """
+    share = Share(len(source), batch_size, mesh)
     ranks, items = [], []
-    for batch, real in batches_of(source, batch_size, description):
-        found = rank_labels(scores(batch), batch[label], seen_items(batch) if exclude_seen else None)
-        found_ranks, found_items, unordered = (fetch(x)[real] for x in found)
-        refuse_nan(unordered)
-        ranks.append(found_ranks.astype(np.float64))
+    for batch, real in share.batches(source, description):
+        own = _of_share(scores(batch), share)
+        found = rank_labels(own, batch[label], seen_items(batch) if exclude_seen else None)
+        found_ranks, found_items, unordered = (np.asarray(x)[real] for x in found)
+        ranks.append(np.where(unordered, np.nan, found_ranks))
         items.append(found_items)
-    return np.concatenate(ranks), np.concatenate(items)
+    return _of_all(share, ranks, items)
+
+
+def _of_share(scores: ItemScores, share: Share) -> ItemScores:
+    return ItemScores(scores.width, lambda first, count: share.own(scores.block(first, count)))
+
+
+def _of_all(share: Share, ranks: list[np.ndarray], items: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """What all processes have found; all refuse what one would."""
+    whole = share.whole(np.concatenate(ranks))
+    refuse_nan(np.isnan(whole))
+    return whole, share.whole(np.concatenate(items))
 
 
 def rank_by_beams(
@@ -77,6 +88,7 @@ def rank_by_beams(
     trie: CatalogueTrie,
     batch_size: int,
     description: str,
+    mesh: Mesh | None = None,
     read: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ranks `[n]` (inf: no beam found the label) and the items `[n, J]` of the beams, best first.
@@ -86,21 +98,26 @@ def rank_by_beams(
 
     Args:
       beams: batch → (`BeamResult`, the items `[B, S]` that are no answer, 0-padded; a label is one all the same).
+      mesh: see `Share`; the beams may lie on it, or on devices of this process.
       read: for free beams, which come without items: tokens `[B, J, T]` → item ids `[B, J]`, 0 = no title.
+
+    Raises:
+      UserError: a score is NaN.
     """
+    share = Share(len(source), batch_size, mesh)
     canonical = np.asarray(trie.canonical_item)
     ranks, items = [], []
-    for batch, real in batches_of(source, batch_size, description):
+    for batch, real in share.batches(source, description):
         result, excluded = beams(batch)
+        tokens, scores, found = (np.asarray(share.own(x)) for x in result)
         labels = batch["label/item"]
         excluded = _but(excluded, labels)
-        found = fetch(result.items)
         if read is not None:
-            found = _once(np.asarray(trie.open_items(read(fetch(result.tokens)), excluded)))
+            found = _once(np.asarray(trie.open_items(read(tokens), excluded)))
         counts = _open_counts(trie, found, excluded)
-        ranks.append(ranks_from_titles(canonical[found], fetch(result.scores), counts, canonical[labels])[real])
+        ranks.append(ranks_from_titles(canonical[found], scores, counts, canonical[labels])[real])
         items.append(np.take_along_axis(found, np.argsort(found == 0, axis=1, kind="stable"), axis=1)[real])
-    return np.concatenate(ranks), np.concatenate(items)
+    return _of_all(share, ranks, items)
 
 
 def _once(items: np.ndarray) -> np.ndarray:
@@ -188,7 +205,7 @@ def user_llm_beams(
         if exclude_seen:
             # A user to recommend to has no label.
             excluded = _but(seen, batch.get("label/item", np.zeros(len(seen), np.int32)))
-        inputs, closed = (put_whole_batch(part, model.mesh) for part in (inputs_of(batch), {"item": excluded}))
+        inputs, closed = (put_batch(part, model.mesh) for part in (inputs_of(batch), {"item": excluded}))
         log_prior = None if prior is None else prior(batch, closed["item"])
         return _beams(model, trie, inputs, closed, states, log_prior, jnp.float32(weight), **options), excluded
 
@@ -212,7 +229,7 @@ def user_llm_scores(
     """
     options = dict(eos_id=eos_id, with_context=with_context)
     return lambda batch: ItemScores.dense(
-        _catalogue_scores(model, trie, put_whole_batch(inputs_of(batch), model.mesh), states, **options)
+        _catalogue_scores(model, trie, put_batch(inputs_of(batch), model.mesh), states, **options)
     )
 
 
@@ -229,7 +246,7 @@ def user_llm_texts(
 ) -> Callable[[Mapping[str, np.ndarray]], jax.Array]:
     """Returns `batch -> int32 [B, max_new_tokens]`: what the contextualised LLM writes, greedily, up to EOS."""
     options = dict(eos_id=eos_id, max_new_tokens=max_new_tokens, with_context=with_context)
-    return lambda batch: _texts(model, put_whole_batch(inputs_of(batch), model.mesh), **options)
+    return lambda batch: _texts(model, put_batch(inputs_of(batch), model.mesh), **options)
 
 
 def write_texts(
@@ -239,12 +256,18 @@ def write_texts(
     *,
     batch_size: int,
     description: str,
+    mesh: Mesh | None = None,
 ) -> list[str]:
-    """The texts `[n]` that `texts(batch) -> tokens` writes for all windows in `source`, without outer spaces."""
+    """The texts `[n]` that `texts(batch) -> tokens` writes for all windows in `source`, without outer spaces.
+
+    Args:
+      mesh: see `Share`; the tokens may lie on it, or on devices of this process.
+    """
+    share = Share(len(source), batch_size, mesh)
     found: list[str] = []
-    for batch, real in batches_of(source, batch_size, description):
-        found += vocabulary.decode_batch(fetch(texts(batch))[real])
-    return [text.strip() for text in found]
+    for batch, real in share.batches(source, description):
+        found += vocabulary.decode_batch(np.asarray(share.own(texts(batch)))[real])
+    return share.whole_texts([text.strip() for text in found])
 
 
 class Subset(Generic[AnySource]):
@@ -297,22 +320,10 @@ def mean_metrics(objective: Objective, source: Source, batch_size: int) -> Calla
 
     def evaluate(model: Model) -> dict[str, float]:
         totals: dict[str, jax.Array] = {}
-        for batch in evaluation_batches(source, batch_size):
-            metrics = apply(model, put_whole_batch(batch, model.mesh))
+        for batch in evaluation_batches(source, batch_size, local_rows(model.mesh, batch_size)):
+            metrics = apply(model, put_batch(batch, model.mesh))
             jax.block_until_ready(metrics)  # CPU meshes: no pile-up
             totals = metrics if not totals else jax.tree.map(jnp.add, totals, metrics)
         return {name: float(total / jnp.maximum(weight, 1e-9)) for name, (total, weight) in totals.items()}
 
     return evaluate
-
-
-def batches_of(source: Source, batch_size: int, description: str) -> Iterable[tuple[dict[str, np.ndarray], np.ndarray]]:
-    """Evaluation batches with the mask of their real rows, under a progress bar."""
-    _logger.debug("%s: %d examples", description, len(source))
-    disable = None if is_lead() else True  # None: where there is no terminal
-    with tqdm(total=len(source), desc=description, unit="user", dynamic_ncols=True, disable=disable) as bar:
-        for batch in evaluation_batches(source, batch_size):
-            end_if_preempted()
-            real = batch["weight"] > 0
-            yield batch, real
-            bar.update(int(real.sum()))

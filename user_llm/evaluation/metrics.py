@@ -28,16 +28,12 @@ def ranks_from_titles(titles: np.ndarray, scores: np.ndarray, counts: np.ndarray
 
     Returns:
       float64 `[n]`: 1 + the number of other rankable items that score at least as high as the label; inf where its
-      title is not among those found.
-
-    Raises:
-      UserError: a score is NaN.
+      title is not among those found; NaN where a score is NaN.
     """
-    refuse_nan(np.isnan(scores).any(axis=1))
     own = (titles == labels[:, None]) & (counts > 0)
     of_label = np.max(scores, axis=1, where=own, initial=-np.inf)
     ranks = np.sum(counts, axis=1, where=scores >= of_label[:, None])  # the label is one of these
-    return np.where(own.any(axis=1), ranks.astype(np.float64), np.inf)
+    return np.where(np.isnan(scores).any(axis=1), np.nan, np.where(own.any(axis=1), ranks, np.inf))
 
 
 def refuse_nan(unordered: np.ndarray) -> None:

@@ -12,13 +12,12 @@ from user_llm.decoding.catalogue_trie import CatalogueTrie
 from user_llm.decoding.paths import nodes_above, paths_to
 from user_llm.decoding.prefill import extend, prefill
 from user_llm.decoding.prior import DensePrior
-from user_llm.evaluation.evaluator import batches_of
 from user_llm.evaluation.scores import Scores
+from user_llm.evaluation.shares import Share
 from user_llm.evaluation.users import context_of, inputs_of
 from user_llm.models.model import Model
 from user_llm.models.user_llm import UserLLM
-from user_llm.parallel.mesh import put_whole_batch
-from user_llm.parallel.processes import fetch
+from user_llm.parallel.mesh import put_batch
 
 
 class TitleLosses(NamedTuple):
@@ -43,10 +42,10 @@ def title_losses(
 ) -> TitleLosses:
     """Of the labels of all windows in `source`, which have prompts."""
     parts = []
-    for batch, real in batches_of(source, batch_size, "losses by token"):
-        inputs, labels = put_whole_batch(inputs_of(batch), model.mesh), jnp.asarray(batch["label/item"])
+    for batch, real in Share(len(source), batch_size).batches(source, "losses by token"):
+        inputs, labels = put_batch(inputs_of(batch), model.mesh), jnp.asarray(batch["label/item"])
         items = None if encoder is None else jnp.asarray(encoder(batch).all())
-        parts.append([np.asarray(fetch(x))[real] for x in _losses(model, trie, inputs, labels, items)])
+        parts.append([np.asarray(x)[real] for x in _losses(model, trie, inputs, labels, items)])
     return TitleLosses(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 

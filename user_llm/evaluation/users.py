@@ -11,7 +11,7 @@ import numpy as np
 from user_llm.evaluation.scores import ItemScores, Scores
 from user_llm.models.model import Model
 from user_llm.models.user_llm import UserLLM
-from user_llm.parallel.mesh import put_whole_batch
+from user_llm.parallel.mesh import put_batch
 
 Batch = Mapping[str, np.ndarray]
 
@@ -39,7 +39,7 @@ def context_of(model: UserLLM, batch: Mapping[str, jax.Array]):
 
 def _history_of(batch: Batch, model: Model) -> dict[str, jax.Array]:
     history = {name: batch[f"history/{name}"] for name in _FEATURES if f"history/{name}" in batch}
-    return put_whole_batch(history, model.mesh)
+    return put_batch(history, model.mesh)
 
 
 @jax.jit
@@ -82,7 +82,7 @@ def encoder_scores(model: Model) -> Scores:
 
     def scores(batch: Batch) -> ItemScores:
         if "user/query" in batch:
-            query = put_whole_batch({"query": batch["user/query"]}, model.mesh)["query"]
+            query = put_batch({"query": batch["user/query"]}, model.mesh)["query"]
         else:
             query = _queries(model, _history_of(batch, model))
         return ItemScores(width, lambda first, count: _query_logits(model, query, np.int32(first), count=count))

@@ -47,6 +47,8 @@ class Experiment(TaskData):
       mesh: the devices to use; None: the config's mesh over all of them.
     """
 
+    mesh: Mesh
+
     def __init__(self, config: ConfigDict, workdir: Path, mesh: Mesh | None = None):
         super().__init__()
         self.config = config

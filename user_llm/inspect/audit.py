@@ -318,7 +318,12 @@ def _ties(
             ),
             **rankers,
         }
-        options = dict(batch_size=config.batch_size, exclude_seen=config.exclude != "nothing", description="ties")
+        options = dict(
+            batch_size=config.batch_size,
+            mesh=experiment.mesh,
+            exclude_seen=config.exclude != "nothing",
+            description="ties",
+        )
         for name, scores in rows.items():
             ranks, _ = rank_by_scores(scores, order.windows, **options)
             recalls.setdefault(name, []).append(float((ranks <= RECALL_DEPTH).mean()))

@@ -45,16 +45,32 @@ def batch_shards(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """The rows int64 `[rows]` of a global batch that this process' devices hold, in order.
+def own_mesh(mesh: Mesh) -> Mesh:
+    """The part of a mesh that is this process' own, where every process has whole models (`data` alone cuts none).
+
+    The mesh itself where a model lies on devices of several processes.
+    """
+    owners = [{device.process_index for device in copy.flat} for copy in mesh.devices]  # along `data`
+    if any(len(processes) > 1 for processes in owners):
+        return mesh
+    return Mesh(mesh.devices[[jax.process_index() in processes for processes in owners]], AXES)
+
+
+def local_rows(mesh: Mesh, batch_size: int, process: int | None = None) -> np.ndarray:
+    """The rows int64 `[rows]` of a global batch that a process' devices hold, in order.
 
     Processes that share slices of a batch (a `tensor` axis across hosts) hold the same rows.
+
+    Args:
+      process: its number; None: this one.
 
     Raises:
       UserError: a batch that does not divide among `batch_shards`.
     """
-    slices = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch_size,)).values()
-    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in slices]))
+    process = jax.process_index() if process is None else process
+    slices = NamedSharding(mesh, BATCH).devices_indices_map((batch_size,)).items()
+    held = [np.arange(batch_size)[at] for device, at in slices if device.process_index == process]  # type: ignore[attr-defined]
+    return np.unique(np.concatenate(held))
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
@@ -62,12 +78,17 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
 
     Args:
       batch: arrays `[rows, …]` of the rows that `local_rows` names, and of groups that they are cut to alike.
+
+    Raises:
+      UserError: rows that do not divide among the slices that this process holds.
     """
     shards = batch_shards(mesh)
     blocks = local_rows(mesh, shards)  # slices of the global batch, as many rows each
 
     def put(local: np.ndarray) -> jax.Array:
-        size = len(local) // len(blocks)
+        size, rest = divmod(len(local), len(blocks))
+        if rest:
+            raise UserError(f"a batch of {len(local)} rows: expected a multiple of the {len(blocks)} slices held here.")
 
         def read(index: tuple[slice, ...]) -> np.ndarray:
             first = np.searchsorted(blocks, index[0].indices(size * shards)[0] // size) * size
@@ -79,7 +100,16 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     return jax.tree.map(put, dict(batch))
 
 
-def put_whole_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Puts a batch that every host has read as a whole on the devices: each gets its slice."""
-    rows = local_rows(mesh, len(next(iter(batch.values()))))
-    return put_batch({key: value[rows] for key, value in batch.items()}, mesh)
+def own_rows(values: np.ndarray | jax.Array, mesh: Mesh) -> np.ndarray | jax.Array:
+    """This process' rows `[rows, …]` of what was computed of a batch `[B, …]` over the mesh; they stay on its devices.
+
+    What lies on no other process' devices is its own already.
+    """
+    if isinstance(values, np.ndarray) or values.is_fully_addressable:
+        return values
+    cut = jax.device_put(values, NamedSharding(mesh, BATCH))
+    slices = {shard.index[0].start or 0: shard.data for shard in cut.addressable_shards}  # of copies the last
+    parts = [slices[first] for first in sorted(slices)]
+    shape = (sum(len(part) for part in parts), *values.shape[1:])
+    devices = Mesh(np.array([part.device for part in parts]), ("rows",))
+    return jax.make_array_from_single_device_arrays(shape, NamedSharding(devices, PartitionSpec("rows")), parts)

@@ -244,6 +244,14 @@ def _from_lead(words: bytes) -> bytes:
     return bytes(multihost_utils.broadcast_one_to_all(padded))
 
 
+def all_say(words: bytes) -> list[bytes]:
+    """What each process says, by its number. All processes must call it."""
+    wait_for_all("words of all")  # whoever is behind may need longer than a device waits
+    sizes = multihost_utils.process_allgather(np.int32(len(words)))
+    said = multihost_utils.process_allgather(np.frombuffer(words.ljust(int(sizes.max())), np.uint8))
+    return [row[:size].tobytes() for row, size in zip(said, sizes.tolist(), strict=True)]
+
+
 def fetch(array: Any) -> np.ndarray:
     """The whole of an array on every host, wherever its slices lie. All processes must call it."""
     if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from user_llm.data.answers import Answers
@@ -33,6 +34,7 @@ class Study(Protocol):
       table, catalogue, rating_names: the data; a finished run has no table at hand unless it is asked for.
       vocabulary, names: the LLM's vocabulary, and the catalogue's names in it.
       item_counts: int64 `[I+1]`, how often each item occurs among the events a model may learn from.
+      mesh: the devices of all processes of the run, each of which evaluates a share; None: of this one alone.
     """
 
     config: ConfigDict
@@ -54,6 +56,9 @@ class Study(Protocol):
 
     @property
     def item_counts(self) -> np.ndarray: ...
+
+    @property
+    def mesh(self) -> Mesh | None: ...
 
     @property
     def cold_items(self) -> np.ndarray | None:

@@ -28,7 +28,7 @@ def cold_protocols(study: Study, task: str, trained: Mapping[str, Model], users:
     source, config = study.cold_source(task, users), study.config.evaluation
     if not len(source):
         return {}
-    shown = dict(batch_size=config.batch_size, exclude_seen=config.exclude != "nothing")
+    shown = dict(batch_size=config.batch_size, mesh=study.mesh, exclude_seen=config.exclude != "nothing")
     tables = {}
     for name, left in ((AMONG_ALL, None), (AMONG_COLD, cold)):
         found: dict[str, Ranks] = {}

@@ -22,6 +22,7 @@ from user_llm.tasks.rows import (
     SHUFFLED,
     TEXT_PROMPT,
     USER_LLM,
+    columns_of,
     dropped_events,
     encoder_row,
     llm_rows,
@@ -94,7 +95,7 @@ class FavoriteCategory(Task):
         """Ranks the favourite category of every test user that has one under every row."""
         config, catalogue = study.config.evaluation, study.catalogue
         test, without = self._with_favorite(study)
-        options = dict(batch_size=config.batch_size, exclude_seen=False, label="label/answer")
+        options = dict(batch_size=config.batch_size, mesh=study.mesh, exclude_seen=False, label="label/answer")
         counts = self._favorite_counts(study)
         found = {
             MAJORITY: rank_by_scores(popularity_scores(counts), test, **options),
@@ -102,7 +103,7 @@ class FavoriteCategory(Task):
         }
         if scores := encoder_row(study, trained, of="category"):
             found[DUAL_ENCODER] = rank_by_scores(scores, test, **options)
-        batch = test.gather(np.arange(len(test)))
+        batch = columns_of(study, test, "user", "history/item", "label/item", "label/rating", "label/answer")
         facts: dict[str, Any] = {"test_users_without_category": without}
         if user_llm := trained.get("user_llm"):
             for row in llm_rows(study, test):
@@ -135,7 +136,7 @@ class FavoriteCategory(Task):
     def _with_favorite(self, study: Study) -> tuple[Subset, int]:
         """Test users with a favourite category, and how many of them have none."""
         test = Subset.evenly(study.source(self.name, "test"), study.config.evaluation.max_users)
-        labels = test.gather(np.arange(len(test)))["label/answer"]
+        labels = columns_of(study, test, "label/answer")["label/answer"]
         return Subset(test.source, test.ids[labels > 0]), int((labels == 0).sum())
 
     def _favorite_counts(self, study: Study) -> np.ndarray:

@@ -12,7 +12,7 @@ from user_llm.evaluation.metrics import METRICS
 from user_llm.evaluation.users import encoder_scores
 from user_llm.models.model import Model
 from user_llm.tasks.base import Study
-from user_llm.tasks.rows import FUSED, RERANKED
+from user_llm.tasks.rows import FUSED, RERANKED, columns_of
 
 RERANKED_ITEMS = 100  # of the encoder's that the LLM is left with, in a row
 
@@ -40,7 +40,7 @@ def rank_items(study: Study, task: str, model: Model, source: Source, row: str, 
     exclude = config.exclude != "nothing"
     beams = item_beams(study, task, model, num_beams=config.num_beams, exclude_seen=exclude, **options)
     trie = study.answer_trie(task)
-    return rank_by_beams(beams, source, trie=trie, batch_size=config.batch_size, description=row)
+    return rank_by_beams(beams, source, trie=trie, batch_size=config.batch_size, mesh=study.mesh, description=row)
 
 
 def prior_of(encoder: Model, fusion: Fusion, **options: int) -> LogPrior:
@@ -68,7 +68,7 @@ def fit(study: Study, task: str, model: Model, encoder: Model) -> Fusion:
     asked = Subset.evenly(study.source(task, "validation"), study.config.evaluation.max_fit)
     # An encoder that reads names has something to say of items without events.
     unknown = [] if study.config.encoder.item_text else (np.flatnonzero(study.item_counts[1:] == 0) + 1).tolist()
-    floor = share_of(unknown, asked.gather(np.arange(len(asked)))["label/item"])
+    floor = share_of(unknown, columns_of(study, asked, "label/item")["label/item"])
     prior = prior_of(encoder, Fusion(1.0, floor, unknown, {}))
 
     def measure(weight: float) -> float:

@@ -35,6 +35,7 @@ from user_llm.tasks.rows import (
     TWO_ENCODERS,
     USER_LLM,
     LLMRow,
+    columns_of,
     dropped_events,
     encoder_row,
     llm_rows,
@@ -118,7 +119,7 @@ class NextItem(Task):
     def evaluate(self, study: Study, trained: Mapping[str, Model]) -> Evaluation:
         """Ranks the test labels under every row."""
         config = study.config.evaluation
-        by_scores = dict(batch_size=config.batch_size, exclude_seen=config.exclude != "nothing")
+        by_scores = dict(batch_size=config.batch_size, mesh=study.mesh, exclude_seen=config.exclude != "nothing")
         test = Subset.evenly(study.windows("test"), config.max_users)
         catalogue, counts = study.catalogue, study.item_counts
         in_category = category_popularity_scores(counts, catalogue.item_categories)
@@ -129,7 +130,7 @@ class NextItem(Task):
         }
         if scores := encoder_row(study, trained, of="item"):
             ranks[ENCODER] = rank_by_scores(scores, test, **by_scores)[0]
-        batch = test.gather(np.arange(len(test)))
+        batch = columns_of(study, test, "user", "history/item", "label/item", "label/rating")
         items, facts = np.zeros((len(test), 0), np.int32), {}
         if user_llm := trained.get("user_llm"):
             prompted = Subset.evenly(study.source(self.name, "test"), config.max_users)
@@ -235,7 +236,7 @@ class NextItem(Task):
     def _rank(self, study: Study, model: Model, row: LLMRow, read: TitleReader | None) -> tuple[np.ndarray, np.ndarray]:
         """Ranks `[n]` and items `[n, J]` by beams (free ones are read with `read`), or by every title's probability."""
         config, trie = study.config.evaluation, study.answer_trie(self.name)
-        shown = dict(batch_size=config.batch_size, description=row.name)
+        shown = dict(batch_size=config.batch_size, mesh=study.mesh, description=row.name)
         if config.answers == "exact":
             eos_id, states = study.vocabulary.eos_id, study.text_states(self.name, model)
             scores = user_llm_scores(model, trie=trie, eos_id=eos_id, with_context=row.with_context, states=states)

@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 
 from user_llm.data.answers import AnswerTokens
+from user_llm.data.pipeline import Source
 from user_llm.data.prompts import Piece, Wording
 from user_llm.data.sources import UserLLMSource
 from user_llm.data.timelines import TimelineTable
 from user_llm.data.vocabularies import Vocabulary, cut_tokens, encode_continuations, pad_rows
 from user_llm.evaluation.evaluator import Subset, user_llm_texts, write_texts
+from user_llm.evaluation.shares import Share
 from user_llm.evaluation.text_metrics import mean_rouge, rouge
 from user_llm.models.model import Model
 from user_llm.parallel.processes import fetch
@@ -22,6 +24,7 @@ from user_llm.tasks.rows import (
     USER_LLM,
     LLMRow,
     Values,
+    columns_of,
     dropped_events,
     llm_rows,
     protocols,
@@ -125,12 +128,15 @@ class ReviewGeneration(Task):
     def evaluate(self, study: Study, trained: Mapping[str, Model]) -> Evaluation:
         """Writes a review for every test event that has one, under every row, and compares it with the true one."""
         test, without = self._with_review(study)
-        batch, truth = test.gather(np.arange(len(test))), test.source.references(test.ids)
+        asked = "user", "history/item", "label/item", "label/rating", "prompt_tokens", "prompt_lengths"
+        batch, share = columns_of(study, test, *asked), self._share(study, test)
+        own = test.ids[share.ids]
+        truth = share.whole_texts(test.source.references(own))
         frequent = self._frequent_reviews(study)
-        before = test.source.windows.label_positions(test.ids) - 1
+        before = test.source.windows.label_positions(own) - 1
         written = {
             FREQUENT: [frequent.get(rating, "") for rating in batch["label/rating"].tolist()],
-            LATEST: study.table.reviews(before),
+            LATEST: share.whole_texts(study.table.reviews(before)),
         }
         facts: dict[str, Any] = {"test_users_without_review": without}
         if user_llm := trained.get("user_llm"):
@@ -151,8 +157,13 @@ class ReviewGeneration(Task):
     def _with_review(self, study: Study) -> tuple[Subset[UserLLMSource], int]:
         """Test windows whose event has a review, and how many have none."""
         test = Subset.evenly(study.source(self.name, "test"), study.config.evaluation.max_users)
-        has = np.array([bool(text.strip()) for text in test.source.references(test.ids)], np.bool_)
+        share = self._share(study, test)
+        own = test.source.references(test.ids[share.ids])
+        has = share.whole(np.array([bool(text.strip()) for text in own], np.bool_))
         return Subset(test.source, test.ids[has]), int((~has).sum())
+
+    def _share(self, study: Study, source: Source) -> Share:
+        return Share(len(source), study.config.evaluation.batch_size, study.mesh)
 
     def _frequent_reviews(self, study: Study) -> dict[int, str]:
         """Rating class → the review that training events of this rating most often have."""
@@ -169,7 +180,8 @@ class ReviewGeneration(Task):
 
     def _write(self, study: Study, model: Model, row: LLMRow) -> list[str]:
         texts, size = self._texts(study, model, with_context=row.with_context), study.config.evaluation.batch_size
-        return write_texts(texts, row.source, study.vocabulary, batch_size=size, description=row.name)
+        options = dict(batch_size=size, mesh=study.mesh, description=row.name)
+        return write_texts(texts, row.source, study.vocabulary, **options)
 
     def asker(self, study: Study, model: Model, k: int) -> Asker:
         """The one review that the model writes, greedily; `k` is of no effect."""

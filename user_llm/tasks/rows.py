@@ -11,6 +11,7 @@ from user_llm.errors import UserError
 from user_llm.evaluation.evaluator import ShuffledContexts
 from user_llm.evaluation.metrics import compare, summarise
 from user_llm.evaluation.scores import Scores
+from user_llm.evaluation.shares import Share
 from user_llm.evaluation.users import encoder_scores
 from user_llm.models.model import Model
 from user_llm.tasks.base import Batch, Study
@@ -39,6 +40,13 @@ def item_rankers(study: Study, trained: Mapping[str, Model]) -> dict[str, Scores
     """Trained models that rank the catalogue for any windows quickly, for the auditor: the encoder, where it does."""
     scores = encoder_row(study, trained, of="item")
     return {} if scores is None else {ENCODER: scores}
+
+
+def columns_of(study: Study, source: Source, *names: str) -> Batch:
+    """These columns `[n, …]` of all examples, of which each process reads its share."""
+    share = Share(len(source), study.config.evaluation.batch_size, study.mesh)
+    read = source.gather(share.ids)
+    return {name: share.whole(read[name]) for name in names}
 
 
 class LLMRow(NamedTuple):

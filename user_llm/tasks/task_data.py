@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from user_llm.data.answers import Answers
@@ -31,10 +32,11 @@ class TaskData(abc.ABC):
 
     Attributes:
       config: its sections `data` and `prompt` are read.
-      table, catalogue, rating_names, vocabulary: see `Study`.
+      table, catalogue, rating_names, vocabulary, mesh: see `Study`.
     """
 
     config: ConfigDict
+    mesh: Mesh | None = None
 
     @property
     @abc.abstractmethod

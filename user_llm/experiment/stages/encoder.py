@@ -19,6 +19,7 @@ from user_llm.experiment.seal import check_kept
 from user_llm.experiment.stages.base import Stage
 from user_llm.models.model import Model
 from user_llm.parallel.mesh import batch_shards
+from user_llm.parallel.own_devices import on_own_devices
 from user_llm.parallel.processes import several
 
 # Config keys that name a run whose encoder is taken.
@@ -99,13 +100,17 @@ class EncoderStage(Stage):
     def validation(self, experiment, objective, reader):
         """The loss, and for an encoder of items how it ranks them."""
         config, source = experiment.config, self.validation_source(experiment, reader)
-        options = dict(batch_size=config.evaluation.batch_size, exclude_seen=config.evaluation.exclude != "nothing")
+        options = dict(
+            batch_size=config.evaluation.batch_size,
+            mesh=experiment.mesh,
+            exclude_seen=config.evaluation.exclude != "nothing",
+        )
         losses = mean_metrics(objective, source, config.evaluation.batch_size)
         if ENCODERS[config.encoder.kind].ranks(config.encoder) != "item":
             return losses
 
         def evaluate(model):
-            ranks, _ = rank_by_scores(encoder_scores(model), source, **options)
+            ranks, _ = rank_by_scores(encoder_scores(on_own_devices(model)), source, **options)
             rankings = {name: float(np.mean(metric(ranks))) for name, metric in METRICS.items()}
             return {**rankings, **losses(model)}
 
