@@ -2,14 +2,12 @@
 
 import contextlib
 import dataclasses
-import importlib
 import io
 import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
@@ -21,8 +19,10 @@ from user_llm.builders.beam.on_beam import OnBeam
 from user_llm.builders.catalogue import FIELDS, write_catalogue
 from user_llm.builders.columns import EventColumns
 from user_llm.builders.download import download, manual_file
+from user_llm.builders.engine import beam_runner
 from user_llm.builders.malformed import MalformedSourceError, RowReport
 from user_llm.builders.on_duckdb import OnDuckDB
+from user_llm.builders.records import SteadyWriter
 from user_llm.builders.rules import Rules
 from user_llm.builders.simulated import SimulatedConfig
 from user_llm.errors import UserError
@@ -260,6 +260,9 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
         shutil.rmtree(self._work)
         return splits
 
+    def _example_writer(self) -> SteadyWriter:
+        return SteadyWriter(self.info.file_format)
+
     @property
     def _work(self) -> Path:
         """The folder for what a build needs no more when it has ended."""
@@ -303,20 +306,3 @@ def _check_path(argument: str, path: str | os.PathLike | None) -> None:
         raise UserError(f"{argument} is empty: name a path, or leave it out.")
     if path is not None:
         local_path(path, argument)
-
-
-def beam_runner() -> ModuleType:
-    """`beam.runner`, which alone imports Apache Beam.
-
-    Raises:
-      UserError: it is not installed.
-    """
-    try:
-        return importlib.import_module("user_llm.builders.beam.runner")
-    except ModuleNotFoundError as error:
-        if error.name != "apache_beam":
-            raise
-        raise UserError(
-            "Apache Beam is not installed here: it needs an older protobuf and pyarrow than this package. "
-            "`make beam` makes .venv-beam, in which user-llm build has it."
-        ) from None

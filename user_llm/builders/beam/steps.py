@@ -114,7 +114,8 @@ def read_piece(rules: Rules, work: Path, sample_every: int, task: Task) -> Part:
             write_rows(connection, query, file_of(work, FIRST, task.number))
         write_rows(connection, good, file_of(work, ROWS, task.number))
         users = connection.sql(f"SELECT user_id {good}").to_arrow_table().column("user_id")
-        return Part(form, report, len(users), users.take(pa.array(range(0, len(users), sample_every))).to_pylist())
+        some = pa.array(range(0, len(users), sample_every), pa.int64())
+        return Part(form, report, len(users), users.take(some).to_pylist())
 
 
 def deal(work: Path, user_id: str, bounds: Sequence[UserId], number: int) -> Iterator[tuple[int, bytes]]:
