@@ -204,8 +204,8 @@ def _write_csv(path: Path, rows: list[list[str]], random: np.random.Generator) -
 def test_custom(tmp_path, kind, text_user):
     random = np.random.default_rng(4)
     tables = [_table(random, quoted=kind == "quoted") for _ in range(2)]
-    if text_user:
-        tables[1][150][0] = "x1"
+    # The one row with this rating, and maybe the one whose user is no number: neither the first of its item.
+    tables[1][150] = ["x1" if text_user else "7", "b", "5", "Uno", "z", "3", "fine"]
     ending = {"json": "json.gz", "parquet": "parquet"}.get(kind, "csv.gz")
     files = [tmp_path / f"part{number}.{ending}" for number in range(2)]
     for path, rows in zip(files, tables, strict=True):
@@ -227,8 +227,9 @@ def test_custom(tmp_path, kind, text_user):
     config = CustomConfig("x", files=files, columns={role: role for role in roles}, **described)
     events, catalogue, *_, text, groups = both(CustomRules(config), tmp_path)
     assert len(events) > 7
-    assert groups > 3
+    assert groups > 2
     assert [user for user, _ in events][:3] == (["10", "18", "2"] if text_user else ["2", "4", "5"])
+    assert json.loads(catalogue)["rating_names"] == ["", "1.0", "3.0", "4.5"]
     if described:
         assert json.loads(catalogue)["raw_ids"][1:4] == ["3", "a", "q"]
         assert "the item is in no file of items" in text
@@ -266,6 +267,29 @@ def test_a_file_that_cannot_be_used_is_refused_in_the_same_words(tmp_path, conte
             build(engine(tmp_path / name), CustomRules(config))
         errors.append(str(caught.value))
     assert errors[0] == errors[1]
+
+
+def test_reports_of_parts_add_up_to_that_of_the_file():
+    rows = [(line, f"reason {line * line % 7}") for line in range(1, 60)]
+    whole = RowReport()
+    parts = [RowReport() for _ in range(4)]
+    for line, reason in rows:
+        whole.reject("f", reason, [(line, str(line))])
+        parts[line // 15].reject("f", reason, [(line, str(line))])
+    for report, count in ((whole, 6), *((part, count) for part, count in zip(parts, (0, 1, 2, 3), strict=True))):
+        report.apply_rule("f", "first rule", count if report is whole else 0, dropped=True)
+        report.apply_rule("f", "second rule", count, dropped=False)
+    parts[3].apply_rule("f", "first rule", 6, dropped=True)
+    whole.rows["f"] = 100
+    together = RowReport()
+    for part in reversed(parts):
+        part.rows["f"] = 25
+        together.add(part)
+    assert json.dumps(together.as_dict()) == json.dumps(whole.as_dict())
+    found = together.as_dict()["f"]
+    assert list(found["rejected"]) == list(dict.fromkeys(reason for _, reason in rows))
+    assert found["rejected"]["reason 1"]["first"] == [f"line {line}: {line}" for line in (1, 6, 8, 13, 15)]
+    assert list(found["rules"]) == ["first rule", "second rule"]
 
 
 def test_malformed_rows_stop_the_build_in_the_same_words(tmp_path):

@@ -80,15 +80,18 @@ FEATURES = tfds.features.FeaturesDict(
 )
 
 
-def open_database(folder: Path, threads: int | None = None) -> duckdb.DuckDBPyConnection:
-    """A DuckDB database in `folder` that holds at most 2 GB in memory and spills the rest into `folder`.
+def open_database(folder: Path) -> duckdb.DuckDBPyConnection:
+    """A DuckDB database in `folder` that holds at most 2 GB in memory and spills the rest into `folder`."""
+    return duckdb.connect(str(folder / "build.duckdb"), config=_config(folder))
 
-    Args:
-      folder: which must be there.
-      threads: it works with; as many as there are cores by default.
-    """
-    config: dict[str, Any] = {"memory_limit": _MEMORY_LIMIT, "temp_directory": str(folder / "spill")}
-    return duckdb.connect(str(folder / "build.duckdb"), config=config | ({"threads": threads} if threads else {}))
+
+def open_passing_database(folder: Path) -> duckdb.DuckDBPyConnection:
+    """One of a worker's, which is gone when it is closed: of one thread, as many workers as cores keep these busy."""
+    return duckdb.connect(config={**_config(folder), "threads": 1})
+
+
+def _config(folder: Path) -> dict[str, str | bool | int | float | list[str]]:
+    return {"memory_limit": _MEMORY_LIMIT, "temp_directory": str(folder / "spill")}
 
 
 class Block(NamedTuple):

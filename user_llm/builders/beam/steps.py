@@ -199,10 +199,9 @@ def _parquet(path: Path) -> str:
 
 @contextlib.contextmanager
 def _database(rules: Rules | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
-    """One of the worker alone, of one thread: as many workers as cores keep these busy."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        contextlib.closing(timelines.open_database(Path(folder), threads=1)) as connection,
+        contextlib.closing(timelines.open_passing_database(Path(folder))) as connection,
     ):
         if rules:
             rules.prepare(connection)
