@@ -1,6 +1,7 @@
 """Apache Beam at work for a dataset: its options, its pipelines, and what TFDS writes records from."""
 
 import functools
+import logging
 import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -8,12 +9,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions, StandardOptions
+from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions, StandardOptions, WorkerOptions
 from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
 from apache_beam.runners.runner import create_runner
 
 from user_llm.errors import UserError
 from user_llm.files import replacing
+
+# It tells the terminal of every worker's start. What goes wrong is raised.
+logging.getLogger("apache_beam").setLevel(logging.ERROR)
 
 _Element = TypeVar("_Element")
 _Result = TypeVar("_Result")
@@ -48,6 +52,8 @@ def parse_options(text: str) -> PipelineOptions:
         wrong.append("Missing sdk_container_image: its workers need an image with this package and what it imports.")
     if wrong:
         raise UserError(f"--beam_options: {name} says: {' '.join(wrong)}")
+    workers = options.view_as(WorkerOptions)
+    workers.default_sdk_harness_log_level = workers.default_sdk_harness_log_level or "ERROR"
     return options
 
 
