@@ -4,9 +4,10 @@ JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 XM_VENV := .venv-launch
+BEAM_VENV := .venv-beam
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test drill lint bench docs launch clean
+.PHONY: help demo test drill lint bench docs launch beam clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -21,13 +22,15 @@ demo: export MALLOC_ARENA_MAX = 1
 demo: export MALLOC_TOP_PAD_ = 67108864
 
 # Most of a test's time is XLA compiling on one core. A file's tests share compiled programs: they stay together.
-test: $(VENV)/.installed-test $(XM_VENV)/.installed  ## run the whole test suite, two files at a time (JOBS=2)
+test: $(VENV)/.installed-test $(XM_VENV)/.installed $(BEAM_VENV)/.installed  ## run all tests, two files at a time (JOBS=2)
 	$(XM_VENV)/bin/python -m pytest --noconftest -p no:cacheprovider tests/launch/test_xm_launch.py
+	$(BEAM_VENV)/bin/python -m pytest --noconftest -p no:cacheprovider tests/builders/test_beam.py
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # With LLVM's optimisations, which `make test` leaves out: here are the programs that users run.
 drill: export JAX_DISABLE_MOST_OPTIMIZATIONS = 0
-drill: $(VENV)/.installed-test  ## run the long drills that `make test` leaves out
+drill: $(VENV)/.installed-test $(BEAM_VENV)/.installed  ## run the long drills that `make test` leaves out
+	$(BEAM_VENV)/bin/python -m pytest --noconftest -p no:cacheprovider -m drill tests/builders/test_beam.py
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m drill
 
 lint: $(VENV)/.installed-test  ## check the code with ruff, and its types with mypy
@@ -42,11 +45,13 @@ docs: $(VENV)/.installed-docs  ## build the site into docs/_build/html; a dead l
 
 launch: $(XM_VENV)/.installed  ## set up .venv-launch, the environment of launch/xm_launch.py (XManager)
 
+beam: $(BEAM_VENV)/.installed  ## set up .venv-beam, the environment of user-llm build --engine=beam
+
 clean:  ## remove caches and build leftovers; environments and runs/ stay
 	rm -rf build dist docs/_build *.egg-info .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -path './.venv*' -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
-$(VENV)/.created $(XM_VENV)/.created:
+$(VENV)/.created $(XM_VENV)/.created $(BEAM_VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "user-llm needs Python 3.11 or later, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." >&2; \
 	  echo "Name another interpreter: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
@@ -68,4 +73,10 @@ $(VENV)/.installed-docs: setup.py $(VENV)/.created
 
 $(XM_VENV)/.installed: launch/requirements.txt $(XM_VENV)/.created
 	$(XM_VENV)/bin/python -m pip install --quiet -r launch/requirements.txt
+	@touch $@
+
+# The command of the clone, with none of what user-llm itself needs.
+$(BEAM_VENV)/.installed: tfds_builders/requirements.txt setup.py $(BEAM_VENV)/.created
+	$(BEAM_VENV)/bin/python -m pip install --quiet -r tfds_builders/requirements.txt
+	$(BEAM_VENV)/bin/python -m pip install --quiet --no-deps -e .
 	@touch $@

@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "user_llm.builders": (
         "user_llm.errors",
         "user_llm.quiet",
+        "user_llm.files",
         "user_llm.paths",
         "user_llm.locks",
         "user_llm.checksums",
@@ -262,9 +263,10 @@ MAY_IMPORT = {
 }
 
 # Read them, don't build on them (docs/architecture.md); and what belongs to tests and launchers only.
-NEVER = {"apache_beam", "gemma", "kauldron", "peft", "recml", "t5x", "torch", "transformers", "tunix"}
-# Library → the one module that imports it, in an environment of its own (launch/requirements.txt).
-APART = {"xmanager": {"launch.xm_launch"}}
+NEVER = {"gemma", "kauldron", "peft", "recml", "t5x", "torch", "transformers", "tunix"}
+# Library → the one module that imports it, in an environment of its own (launch/requirements.txt and
+# tfds_builders/requirements.txt).
+APART = {"xmanager": {"launch.xm_launch"}, "apache_beam": {"user_llm.builders.beam.runner"}}
 
 
 def module_name(path: Path, root: Path) -> str:

@@ -1,5 +1,7 @@
 """`user-llm build`: builds, says what went in, and turns bad input into a message and status 1."""
 
+import sys
+
 import pytest
 import tensorflow_datasets as tfds
 
@@ -44,6 +46,24 @@ def test_bad_input_is_one_message_and_status_1(tmp_path, capsys, arguments, mess
     error = capsys.readouterr().err
     assert error.startswith(f"error: {arguments[0]} was not built: ")
     assert message in error
+
+
+def test_a_dry_run_builds_nothing(tmp_path, capsys):
+    assert build.main(["movielens/simulated", f"--data_dir={tmp_path}", "--dry_run"]) == 0
+    assert "engine: duckdb, on this machine" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_of_another_engine_are_refused(tmp_path, capsys):
+    assert build.main(["movielens/simulated", f"--data_dir={tmp_path}", "--beam_options=runner=DirectRunner"]) == 1
+    assert "--beam_options belongs to --engine=beam" in capsys.readouterr().err
+
+
+def test_beam_that_is_not_installed_is_named_with_the_way_to_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    monkeypatch.delitem(sys.modules, "user_llm.builders.beam.runner", raising=False)
+    assert build.main(["movielens/simulated", f"--data_dir={tmp_path}", "--engine=beam"]) == 1
+    assert "`make beam` makes .venv-beam" in capsys.readouterr().err
 
 
 def test_unknown_dataset_names_those_near_it(tmp_path, capsys):

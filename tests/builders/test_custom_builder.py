@@ -16,8 +16,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 from tests.built import ReadByTensorFlow, examples, metadata_of
-from user_llm.builders import movielens, timelines
+from user_llm.builders import movielens, rules, timelines
 from user_llm.builders.custom import Builder, CustomConfig, command, csv_rows
+from user_llm.builders.custom.rules import CustomRules
 from user_llm.builders.malformed import MalformedSourceError, RowReport
 
 COLUMNS = {"user": "u", "item": "i", "timestamp": "t"}
@@ -39,7 +40,7 @@ def _load(config: CustomConfig, tmp_path: Path) -> tuple[list[tuple], dict, RowR
     folder = tmp_path / f"work{len(list(tmp_path.iterdir()))}"
     folder.mkdir()
     with timelines.open_database(folder) as connection:
-        metadata = Builder(config=config, data_dir=folder)._load(connection, config.named_files(), report)
+        metadata = rules.load(CustomRules(config), connection, report, max_malformed=1.0)
         events = connection.execute(
             "SELECT user_id, item, rating, timestamp, review FROM events ORDER BY user_id, timestamp, line"
         ).fetchall()

@@ -8,15 +8,20 @@ import numpy as np
 import pytest
 
 from user_llm.builders import lines, timelines
-from user_llm.builders.json_lines import ID, LIST, TEXT, TEXT_OR_LIST, load_json_lines
+from user_llm.builders.json_lines import ID, LIST, TEXT, TEXT_OR_LIST, check_json_lines, read_json_lines
 from user_llm.builders.malformed import MalformedSourceError, RowReport
 
 FIELDS = {"user": TEXT, "stars": TEXT, "path": LIST}
 
 
+def load_rows(connection, path, fields, report):
+    """Creates `rows` from a whole file."""
+    check_json_lines(path.name, read_json_lines(connection, path, fields, "rows", report, path.name), report)
+
+
 def load(folder, path, report=None):
     with contextlib.closing(timelines.open_database(folder)) as connection:
-        load_json_lines(connection, path, FIELDS, "rows", report or RowReport())
+        load_rows(connection, path, FIELDS, report or RowReport())
         return connection.execute("SELECT line, user, stars, path FROM rows ORDER BY line").fetchall()
 
 
@@ -125,7 +130,7 @@ def test_text_is_told_from_what_looks_like_it(tmp_path, kind, place):
     path.write_text("".join(f'{{"{key}": {row[0]}}}\n' for key, row in zip(keys, rows, strict=True)), "utf-8")
     report = RowReport()
     with contextlib.closing(timelines.open_database(tmp_path)) as connection:
-        load_json_lines(connection, path, {"x": kind}, "rows", report)
+        load_rows(connection, path, {"x": kind}, report)
         found = connection.execute("SELECT line, x FROM rows ORDER BY line").fetchall()
     assert found == [(line, row[place]) for line, row in enumerate(rows, start=1) if row[place] is not False]
     (rejected,) = report.as_dict()[path.name]["rejected"].items()
@@ -150,7 +155,7 @@ def test_a_key_stands_once(tmp_path, line, is_good):
     path.write_text('{"x": 0}\n' + line + "\n")
     report = RowReport()
     with contextlib.closing(timelines.open_database(tmp_path)) as connection:
-        load_json_lines(connection, path, {"x": TEXT, "y": TEXT_OR_LIST}, "rows", report)
+        load_rows(connection, path, {"x": TEXT, "y": TEXT_OR_LIST}, report)
         lines_found = connection.execute("SELECT line FROM rows ORDER BY line").fetchall()
     assert lines_found == ([(1,), (2,)] if is_good else [(1,)])
     assert list(report.as_dict()[path.name]["rejected"]) == ([] if is_good else ["a key stands twice"])

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from user_llm.builders import lines as lines_lib
-from user_llm.builders import timelines
+from user_llm.builders import rules, timelines
 from user_llm.builders.malformed import MalformedSourceError, RowReport
 from user_llm.builders.movielens import Builder
 from user_llm.builders.movielens.catalogue import read_movies
 from user_llm.builders.movielens.format import CSV, DAT
-from user_llm.builders.movielens.ratings import load_ratings
+from user_llm.builders.movielens.rules import MovieLensRules
 
 HEADER = b"userId,movieId,rating,timestamp\n"
 GOOD = b"1,10,4.0,1000\n"
@@ -25,7 +25,7 @@ def _load(tmp_path: Path, content: bytes, form=CSV) -> tuple[list[tuple], RowRep
     path.write_bytes(content)
     report = RowReport()
     with timelines.open_database(tmp_path) as connection:
-        load_ratings(connection, path, form, ["", "10", "20"], report)
+        rules.load(MovieLensRules(path, form, {"raw_ids": ["", "10", "20"]}), connection, report, max_malformed=1.0)
         events = connection.execute("SELECT user_id, item, rating, timestamp FROM events ORDER BY line").fetchall()
     return events, report
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from user_llm.builders import lines as lines_lib
-from user_llm.builders import timelines
+from user_llm.builders import rules, timelines
 from user_llm.builders.ahead import one_ahead
 from user_llm.builders.malformed import MalformedSourceError, RowReport
 from user_llm.builders.movielens.format import CSV, DAT, RATINGS_COLUMNS
 from user_llm.builders.movielens.plain_rows import PLAIN_ROWS, PlainRows
-from user_llm.builders.movielens.ratings import load_ratings
+from user_llm.builders.movielens.rules import MovieLensRules
 
 RAW_IDS = ["", "10", "20", "7"]
 NUMBERS = ["0", "007", "10", "20", "7", "30", "4102444800", "4102444801", "9" * 18, "9" * 19, "0" * 19, "-5", "1.5", ""]
@@ -26,7 +26,7 @@ def load(folder: Path, form, content: bytes):
     report = RowReport()
     with timelines.open_database(folder) as connection:
         try:
-            load_ratings(connection, path, form, RAW_IDS, report)
+            rules.load(MovieLensRules(path, form, {"raw_ids": RAW_IDS}), connection, report, max_malformed=1.0)
         except MalformedSourceError as error:
             return str(error)
         rows = connection.execute("SELECT line, user_id, item, rating, timestamp FROM events ORDER BY line").fetchall()

@@ -151,7 +151,7 @@ def test_text_user_ids_are_kept(connection):
 def test_summary_counts_what_a_loop_counts(connection, rows, monkeypatch):
     monkeypatch.setattr(timelines, "WINDOW_LENGTHS", (3, 14))
     users = _naive_timelines(rows)
-    summary = timelines.summarise_timelines(connection)
+    summary = timelines.summarise_timelines(timelines.measure(connection))
     assert summary["events"] == 400
     assert summary["users"] == len(users)
     assert summary["items_with_events"] == 8

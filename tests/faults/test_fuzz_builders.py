@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from user_llm.builders import rules as rules_lib
 from user_llm.builders import timelines
 from user_llm.builders.custom import CustomConfig
 from user_llm.builders.custom.events import load_interactions
 from user_llm.builders.malformed import RowReport
 from user_llm.builders.movielens.format import CSV as MOVIELENS
-from user_llm.builders.movielens.ratings import load_ratings
+from user_llm.builders.movielens.rules import MovieLensRules
 from user_llm.errors import UserError
 
 FEW = settings(max_examples=8, deadline=None)
@@ -217,7 +218,7 @@ def check_movielens(rows: list[list[str]], ended: bool) -> None:
         path = Path(folder) / "ratings.csv"
         text = "userId,movieId,rating,timestamp\n" + "\n".join(",".join(row) for row in rows)
         path.write_text(text + "\n" * ended)
-        load_ratings(connection, path, MOVIELENS, ["", "10", "20"], report)
+        rules_lib.load(MovieLensRules(path, MOVIELENS, {"raw_ids": ["", "10", "20"]}), connection, report, 1.0)
         found = connection.execute("SELECT line, user_id, item, rating, timestamp FROM events ORDER BY line").fetchall()
     expected = []
     for line, row in enumerate(rows, start=2):

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import tensorflow_datasets as tfds
 
-from user_llm.builders import built
+from user_llm.builders import built, engine
 from user_llm.builders.builder import TimelineBuilder
 from user_llm.builders.custom import command as custom_command
 from user_llm.builders.families import FAMILIES, builder_of
@@ -114,6 +114,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--option", nargs="*", default=[], metavar="name=value", help="options of the dataset")
     parser.add_argument("--verify", action="store_true", help="build nothing, but check every byte of what is built")
+    engine.add_arguments(parser)
     custom_command.add_arguments(parser)
     options = parser.parse_args(arguments)
     family, _, name = options.dataset.partition("/")
@@ -121,6 +122,7 @@ def main(arguments: list[str]) -> int:
     try:
         if options.manual_dir is not None and not os.path.isdir(os.path.expanduser(options.manual_dir)):
             raise UserError(f"manual_dir {options.manual_dir!r} is no folder: name one, or leave it out.")
+        beam = engine.beam_options(options)
         builder = builder_of(
             options.dataset,
             config=custom_command.config_from_arguments(name, options) if custom_command.given(options) else None,
@@ -133,7 +135,11 @@ def main(arguments: list[str]) -> int:
         if options.verify:
             print(verify(builder))
             return 0
-        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=options.manual_dir))
+        if options.dry_run:
+            print(f"{options.dataset} would be built into {builder.data_dir}\n{engine.describe(beam)}")
+            return 0
+        config = tfds.download.DownloadConfig(manual_dir=options.manual_dir, beam_options=beam)
+        builder.download_and_prepare(download_config=config)
     except Exception as error:
         return show(error, doing=f"{options.dataset} was not {'verified' if options.verify else 'built'}")
     print(summary_text(builder.info.metadata))

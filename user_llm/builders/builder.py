@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import io
-import itertools
 import logging
 import os
 import shutil
@@ -11,16 +10,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-import duckdb
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from user_llm.builders import built, timelines
 from user_llm.builders import source as source_lib
+from user_llm.builders.beam.on_beam import OnBeam
 from user_llm.builders.catalogue import FIELDS, write_catalogue
 from user_llm.builders.columns import EventColumns
 from user_llm.builders.download import download, manual_file
+from user_llm.builders.engine import beam_runner
 from user_llm.builders.malformed import MalformedSourceError, RowReport
+from user_llm.builders.on_duckdb import OnDuckDB
+from user_llm.builders.records import SteadyWriter
+from user_llm.builders.rules import Rules
 from user_llm.builders.simulated import SimulatedConfig
 from user_llm.errors import UserError
 from user_llm.locks import clear_partial, owned
@@ -38,7 +41,7 @@ logger = logging.getLogger(__name__)
 class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]  # TFDS has no types
     """One record a user (`timelines.FEATURES`), in ArrayRecord files: `as_data_source` reads them.
 
-    A family of datasets says what its raw files are (`_files`, `_urls`), how to read them (`_load`), and how to
+    A family of datasets says what its raw files are (`_files`, `_urls`), how to read them (`_rules`), and how to
     simulate them where it can. Metadata: `rating_names` (entry 0 is padding), `categories` (how many), `duplicates`
     (titles that are numbered), `has_reviews`, `fingerprint` (sha256 of the raw files), `simulated` (its settings, or
     null), `options` and `summary` (rows read, kept and rejected by reason; users, items, lengths, windows).
@@ -107,6 +110,7 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
         self._raw_path = None if raw_path is None else Path(raw_path).expanduser()
         self._max_malformed = max_malformed
         self._options = {**self.OPTIONS, **(options or {})}
+        self._beam_options: Any = None  # of the build that goes on; None: it is DuckDB's
 
     # What a family says about itself.
 
@@ -115,7 +119,7 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
         raise NotImplementedError
 
     def _optional_files(self) -> tuple[str, ...]:
-        """Those of them that `raw_path` may lack; `_load` then has no path for them."""
+        """Those of them that `raw_path` may lack; `_rules` then has no path for them."""
         return ()
 
     def _urls(self) -> dict[str, str]:
@@ -126,14 +130,8 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
         """Writes the raw files of a simulation into `folder`."""
         raise NotImplementedError
 
-    def _load(
-        self, connection: duckdb.DuckDBPyConnection, files: Mapping[str, Path], report: RowReport
-    ) -> dict[str, Any]:
-        """Creates `events` (see `timelines.py`) from the raw files, by name, and returns the catalogue.
-
-        That is its `FIELDS`, and `rating_names`; entry 0 of each is padding. More becomes metadata.
-        Malformed rows, and rules that rows fall under, go to `report`.
-        """
+    def _rules(self, files: Mapping[str, Path], report: RowReport) -> Rules:
+        """How the raw files, by name, become events and a catalogue; what it reads for that itself goes to `report`."""
         raise NotImplementedError
 
     # What is the same for all.
@@ -145,7 +143,8 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
 
         Args:
           wait: whether to wait for another process that is building it.
-          **kwargs: as in TFDS.
+          **kwargs: as in TFDS. `download_config.beam_options` has Apache Beam build it, by many workers, with the same
+            bytes (docs/data.md); without, DuckDB does on this machine.
 
         Raises:
           Busy: another process is building it.
@@ -164,6 +163,7 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
     def _build(self, **kwargs) -> None:
         """Builds the dataset, or what is missing of it where a process was killed; for the owner of the folder."""
         tfds.disable_progress_bar()  # it has three; `_generate_examples` has one
+        self._beam_options = getattr(kwargs.get("download_config"), "beam_options", None)
         folder = self.data_path.parent
         for left in folder.glob(f"incomplete.*_{self.version}"):  # where TFDS was killed
             shutil.rmtree(left)
@@ -222,18 +222,18 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
             disable_shuffling=True,  # users stay in the order of their ids
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        # TFDS drops the folder it builds in when the build fails; on success `_generate_examples` removes ours.
-        work = Path(self.data_dir) / "work"
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        # TFDS drops the folder it builds in when the build fails; on success `_generate_splits` removes ours.
+        work = self._work
         work.mkdir(parents=True)
         files = self._raw_files(dl_manager, work)
         report = RowReport()
-        with contextlib.closing(timelines.open_database(work)) as connection:
-            catalogue = self._load(connection, files, report)
-            report.check(self._max_malformed)
-            facts = {name: value for name, value in catalogue.items() if name not in FIELDS}
-            summary = timelines.summarise_timelines(connection)
-            has_reviews = timelines.has_reviews(connection)
+        engine: OnDuckDB | OnBeam = OnDuckDB(work)
+        if self._beam_options is not None:
+            engine = OnBeam(work, beam_runner().BeamJobs(work, self._beam_options))
+        catalogue, measures = engine.load(self._rules(files, report), report, self._max_malformed)
+        facts = {name: value for name, value in catalogue.items() if name not in FIELDS}
+        summary = timelines.summarise_timelines(measures)
         if not summary["events"]:
             raise MalformedSourceError(f"No row of {' or '.join(files)} is left to build from.\n{report.text()}")
         complete = not any(report.rejected(file) for file in report.rows)
@@ -243,13 +243,30 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
             facts,
             categories=len(catalogue["category_names"]) - 1,
             duplicates=duplicates,
-            has_reviews=has_reviews,
+            has_reviews=measures.reviews,
             fingerprint=source_lib.fingerprint(files),
             simulated=dataclasses.asdict(self._simulated) if self._simulated else None,
             options=self._options,
             summary={"files": report.as_dict(), "items": len(catalogue["titles"]) - 1, **summary},
         )
-        return {timelines.SPLIT: self._generate_examples(work)}
+        if isinstance(engine, OnDuckDB):
+            return {timelines.SPLIT: self._generate_examples(self._columned(engine.blocks()))}
+        for _ in self._columned(engine.blocks()):
+            pass
+        return {timelines.SPLIT: beam_runner().records(*engine.records())}
+
+    def _generate_splits(self, *args, **kwargs) -> Any:
+        splits = super()._generate_splits(*args, **kwargs)
+        shutil.rmtree(self._work)
+        return splits
+
+    def _example_writer(self) -> SteadyWriter:
+        return SteadyWriter(self.info.file_format)
+
+    @property
+    def _work(self) -> Path:
+        """The folder for what a build needs no more when it has ended."""
+        return Path(self.data_dir) / "work"
 
     def _raw_files(self, dl_manager: tfds.download.DownloadManager, work: Path) -> dict[str, Path]:
         """Raw files by name: simulated, from `raw_path`, from the manual folder, or downloaded."""
@@ -267,21 +284,21 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
         (archive,) = found.values()
         return source_lib.stage(archive, self._files(), work)
 
-    def _generate_examples(self, work: Path) -> Iterator[tuple[int, dict]]:
+    def _columned(self, blocks: Iterator[timelines.Block]) -> Iterator[timelines.Block]:
+        """The blocks, each as soon as its events are written as columns."""
         metadata, folder = self.info.metadata, Path(self.data_dir) / built.COLUMNS
         columns = EventColumns(folder, ratings=len(metadata["rating_names"]), reviews=metadata["has_reviews"])
         with (
-            contextlib.closing(timelines.open_database(work)) as connection,
             columns,
             tqdm(desc=self.name, total=metadata["summary"]["users"], unit=" users", disable=None) as progress,
         ):
-            key = itertools.count()
-            for block in timelines.read_blocks(connection):
+            for block in blocks:
                 columns.append(block)
-                for example in block.examples():
-                    yield next(key), example
+                yield block
                 progress.update(len(block.user_ids))
-        shutil.rmtree(work)
+
+    def _generate_examples(self, blocks: Iterator[timelines.Block]) -> Iterator[tuple[int, dict]]:
+        return enumerate(example for block in blocks for example in block.examples())
 
 
 def _check_path(argument: str, path: str | os.PathLike | None) -> None:

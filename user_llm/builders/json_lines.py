@@ -12,6 +12,7 @@ from user_llm.builders.lines import LINES, read_lines
 from user_llm.builders.malformed import QUOTED_CHARACTERS, MalformedSourceError, RowReport
 from user_llm.builders.rejected import report_rejected
 from user_llm.builders.sql import identifier, literal
+from user_llm.builders.text_file import WHOLE, Piece
 
 
 class Kind(NamedTuple):
@@ -81,14 +82,34 @@ TEXT_OR_LIST = Kind(
 """Comes as JSON."""
 
 
-def load_json_lines(
+class Form(NamedTuple):
+    """What a file of JSON lines, or a piece of it, shows of its form.
+
+    Attributes:
+      first: of its first row, what is wrong with it and the start of what stands there, both null where it is good;
+        None without rows.
+      keys: those of the asked ones that have a value in any row.
+      good: whether any row can be read.
+    """
+
+    first: tuple[str | None, str | None] | None = None
+    keys: frozenset[str] = frozenset()
+    good: bool = False
+
+    def then(self, other: "Form") -> "Form":
+        """That of this piece and the next one together."""
+        return Form(self.first or other.first, self.keys | other.keys, self.good or other.good)
+
+
+def read_json_lines(
     connection: duckdb.DuckDBPyConnection,
     path: Path,
     fields: Mapping[str, Kind],
     table: str,
     report: RowReport,
-    name: str | None = None,
-) -> None:
+    name: str,
+    piece: Piece = WHOLE,
+) -> Form:
     """Creates the temporary `table` with the columns `line` and `fields` from a `.json` or `.json.gz` file.
 
     Lines that hold no JSON object, are not UTF-8, or have a key twice or a value of another kind go to `report` with
@@ -100,14 +121,17 @@ def load_json_lines(
       fields: JSON key → what its values may be, and come as.
       table: name of the table.
       report: receives the counts.
-      name: of the file in messages and counts; the last part of its path by default.
+      name: of the file in messages and counts.
+      piece: what to read of it.
+
+    Returns: what `check_json_lines` takes, when all pieces are read.
 
     Raises:
-      MalformedSourceError: the file has no rows, or none that is good; or see `read_lines`.
+      MalformedSourceError: see `read_lines`.
     """
-    name = name or path.name
     failures: list[MalformedSourceError] = []
-    connection.register("lines", pa.RecordBatchReader.from_batches(LINES, _remembering(path, name, failures)))
+    lines = _remembering(read_lines(path, name, piece), failures)
+    connection.register("lines", pa.RecordBatchReader.from_batches(LINES, lines))
     try:
         connection.execute(_query(fields, table))
     except duckdb.Error:
@@ -117,12 +141,32 @@ def load_json_lines(
     finally:
         connection.unregister("lines")
     ((report.rows[name],),) = connection.execute(f"SELECT count(*) FROM {table}").fetchall()
-    if not report.rows[name]:
-        raise MalformedSourceError(f"{name} has no rows: expected a JSON object a line.")
     report_rejected(connection, f"(SELECT line, broken AS reason, found FROM {table})", name, report)
-    _check_form(connection, table, name, report)
+    first = connection.execute(f"SELECT broken, found FROM {table} ORDER BY line LIMIT 1").fetchone()
     connection.execute(f"DELETE FROM {table} WHERE broken IS NOT NULL")
     connection.execute(f"ALTER TABLE {table} DROP COLUMN broken; ALTER TABLE {table} DROP COLUMN found")
+    counts = ", ".join(f"count({identifier(key)})" for key in fields)
+    ((good, *of_keys),) = connection.execute(f"SELECT count(*), {counts} FROM {table}").fetchall()
+    return Form(first, frozenset(key for key, count in zip(fields, of_keys, strict=True) if count), good > 0)
+
+
+def check_json_lines(name: str, form: Form, report: RowReport) -> None:
+    """Checks a file that was read whole.
+
+    Raises:
+      MalformedSourceError: it has no rows, or none that is good, or is JSON but not one object a line.
+    """
+    if form.first is None:
+        raise MalformedSourceError(f"{name} has no rows: expected a JSON object a line.")
+    broken, found = form.first
+    start = (found or "").strip() if broken else ""
+    if start.startswith("[") or start == "{":
+        raise MalformedSourceError(
+            f"{name} is a JSON {'array' if start != '{' else 'object over several lines'}: expected one object a "
+            "line, as jq -c '.[]' FILE writes those of an array, and jq -c . FILE those that are spread."
+        )
+    if not form.good:
+        raise MalformedSourceError(f"{name} holds no row that can be read.\n{report.text()}")
 
 
 def _query(fields: Mapping[str, Kind], table: str) -> str:
@@ -180,22 +224,9 @@ def _query(fields: Mapping[str, Kind], table: str) -> str:
     """
 
 
-def _check_form(connection: duckdb.DuckDBPyConnection, table: str, name: str, report: RowReport) -> None:
-    """Raises where the file is JSON but not one object a line, or has no row that is good."""
-    ((broken, found),) = connection.execute(f"SELECT broken, found FROM {table} ORDER BY line LIMIT 1").fetchall()
-    start = "" if broken is None else found.strip()
-    if start.startswith("[") or start == "{":
-        raise MalformedSourceError(
-            f"{name} is a JSON {'array' if start != '{' else 'object over several lines'}: expected one object a "
-            "line, as jq -c '.[]' FILE writes those of an array, and jq -c . FILE those that are spread."
-        )
-    if report.rejected(name) == report.rows[name]:
-        raise MalformedSourceError(f"{name} holds no row that can be read.\n{report.text()}")
-
-
-def _remembering(path: Path, name: str, failures: list[MalformedSourceError]) -> Iterator[pa.RecordBatch]:
+def _remembering(lines: Iterator[pa.RecordBatch], failures: list[MalformedSourceError]) -> Iterator[pa.RecordBatch]:
     try:
-        yield from read_lines(path, name)
+        yield from lines
     except MalformedSourceError as error:
         failures.append(error)
         raise

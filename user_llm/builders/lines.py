@@ -6,15 +6,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from user_llm.builders.text_file import DAMAGE, damaged, open_text
+from user_llm.builders.text_file import DAMAGE, WHOLE, Piece, damaged, open_text
 
 LINES = pa.schema({"line": pa.int64(), "text": pa.string(), "utf8": pa.bool_()})
 
 _BLOCK_BYTES = 1 << 24
 
 
-def read_lines(path: Path, name: str | None = None) -> Iterator[pa.RecordBatch]:
-    """Yields batches of `LINES`: lines with their ends and their numbers from 1, of a file as `open_text` opens it.
+def read_lines(path: Path, name: str | None = None, piece: Piece = WHOLE) -> Iterator[pa.RecordBatch]:
+    """Yields batches of `LINES`: lines with their ends and their numbers from 1, of a piece of a file as `open_text`
+    opens it.
 
     A byte that is no UTF-8 must not stop the reading of the other lines: such a line has "?" for its bytes that are
     no ASCII, and `utf8` is false.
@@ -22,9 +23,9 @@ def read_lines(path: Path, name: str | None = None) -> Iterator[pa.RecordBatch]:
     Raises:
       MalformedSourceError: see `open_text`, or a gzip file is truncated or damaged.
     """
-    line = 1
+    line = piece.line
     try:
-        with open_text(path, name) as file:
+        with open_text(path, name, piece) as file:
             while block := file.read(_BLOCK_BYTES) + file.readline():
                 batch = _batch(block, line)
                 yield batch

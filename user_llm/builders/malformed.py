@@ -24,7 +24,7 @@ class RowReport:
     def __init__(self):
         self.rows: dict[str, int] = {}
         self._rejected: dict[str, Counter] = defaultdict(Counter)
-        self._examples: dict[tuple[str, str], list[str]] = defaultdict(list)
+        self._examples: dict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)
         self._rules: dict[str, dict[str, tuple[int, bool]]] = defaultdict(dict)
 
     def reject(self, file: str, reason: str, found: list[tuple[int, str]], count: int | None = None) -> None:
@@ -37,18 +37,40 @@ class RowReport:
           count: how many there are, when `found` does not hold them all.
         """
         self._rejected[file][reason] += len(found) if count is None else count
-        examples = self._examples[file, reason]
-        shown = found[: EXAMPLES_PER_REASON - len(examples)]
-        examples.extend(f"line {line}: {_printable(text)}" for line, text in shown)
+        examples = [*self._examples[file, reason], *found[:EXAMPLES_PER_REASON]]
+        self._examples[file, reason] = sorted(examples, key=lambda example: example[0])[:EXAMPLES_PER_REASON]
 
     def apply_rule(self, file: str, rule: str, count: int, *, dropped: bool) -> None:
         """Counts rows of `file` that fall under a rule, in words; `dropped` ones are no part of the dataset.
 
         A row may fall under several rules that drop nothing, but only under one that drops it.
         """
-        if count:
-            before, _ = self._rules[file].get(rule, (0, dropped))
-            self._rules[file][rule] = before + count, dropped
+        # Also of no row: so the rules of parts of a file add up in the order in which the whole file has them.
+        before, _ = self._rules[file].get(rule, (0, dropped))
+        self._rules[file][rule] = before + count, dropped
+
+    def add(self, other: "RowReport") -> None:
+        """Counts what another report has counted of other rows."""
+        for file, rows in other.rows.items():
+            self.rows[file] = self.rows.get(file, 0) + rows
+        for file, reasons in other._rejected.items():
+            for reason, count in reasons.items():
+                self.reject(file, reason, other._examples[file, reason], count)
+        for file, rules in other._rules.items():
+            for rule, (count, dropped) in rules.items():
+                self.apply_rule(file, rule, count, dropped=dropped)
+
+    def _reasons(self, file: str) -> list[tuple[str, int, list[str]]]:
+        """(reason, count, examples) of the malformed rows of a file, in the order in which the reasons first occur."""
+        reasons = sorted(self._rejected[file].items(), key=lambda reason: self._examples[file, reason[0]][0][0])
+        return [
+            (reason, count, [f"line {line}: {_printable(text)}" for line, text in self._examples[file, reason]])
+            for reason, count in reasons
+        ]
+
+    def _applied(self, file: str) -> list[tuple[str, int, bool]]:
+        """(rule, count, dropped) of the rules that rows of a file fall under."""
+        return [(rule, count, dropped) for rule, (count, dropped) in self._rules[file].items() if count]
 
     def _kept(self, file: str) -> int:
         left_out = sum(count for count, dropped in self._rules[file].values() if dropped)
@@ -75,10 +97,9 @@ class RowReport:
         for file, rows in self.rows.items():
             rejected = self.rejected(file)
             lines.append(f"{file}: {rows:,} rows read, {self._kept(file):,} kept, {rejected:,} rejected")
-            for rule, (count, dropped) in self._rules[file].items():
+            for rule, count, dropped in self._applied(file):
                 lines.append(f"  rule, {rule}: {count:,} {'left out' if dropped else 'kept'}")
-            for reason, count in self._rejected[file].items():
-                examples = self._examples[file, reason]
+            for reason, count, examples in self._reasons(file):
                 lines.append(f"  {reason}: {count:,}")
                 lines.extend(f"    {file} {example}" for example in examples)
                 if count > len(examples):
@@ -95,12 +116,9 @@ class RowReport:
                 "read": rows,
                 "kept": self._kept(file),
                 "rejected": {
-                    reason: {"rows": count, "first": self._examples[file, reason]}
-                    for reason, count in self._rejected[file].items()
+                    reason: {"rows": count, "first": examples} for reason, count, examples in self._reasons(file)
                 },
-                "rules": {
-                    rule: {"rows": count, "dropped": dropped} for rule, (count, dropped) in self._rules[file].items()
-                },
+                "rules": {rule: {"rows": count, "dropped": dropped} for rule, count, dropped in self._applied(file)},
             }
             for file, rows in self.rows.items()
         }

@@ -1,9 +1,11 @@
 """Opens a raw file of text; what is none is named for what it is."""
 
 import gzip
+import io
 import zlib
 from io import BufferedReader
 from pathlib import Path
+from typing import NamedTuple
 
 from user_llm.builders.malformed import MalformedSourceError
 
@@ -25,12 +27,32 @@ _NO_TEXT = {
 }
 
 
-def open_text(path: Path, name: str | None = None) -> gzip.GzipFile | BufferedReader:
+class Piece(NamedTuple):
+    """Lines of a text file that stand together, or row groups of a Parquet file.
+
+    Attributes:
+      begin: where it begins, in bytes, or the first row group.
+      end: where it ends, exclusive; None for the end of the file.
+      line: the number of its first line or row, from 1.
+      before: lines of the files that are read before this one.
+    """
+
+    begin: int = 0
+    end: int | None = None
+    line: int = 1
+    before: int = 0
+
+
+WHOLE = Piece()
+
+
+def open_text(path: Path, name: str | None = None, piece: Piece = WHOLE) -> gzip.GzipFile | BufferedReader | io.BytesIO:
     """The bytes of a file behind UTF-8's byte order mark; those of a file whose name ends in `.gz`, unpacked.
 
     Args:
       path: the file.
       name: of the file in messages; the last part of its path by default.
+      piece: what to read of it; only of files that are not packed.
 
     Raises:
       MalformedSourceError: it is missing, no file (a folder, a pipe, a device), or of a kind that is no text.
@@ -57,7 +79,12 @@ def open_text(path: Path, name: str | None = None) -> gzip.GzipFile | BufferedRe
         if isinstance(error, DAMAGE):
             raise damaged(name, 0, error) from error
         raise
-    return file
+    if not piece.begin and piece.end is None:
+        return file
+    with file:
+        if piece.begin:
+            file.seek(piece.begin)
+        return io.BytesIO(file.read(-1 if piece.end is None else piece.end - file.tell()))
 
 
 def damaged(name: str, lines: int, error: Exception) -> MalformedSourceError:

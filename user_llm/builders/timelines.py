@@ -8,7 +8,7 @@ where `line` is the row's position in the source. Grouping and the stable sort t
 to disk above its memory limit; Python sees whole columns of many users, never one row.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,10 +82,16 @@ FEATURES = tfds.features.FeaturesDict(
 
 def open_database(folder: Path) -> duckdb.DuckDBPyConnection:
     """A DuckDB database in `folder` that holds at most 2 GB in memory and spills the rest into `folder`."""
-    return duckdb.connect(
-        str(folder / "build.duckdb"),
-        config={"memory_limit": _MEMORY_LIMIT, "temp_directory": str(folder / "spill")},
-    )
+    return duckdb.connect(str(folder / "build.duckdb"), config=_config(folder))
+
+
+def open_passing_database(folder: Path) -> duckdb.DuckDBPyConnection:
+    """One of a worker's, which is gone when it is closed: of one thread, as many workers as cores keep these busy."""
+    return duckdb.connect(config={**_config(folder), "threads": 1})
+
+
+def _config(folder: Path) -> dict[str, str | bool | int | float | list[str]]:
+    return {"memory_limit": _MEMORY_LIMIT, "temp_directory": str(folder / "spill")}
 
 
 class Block(NamedTuple):
@@ -120,12 +126,19 @@ def read_blocks(connection: duckdb.DuckDBPyConnection, batch_rows: int = _BATCH_
       connection: a database that has `events`.
       batch_rows: rows taken from DuckDB at a time.
     """
-    names = [*_NUMBERS, *(["review"] if has_reviews(connection) else [])]
-    reader = connection.sql(
-        f"SELECT user_id, {', '.join(names)} FROM events ORDER BY user_id, timestamp, line"
-    ).to_arrow_reader(batch_rows)
+    return blocks_of(connection.sql(in_order(reviews=has_reviews(connection))).to_arrow_reader(batch_rows))
+
+
+def in_order(*, reviews: bool) -> str:
+    """SQL for `events` in the order of user ids, the timelines in time order; with their reviews, or without."""
+    names = ", ".join([*_NUMBERS, *(["review"] if reviews else [])])
+    return f"SELECT user_id, {names} FROM events ORDER BY user_id, timestamp, line"
+
+
+def blocks_of(batches: Iterable[pa.RecordBatch]) -> Iterator[Block]:
+    """Yields whole users from rows as `in_order` gives them."""
     rest = None
-    for batch in reader:
+    for batch in batches:
         rows = pa.Table.from_batches([batch] if rest is None else [rest, batch]).combine_chunks().to_batches()[0]
         # The last user of a batch may go on in the next.
         starts = _first_rows(rows)
@@ -165,13 +178,40 @@ def _columns(connection: duckdb.DuckDBPyConnection) -> set[str]:
     return {row[0] for row in connection.execute("DESCRIBE events").fetchall()}
 
 
-def summarise_timelines(connection: duckdb.DuckDBPyConnection) -> dict:
-    """Counts the table `events`: events, users, items, timeline lengths, repeated pairs, windows.
+class Measures(NamedTuple):
+    """What is counted of timelines.
+
+    Attributes:
+      lengths: int64 [users], events of each.
+      items: int [n], the different items.
+      pairs: how many different pairs of user and item there are.
+      reviews: whether there are any, see `has_reviews`.
+    """
+
+    lengths: np.ndarray
+    items: np.ndarray
+    pairs: int
+    reviews: bool
+
+
+def measure(connection: duckdb.DuckDBPyConnection) -> Measures:
+    """Counts `events`."""
+    ((pairs,),) = connection.execute("SELECT count(*) FROM (SELECT DISTINCT user_id, item FROM events)").fetchall()
+    return Measures(
+        lengths=connection.execute("SELECT count(*) AS n FROM events GROUP BY user_id").fetchnumpy()["n"],
+        items=connection.execute("SELECT DISTINCT item FROM events").fetchnumpy()["item"],
+        pairs=pairs,
+        reviews=has_reviews(connection),
+    )
+
+
+def summarise_timelines(measures: Measures) -> dict:
+    """The summary of all timelines: events, users, items, timeline lengths, repeated pairs, windows.
 
     A user of n events has n - N windows of N events and a label; the last is `test`, the others `train`.
     Rows that repeat a (user, item) pair are events like any other, and counted beyond the first.
     """
-    lengths = connection.execute("SELECT count(*) AS n FROM events GROUP BY user_id").fetchnumpy()["n"]
+    lengths = measures.lengths
     windows = {}
     for history_length in WINDOW_LENGTHS:
         per_user = np.maximum(lengths - history_length, 0)
@@ -182,15 +222,12 @@ def summarise_timelines(connection: duckdb.DuckDBPyConnection) -> dict:
             "train": total - users,
             "test": users,
         }
-    ((items, distinct_pairs),) = connection.execute(
-        "SELECT count(DISTINCT item), count(*) FROM (SELECT DISTINCT user_id, item FROM events)"
-    ).fetchall()
     quantiles = np.quantile(lengths, (0, 0.25, 0.5, 0.75, 0.99, 1)).tolist() if len(lengths) else [0.0] * 6
     return {
         "events": int(lengths.sum()),
         "users": len(lengths),
-        "items_with_events": items,
-        "repeated_user_item_rows": int(lengths.sum()) - distinct_pairs,
+        "items_with_events": len(measures.items),
+        "repeated_user_item_rows": int(lengths.sum()) - measures.pairs,
         "timeline_length": dict(zip(("min", "25%", "50%", "75%", "99%", "max"), quantiles, strict=True)),
         "windows": windows,
     }

@@ -3,20 +3,18 @@
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import duckdb
 import tensorflow_datasets as tfds
 
-from user_llm.builders.amazon_reviews.catalogue import load_products
 from user_llm.builders.amazon_reviews.format import RELEASES, Release
-from user_llm.builders.amazon_reviews.reviews import RATING_NAMES, load_reviews
+from user_llm.builders.amazon_reviews.rules import AmazonRules
 from user_llm.builders.builder import SIMULATED, TimelineBuilder
 from user_llm.builders.malformed import RowReport
+from user_llm.builders.pieces import Source
 from user_llm.builders.simulated import SimulatedConfig
 from user_llm.builders.simulated_json import SIMULATED as SIMULATED_CATEGORY
 from user_llm.builders.simulated_json import write_amazon_json
-from user_llm.builders.text import add_functions
 
 
 @dataclasses.dataclass(eq=False)
@@ -84,13 +82,12 @@ class Builder(TimelineBuilder, skip_registration=True):  # type: ignore[call-arg
     def _simulate(self, config: SimulatedConfig, folder: Path) -> None:
         write_amazon_json(config, folder)
 
-    def _load(
-        self, connection: duckdb.DuckDBPyConnection, files: Mapping[str, Path], report: RowReport
-    ) -> dict[str, Any]:
-        add_functions(connection)
+    def _rules(self, files: Mapping[str, Path], report: RowReport) -> AmazonRules:
         reviews, metadata = self._files()
-        load_reviews(connection, files[reviews], self.builder_config.review, report)
-        level, literal = int(self._options["category_level"]), self.builder_config.release.literal_metadata
-        catalogue = load_products(connection, files.get(metadata), level=level, literal=literal, report=report)
-        connection.execute("CREATE VIEW events AS SELECT * EXCLUDE asin FROM reviews JOIN products USING (asin)")
-        return {**catalogue, "rating_names": list(RATING_NAMES)}
+        return AmazonRules(
+            reviews=Source(reviews, files[reviews]),
+            metadata=Source(metadata, files[metadata], of_items=True) if metadata in files else None,
+            review=self.builder_config.review,
+            literal=self.builder_config.release.literal_metadata,
+            level=int(self._options["category_level"]),
+        )

@@ -3,17 +3,18 @@
 import ast
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 
 from user_llm.builders.catalogue import NO_CATEGORY, catalogue_lists
-from user_llm.builders.json_lines import ID, LIST, TEXT, load_json_lines
+from user_llm.builders.json_lines import ID, LIST, TEXT, Form, check_json_lines, read_json_lines
 from user_llm.builders.lines import read_lines
 from user_llm.builders.malformed import QUOTED_CHARACTERS, MalformedSourceError, RowReport
+from user_llm.builders.pieces import Source
 from user_llm.builders.sql import has_control
+from user_llm.builders.text_file import WHOLE, Piece
 
 _LONGEST_CATEGORY = 60
 """Characters. What is longer in a category path of 2018 is text of the product's page."""
@@ -27,8 +28,8 @@ _NO_PRODUCT = "not a Python literal of text, with a list of lists as categories"
 logger = logging.getLogger(__name__)
 
 
-def load_products(
-    connection: duckdb.DuckDBPyConnection, path: Path | None, *, level: int, literal: bool, report: RowReport
+def create_catalogue(
+    connection: duckdb.DuckDBPyConnection, source: Source | None, *, level: int, report: RowReport
 ) -> dict[str, Any]:
     """Creates `products` (asin, item) of every asin in `reviews`, and returns the catalogue's metadata.
 
@@ -36,16 +37,16 @@ def load_products(
     neither history nor answer.
 
     Args:
-      connection: one that has `reviews`, and `text.add_functions`.
-      path: the metadata file; None: there is none, and every product falls under the rule for that.
+      connection: one that has `reviews`, `text.add_functions`, and `metadata` where there is any.
+      source: the metadata file; None: there is none, and every product falls under the rule for that.
       level: of the category path, from 0; a path that ends earlier gives its last.
-      literal: whether rows are Python literals (2014) instead of JSON (2018).
       report: receives the counts.
-
-    Raises:
-      MalformedSourceError: the file has no rows, or is a damaged gzip file.
     """
-    _load_metadata(connection, path, literal, report)
+    if source is None:
+        logger.warning("There is no metadata file: titles are asins, and there are no categories")
+        connection.register("nothing", _METADATA.empty_table())
+        connection.execute("CREATE TABLE metadata AS SELECT * FROM nothing")
+        connection.unregister("nothing")
     connection.execute(f"""
         CREATE TABLE described AS
         WITH first_rows AS (
@@ -74,14 +75,13 @@ def load_products(
         FROM cut
     """)
     connection.execute("CREATE TABLE products AS SELECT asin, CAST(item AS INTEGER) AS item FROM described")
-    file = path.name if path else "reviews"
-    _count_rules(connection, file, report)
+    _count_rules(connection, source.name if source else "reviews", report)
     rows = connection.execute("SELECT asin, title, category FROM described ORDER BY item").fetchall()
     connection.execute("DROP TABLE described; DROP TABLE metadata")
     return catalogue_lists(
         raw_ids=[asin for asin, *_ in rows],
         titles=[title or asin for asin, title, _ in rows],
-        categories=[[category] if path else [] for *_, category in rows],
+        categories=[[category] if source else [] for *_, category in rows],
     )
 
 
@@ -110,40 +110,61 @@ def _count_rules(connection: duckdb.DuckDBPyConnection, file: str, report: RowRe
         logger.warning("%d reviewed products have no row in %s: their asins stand for titles", unknown, file)
 
 
-def _load_metadata(connection: duckdb.DuckDBPyConnection, path: Path | None, literal: bool, report: RowReport) -> None:
-    """Creates `metadata` (line, asin, title, category) with a category path a row, and an asin in each."""
-    if path is None:
-        logger.warning("There is no metadata file: titles are asins, and there are no categories")
-        connection.register("nothing", _METADATA.empty_table())
-        connection.execute("CREATE TABLE metadata AS SELECT * FROM nothing")
-        connection.unregister("nothing")
-        return
+def load_metadata(
+    connection: duckdb.DuckDBPyConnection, source: Source, *, literal: bool, report: RowReport, piece: Piece = WHOLE
+) -> Form:
+    """Creates `metadata` (line, asin, title, category) with a category path a row, and an asin in each.
+
+    Args:
+      connection: a database.
+      source: the metadata file.
+      literal: whether rows are Python literals (2014) instead of JSON (2018).
+      report: receives the counts.
+      piece: what to read of the file.
+
+    Raises:
+      MalformedSourceError: the file is a damaged gzip file.
+    """
+    form, name = Form(), source.name
     if literal:
-        connection.register("literals", pa.RecordBatchReader.from_batches(_METADATA, _read_literals(path, report)))
+        literals = pa.RecordBatchReader.from_batches(_METADATA, _read_literals(source, report, piece))
+        connection.register("literals", literals)
         connection.execute("CREATE TABLE metadata AS SELECT * FROM literals")
         connection.unregister("literals")
-        if not report.rows[path.name]:
-            raise MalformedSourceError(f"{path.name} has no rows: expected a Python literal a line.")
     else:
         fields = {"asin": ID, "title": TEXT, "category": LIST}
-        load_json_lines(connection, path, fields, "metadata", report)
+        form = read_json_lines(connection, source.path, fields, "metadata", report, name, piece)
     nameless = connection.execute(
         "SELECT line, coalesce(title, '') FROM metadata WHERE coalesce(asin, '') = '' ORDER BY line"
     ).fetchall()
     if nameless:
-        report.reject(path.name, "asin is missing", nameless)
+        report.reject(name, "asin is missing", nameless)
         connection.execute("DELETE FROM metadata WHERE coalesce(asin, '') = ''")
+    return form
 
 
-def _read_literals(path: Path, report: RowReport) -> Iterator[pa.RecordBatch]:
+def check_metadata(source: Source, form: Form, *, literal: bool, report: RowReport) -> None:
+    """Checks a metadata file that was read whole.
+
+    Raises:
+      MalformedSourceError: it has no rows, or see `check_json_lines`.
+    """
+    if not literal:
+        check_json_lines(source.name, form, report)
+    elif not report.rows[source.name]:
+        raise MalformedSourceError(f"{source.name} has no rows: expected a Python literal a line.")
+
+
+def _read_literals(source: Source, report: RowReport, piece: Piece) -> Iterator[pa.RecordBatch]:
     """The 2014 rows, which are Python dicts: read as literals, never evaluated. Of several paths the first is taken."""
-    report.rows[path.name] = 0
-    for batch in read_lines(path):
+    name = source.name
+    report.rows[name] = 0
+    for batch in read_lines(source.path, name, piece):
         rows = []
         for line, text in zip(batch["line"].to_pylist(), batch["text"].to_pylist(), strict=True):
             if not text.strip():
                 continue
-            report.rows[path.name] += 1
+            report.rows[name] += 1
             try:
                 row = ast.literal_eval(text.strip())
                 (names, *_) = row.get("categories") or [[]]
@@ -154,11 +175,11 @@ def _read_literals(path: Path, report: RowReport) -> Iterator[pa.RecordBatch]:
                         "line": line,
                         "asin": _text(row.get("asin")),
                         "title": _text(row.get("title")),
-                        "category": [_text(name) or "" for name in names],
+                        "category": [_text(part) or "" for part in names],
                     }
                 )
             except (ValueError, SyntaxError, AttributeError, TypeError, IndexError, MemoryError, RecursionError):
-                report.reject(path.name, _NO_PRODUCT, [(line, text.strip()[:QUOTED_CHARACTERS])])
+                report.reject(name, _NO_PRODUCT, [(line, text.strip()[:QUOTED_CHARACTERS])])
         yield pa.RecordBatch.from_pylist(rows, schema=_METADATA)
 
 

@@ -1,13 +1,13 @@
 """Reads the review file into the table `reviews`, checking every row and applying the rules of README.md."""
 
-from pathlib import Path
-
 import duckdb
 
-from user_llm.builders.json_lines import ID, TEXT, load_json_lines
+from user_llm.builders.json_lines import ID, TEXT, Form, read_json_lines
 from user_llm.builders.malformed import QUOTED_CHARACTERS, RowReport
+from user_llm.builders.pieces import Source
 from user_llm.builders.rejected import report_rejected
 from user_llm.builders.sql import has_control
+from user_llm.builders.text_file import WHOLE, Piece
 from user_llm.builders.timelines import END_OF_TIME
 
 RATING_NAMES = ("", "1.0", "2.0", "3.0", "4.0", "5.0")
@@ -25,19 +25,23 @@ DELETE FROM reviews WHERE line IN (
 """
 
 
-def load_reviews(connection: duckdb.DuckDBPyConnection, path: Path, review: str, report: RowReport) -> None:
+def load_reviews(
+    connection: duckdb.DuckDBPyConnection, source: Source, review: str, report: RowReport, piece: Piece = WHOLE
+) -> Form:
     """Creates `reviews` (user_id, asin, rating, timestamp, line, review); malformed rows go to `report`.
 
     Args:
       connection: one that has `text.add_functions`.
-      path: the review file.
+      source: the review file.
       review: the field that is taken as the review.
       report: receives the counts.
+      piece: what to read of the file.
 
     Raises:
-      MalformedSourceError: see `load_json_lines`.
+      MalformedSourceError: see `read_json_lines`.
     """
-    load_json_lines(connection, path, {**_FIELDS, review: TEXT}, "raw_reviews", report)
+    fields = {**_FIELDS, review: TEXT}
+    form = read_json_lines(connection, source.path, fields, "raw_reviews", report, source.name, piece)
     clean = "one_line" if review == "summary" else "many_lines"
     connection.execute(f"""
         CREATE TABLE reviews AS
@@ -66,10 +70,23 @@ def load_reviews(connection: duckdb.DuckDBPyConnection, path: Path, review: str,
         FROM typed
     """)
     connection.execute("DROP TABLE raw_reviews")
-    report_rejected(connection, "reviews", path.name, report)
+    report_rejected(connection, "reviews", source.name, report)
     connection.execute("DELETE FROM reviews WHERE reason IS NOT NULL")
     connection.execute("ALTER TABLE reviews DROP COLUMN reason; ALTER TABLE reviews DROP COLUMN found")
+    return form
+
+
+def create_events(connection: duckdb.DuckDBPyConnection, name: str, review: str, report: RowReport) -> None:
+    """Makes `events` of `reviews` and `products`, without a user's later reviews of a product.
+
+    Args:
+      connection: one that has both.
+      name: of the review file.
+      review: see `load_reviews`.
+      report: receives the counts.
+    """
     ((count,),) = connection.execute(_DELETE_REPEATED).fetchall()
-    report.apply_rule(path.name, "a later review of a product that its user has reviewed", count, dropped=True)
+    report.apply_rule(name, "a later review of a product that its user has reviewed", count, dropped=True)
     ((empty,),) = connection.execute("SELECT count(*) FROM reviews WHERE review = ''").fetchall()
-    report.apply_rule(path.name, f"an event without review, as {review} is missing or empty", empty, dropped=False)
+    report.apply_rule(name, f"an event without review, as {review} is missing or empty", empty, dropped=False)
+    connection.execute("CREATE VIEW events AS SELECT * EXCLUDE asin FROM reviews JOIN products USING (asin)")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from user_llm.builders.malformed import QUOTED_CHARACTERS, MalformedSourceError, RowReport
-from user_llm.builders.text_file import DAMAGE, damaged, open_text
+from user_llm.builders.text_file import DAMAGE, WHOLE, Piece, damaged, open_text
 
 _DELIMITERS = (",", "\t", ";", "|")
 _BATCH_RECORDS = 1 << 16
@@ -21,15 +21,15 @@ class _Lines:
     """A file's lines, ends included; the lines of the record that is being read can be read again but for the first.
 
     Attributes:
-      number: of lines that were read.
+      number: of lines that were read, or came before.
       ended: whether the last of them has a line end.
     """
 
-    def __init__(self, file: Iterator[str]):
+    def __init__(self, file: Iterator[str], before: int = 0):
         self._file = file
         self._again: list[str] = []
         self._record: list[str] = []
-        self.number = 0
+        self.number = before
         self.ended = True
 
     def __iter__(self) -> "_Lines":
@@ -65,7 +65,7 @@ class CsvRows:
       schema: of the batches.
     """
 
-    def __init__(self, name: str, path: Path, columns: Mapping[str, str], report: RowReport):
+    def __init__(self, name: str, path: Path, columns: Mapping[str, str], report: RowReport, piece: Piece = WHOLE):
         """Opens the file and reads its header.
 
         Args:
@@ -73,6 +73,7 @@ class CsvRows:
           path: the file; gzipped when its name ends in `.gz`.
           columns: role → name of a column.
           report: receives counts and faults.
+          piece: what to read of the file, besides the header.
 
         Raises:
           MalformedSourceError: see `open_text`; or the file is empty, its header is not UTF-8, or lacks or repeats a
@@ -83,7 +84,7 @@ class CsvRows:
         self._problem: Exception | None = None
         self.schema = pa.schema({"line": pa.int64()} | dict.fromkeys(columns, pa.string()))
         # `batches` closes it.
-        self._text = io.TextIOWrapper(open_text(path, name), "utf-8", errors="surrogateescape", newline="")
+        self._text = _decoded(path, name, piece if not piece.begin else WHOLE)
         self._lines = _Lines(self._text)
         try:
             header = next(self._lines, "")
@@ -95,6 +96,10 @@ class CsvRows:
         check_columns(f"{name} line 1", columns, names)
         self._num_fields = len(names)
         self._positions = [names.index(column) for column in columns.values()]
+        if piece.begin:
+            self._text.close()
+            self._text = _decoded(path, name, piece)
+            self._lines = _Lines(self._text, piece.line - 1)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Reads to the end, once, and closes the file; `finish` must be called after it."""
@@ -169,6 +174,10 @@ class CsvRows:
             else:
                 self._reject("not utf-8", number, self._delimiter.join(records[place]))
         return self._batch([numbers[place] for place in good], [records[place] for place in good])
+
+
+def _decoded(path: Path, name: str, piece: Piece) -> io.TextIOWrapper:
+    return io.TextIOWrapper(open_text(path, name, piece), "utf-8", errors="surrogateescape", newline="")
 
 
 def _is_utf8(texts: list[str]) -> bool:

@@ -2,16 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import duckdb
 import tensorflow_datasets as tfds
 
 from user_llm.builders import source as source_lib
 from user_llm.builders.builder import TimelineBuilder
 from user_llm.builders.custom.config import CustomConfig
-from user_llm.builders.custom.events import create_events, load_interactions
-from user_llm.builders.custom.items import create_catalogue, load_items
+from user_llm.builders.custom.rules import CustomRules
 from user_llm.builders.malformed import RowReport
 from user_llm.errors import UserError
 
@@ -83,14 +81,5 @@ class Builder(TimelineBuilder, skip_registration=True):  # type: ignore[call-arg
     def _raw_files(self, dl_manager: tfds.download.DownloadManager, work: Path) -> dict[str, Path]:
         return self.builder_config.named_files()
 
-    def _load(
-        self, connection: duckdb.DuckDBPyConnection, files: Mapping[str, Path], report: RowReport
-    ) -> dict[str, Any]:
-        config = self.builder_config
-        of_events = dict(list(files.items())[: len(config.files)])
-        of_items = dict(list(files.items())[len(config.files) :])
-        load_interactions(connection, of_events, config, report)
-        load_items(connection, of_items, config, report)
-        catalogue = create_catalogue(connection, config, report)
-        rating_names = create_events(connection)
-        return {**catalogue, "rating_names": rating_names, "custom": config.meaning()}
+    def _rules(self, files: Mapping[str, Path], report: RowReport) -> CustomRules:
+        return CustomRules(self.builder_config)

@@ -6,10 +6,13 @@ from pathlib import Path
 import duckdb
 
 from user_llm.builders.custom.config import OPTIONAL, REQUIRED, TIMESTAMP_UNITS, CustomConfig
-from user_llm.builders.custom.rows import field_of, open_rows, order_of
+from user_llm.builders.custom.rows import Rows, as_number, check_rows, field_of, is_whole, open_rows
+from user_llm.builders.json_lines import Form
 from user_llm.builders.malformed import QUOTED_CHARACTERS, MalformedSourceError, RowReport
+from user_llm.builders.pieces import Source
 from user_llm.builders.rejected import report_rejected
 from user_llm.builders.sql import has_control, literal
+from user_llm.builders.text_file import WHOLE, Piece
 from user_llm.builders.timelines import END_OF_TIME
 
 MAX_RATINGS = 100
@@ -31,8 +34,8 @@ _POSITION_BITS = 43
 """A row's position stays below 2**43; what remains of 63 bits holds the microseconds of its second."""
 
 _CREATE_INTERACTIONS = """
-CREATE TABLE interactions (
-    file VARCHAR, position BIGINT, line BIGINT, user_id VARCHAR, item VARCHAR, micros HUGEINT,
+CREATE TABLE IF NOT EXISTS interactions (
+    file VARCHAR, position BIGINT, line BIGINT, user_id VARCHAR, item VARCHAR, micros BIGINT,
     title VARCHAR, category VARCHAR[], rating DOUBLE, review VARCHAR, reason VARCHAR, found VARCHAR
 )
 """
@@ -51,17 +54,17 @@ WITH typed AS (
     FROM (SELECT {fields} FROM source_rows)
 )
 SELECT
-    $file AS file, $before + line AS position, line, "user" AS user_id, item, micros,
+    $file AS file, $before + line AS position, line, "user" AS user_id, item, try_cast(micros AS BIGINT) AS micros,
     title, category, stars AS rating, review,
     CASE
         WHEN coalesce("user", '') = '' THEN {user} || ' is empty'
         WHEN coalesce(item, '') = '' THEN {item} || ' is empty'
         WHEN coalesce(timestamp, '') = '' THEN {timestamp} || ' is empty'
-        WHEN micros IS NULL THEN {timestamp} || ' is neither a whole number nor ISO 8601'
+        WHEN typed.micros IS NULL THEN {timestamp} || ' is neither a whole number nor ISO 8601'
         WHEN {controlled} THEN 'a control character in user, item, title or category'
         WHEN in_seconds
         THEN {timestamp} || ' is in the first weeks of 1970: it is in seconds, not in timestamp_unit={unit}'
-        WHEN micros NOT BETWEEN 0 AND {end_of_time}
+        WHEN typed.micros NOT BETWEEN 0 AND {end_of_time}
         THEN {timestamp} || ' is not from 1970 to 2100 (whole numbers are read as timestamp_unit={unit})'
         WHEN stars IS NULL AND {has_rating} THEN {rating} || ' is not a number'
         WHEN NOT isfinite(stars) THEN {rating} || ' is not a number'
@@ -70,16 +73,35 @@ SELECT
 FROM typed
 """
 
+# Of all rows, those that decide about the catalogue, the classes of the ratings and the order of the users.
+FIRST_ROWS = f"""
+FROM interactions
+WHERE reason IS NULL AND position IN (
+    SELECT unnest([min(position), min(position) FILTER (len(title) > 0), min(position) FILTER (len(category) > 0)])
+    FROM interactions WHERE reason IS NULL GROUP BY item
+    UNION ALL
+    SELECT min(position) FROM interactions WHERE reason IS NULL GROUP BY rating
+    UNION ALL
+    SELECT min(position) FROM interactions WHERE reason IS NULL AND NOT {is_whole("user_id")}
+)
+"""
+
+_CREATE_USER_ORDER = f"""
+CREATE TABLE user_order AS
+SELECT bool_and({is_whole("user_id")}) AS numbers FROM interactions WHERE reason IS NULL
+"""
+
 _CREATE_EVENTS = """
 CREATE TABLE events AS
 SELECT
-    {user_id} AS user_id, catalogue.item,
-    CAST(coalesce(list_position($ratings, rating), 0) AS INTEGER) AS rating,
+    {user_id} AS user_id, catalogue.item, coalesce(rating_classes.class, 0) AS rating,
     CAST(micros // 1000000 AS BIGINT) AS timestamp,
     -- Timestamps that are finer than seconds come before the order of the rows.
     (CAST(micros % 1000000 AS BIGINT) << {position_bits}) + interactions.position AS line,
     coalesce(review, '') AS review
-FROM interactions JOIN catalogue ON catalogue.raw_id = interactions.item
+FROM interactions
+JOIN catalogue ON catalogue.raw_id = interactions.item
+LEFT JOIN rating_classes ON rating_classes.rating = interactions.rating
 WHERE reason IS NULL
 """
 
@@ -87,12 +109,29 @@ WHERE reason IS NULL
 def load_interactions(
     connection: duckdb.DuckDBPyConnection, files: Mapping[str, Path], config: CustomConfig, report: RowReport
 ) -> None:
-    """Creates `interactions`, one row an event; malformed ones have a `reason`, and go to `report`.
+    """`read_interactions` of whole files, by name, which are checked.
+
+    Raises:
+      MalformedSourceError: see `open_rows` and `check_rows`.
+    """
+    for name, path in files.items():
+        form = read_interactions(connection, Source(name, path), config, report)
+        check_rows(Rows(name, path, config.columns, config.category_separator), form, report)
+
+
+def read_interactions(
+    connection: duckdb.DuckDBPyConnection,
+    source: Source,
+    config: CustomConfig,
+    report: RowReport,
+    piece: Piece = WHOLE,
+) -> Form:
+    """Adds to `interactions`, one row an event; malformed ones have a `reason`, and go to `report`.
 
     Raises:
       MalformedSourceError: see `open_rows`.
     """
-    columns = config.columns
+    columns, name = config.columns, source.name
     names = {role: literal(column) for role, column in columns.items()}
     query = _INSERT_INTERACTIONS.format(
         fields=", ".join(["line", *(field_of(role, role in columns) for role in (*REQUIRED, *OPTIONAL))]),
@@ -114,21 +153,23 @@ def load_interactions(
     )
     connection.execute("SET TimeZone = 'UTC'")  # of times without an offset
     connection.execute(_CREATE_INTERACTIONS)
-    before = 0
-    for name, path in files.items():
-        with open_rows(connection, name, path, columns, config.category_separator, report):
-            connection.execute(query, {"file": name, "before": before})
-        of_file = f"(FROM interactions WHERE file = {literal(name)})"
-        report_rejected(connection, of_file, name, report)
-        ((last,),) = connection.execute(f"SELECT coalesce(max(position), 0) FROM {of_file}").fetchall()
-        before = max(before, last)
+    before = rows_before(connection, "interactions", piece)
+    with open_rows(connection, Rows(name, source.path, columns, config.category_separator, piece), report) as form:
+        connection.execute(query, {"file": name, "before": before})
+    report_rejected(connection, f"(FROM interactions WHERE file = {literal(name)})", name, report)
+    return form
 
 
-def create_events(connection: duckdb.DuckDBPyConnection) -> list[str]:
-    """Makes `events` from `interactions` and `catalogue`; returns the names of the rating classes.
+def rows_before(connection: duckdb.DuckDBPyConnection, table: str, piece: Piece) -> int:
+    """The position behind which those of a file's rows begin: none that `table` has, nor a file read elsewhere."""
+    ((last,),) = connection.execute(f"SELECT coalesce(max(position), 0) FROM {table}").fetchall()
+    return max(last, piece.before)
 
-    Classes ascend from 1 and entry 0 is padding; a dataset without ratings has no more than that. Users are ordered
-    as numbers where all ids are whole numbers, else as text.
+
+def create_rating_classes(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    """Makes `rating_classes` (rating, class) from `interactions`; returns the names of the classes.
+
+    Classes ascend from 1 and entry 0 is padding; a dataset without ratings has no more than that.
 
     Raises:
       MalformedSourceError: there are more than `MAX_RATINGS` different ratings.
@@ -147,10 +188,28 @@ def create_events(connection: duckdb.DuckDBPyConnection) -> list[str]:
         )
     whole = all(rating.is_integer() for rating in ratings)
     connection.execute(
-        _CREATE_EVENTS.format(
-            user_id=order_of(connection, "user_id", "interactions WHERE reason IS NULL"), position_bits=_POSITION_BITS
-        ),
+        """
+        CREATE TABLE rating_classes AS
+        SELECT rating, CAST(row_number() OVER (ORDER BY rating) AS INTEGER) AS class
+        FROM (SELECT unnest($ratings::DOUBLE[]) AS rating)
+        """,
         {"ratings": ratings},
     )
-    connection.execute("DROP TABLE interactions")
     return ["", *(str(int(rating)) if whole else str(rating) for rating in ratings)]
+
+
+def create_user_order(connection: duckdb.DuckDBPyConnection) -> None:
+    """Makes `user_order`: users are ordered as numbers where all ids are whole numbers, else as text."""
+    connection.execute(_CREATE_USER_ORDER)
+
+
+def user_id_of(connection: duckdb.DuckDBPyConnection) -> str:
+    """SQL for the user's id in the type that `user_order` says."""
+    ((numbers,),) = connection.execute("SELECT numbers FROM user_order").fetchall()
+    return as_number("user_id") if numbers else "user_id"
+
+
+def create_events(connection: duckdb.DuckDBPyConnection) -> None:
+    """Makes `events` from `interactions`, `catalogue`, `rating_classes` and `user_order`."""
+    connection.execute(_CREATE_EVENTS.format(user_id=user_id_of(connection), position_bits=_POSITION_BITS))
+    connection.execute("DROP TABLE interactions")

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from user_llm.builders.custom.csv_rows import check_columns
 from user_llm.builders.malformed import EXAMPLES_PER_REASON, MalformedSourceError, RowReport
+from user_llm.builders.text_file import WHOLE, Piece
 
 _IDS = ("user", "item")
 _LARGEST_ID = 2.0**53
@@ -26,7 +27,7 @@ class ParquetRows:
       lists: the roles whose column is of lists: `category`, or none.
     """
 
-    def __init__(self, name: str, path: Path, columns: Mapping[str, str], report: RowReport):
+    def __init__(self, name: str, path: Path, columns: Mapping[str, str], report: RowReport, piece: Piece = WHOLE):
         """Opens the file and checks its columns.
 
         Args:
@@ -34,6 +35,7 @@ class ParquetRows:
           path: the file.
           columns: role → name of a column.
           report: receives counts and faults.
+          piece: what to read of the file.
 
         Raises:
           MalformedSourceError: it is no Parquet file, lacks a column, or has one of a type that its role cannot have.
@@ -41,6 +43,7 @@ class ParquetRows:
         self._name = name
         self._columns = columns
         self._report = report
+        self._piece = piece
         self._problem: MalformedSourceError | None = None
         if not path.is_file():
             raise MalformedSourceError(f"{path} does not exist or is no file.")
@@ -58,10 +61,12 @@ class ParquetRows:
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Reads to the end, once; `finish` says what stopped it."""
-        before = 0
+        first = before = self._piece.line - 1
         try:
             with self._file:
-                for batch in self._file.iter_batches(columns=list(self._columns.values())):
+                end = self._file.num_row_groups if self._piece.end is None else self._piece.end
+                groups = range(self._piece.begin, end)
+                for batch in self._file.iter_batches(row_groups=groups, columns=list(self._columns.values())):
                     yield self._batch(batch, before)
                     before += len(batch)
         except MalformedSourceError as error:
@@ -70,7 +75,7 @@ class ParquetRows:
         except (OSError, pa.ArrowException) as error:
             self._problem = self._unreadable()
             raise self._problem from error
-        self._report.rows[self._name] = before
+        self._report.rows[self._name] = before - first
 
     def finish(self) -> None:
         """Raises what stopped the reading; an exception would not come through DuckDB's reading of `batches` whole.

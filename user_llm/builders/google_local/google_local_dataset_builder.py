@@ -3,15 +3,14 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import duckdb
 import tensorflow_datasets as tfds
 
 from user_llm.builders.builder import SIMULATED, TimelineBuilder
-from user_llm.builders.google_local.places import create_catalogue, load_places
-from user_llm.builders.google_local.reviews import RATING_NAMES, create_events, load_reviews
+from user_llm.builders.google_local.rules import GoogleLocalRules
 from user_llm.builders.malformed import RowReport
+from user_llm.builders.pieces import Source
 from user_llm.builders.simulated import SimulatedConfig
 from user_llm.builders.simulated_json import SIMULATED as SIMULATED_STATE
 from user_llm.builders.simulated_json import write_google_json
@@ -76,12 +75,6 @@ class Builder(TimelineBuilder, skip_registration=True):  # type: ignore[call-arg
     def _simulate(self, config: SimulatedConfig, folder: Path) -> None:
         write_google_json(config, folder)
 
-    def _load(
-        self, connection: duckdb.DuckDBPyConnection, files: Mapping[str, Path], report: RowReport
-    ) -> dict[str, Any]:
+    def _rules(self, files: Mapping[str, Path], report: RowReport) -> GoogleLocalRules:
         meta, reviews = self._files()
-        load_places(connection, meta, files[meta], report)
-        load_reviews(connection, reviews, files[reviews], report)
-        catalogue = create_catalogue(connection, meta, reviews, report)
-        create_events(connection)
-        return {**catalogue, "rating_names": ["", *RATING_NAMES]}
+        return GoogleLocalRules(Source(meta, files[meta], of_items=True), Source(reviews, files[reviews]))

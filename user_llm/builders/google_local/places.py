@@ -1,15 +1,16 @@
 """Reads the metadata of the places into the catalogue that every timeline refers to."""
 
-from pathlib import Path
 from typing import Any
 
 import duckdb
 
 from user_llm.builders.catalogue import NO_CATEGORY, catalogue_lists
-from user_llm.builders.json_lines import ID, LIST, TEXT, load_json_lines
+from user_llm.builders.json_lines import ID, LIST, TEXT, Form, read_json_lines
 from user_llm.builders.malformed import RowReport
+from user_llm.builders.pieces import Source
 from user_llm.builders.rejected import report_rejected
 from user_llm.builders.sql import CONTROL_CHARACTERS, has_control
+from user_llm.builders.text_file import WHOLE, Piece
 
 _FIELDS = {"gmap_id": ID, "name": TEXT, "category": LIST, "state": TEXT}
 
@@ -36,7 +37,7 @@ WHERE places.gmap_id = seen.gmap_id AND line > first
 _CREATE_CATALOGUE = """
 CREATE TABLE catalogue AS
 SELECT
-    gmap_id, CAST(row_number() OVER (ORDER BY line NULLS LAST, gmap_id) AS INTEGER) AS item,
+    gmap_id, CAST(row_number() OVER (ORDER BY line NULLS LAST, gmap_id) AS INTEGER) AS item, line IS NOT NULL AS listed,
     coalesce(nullif(name, ''), gmap_id) AS title, coalesce(category, []) AS category
 FROM (SELECT DISTINCT gmap_id FROM reviews) LEFT JOIN places USING (gmap_id)
 """
@@ -49,45 +50,41 @@ _RULES = (
 )
 
 
-def load_places(connection: duckdb.DuckDBPyConnection, name: str, path: Path, report: RowReport) -> None:
-    """Creates `places` from a metadata file; malformed rows go to `report` and are left out, as repeated places are.
+def load_places(connection: duckdb.DuckDBPyConnection, source: Source, report: RowReport, piece: Piece = WHOLE) -> Form:
+    """Creates `places` from a metadata file; malformed rows go to `report` and are left out.
 
     Args:
       connection: see `timelines.open_database`.
-      name: of the file, as published.
-      path: the file.
+      source: the file.
       report: receives the counts.
+      piece: what to read of the file.
 
     Raises:
-      MalformedSourceError: see `load_json_lines`.
+      MalformedSourceError: see `read_json_lines`.
     """
-    load_json_lines(connection, path, _FIELDS, "place_lines", report, name=name)
+    form = read_json_lines(connection, source.path, _FIELDS, "place_lines", report, source.name, piece)
     connection.execute(_CREATE_PLACES)
     connection.execute("DROP TABLE place_lines")
-    report_rejected(connection, "places", name, report)
+    report_rejected(connection, "places", source.name, report)
     connection.execute("DELETE FROM places WHERE reason IS NOT NULL")
+    return form
+
+
+def create_catalogue(connection: duckdb.DuckDBPyConnection, name: str, report: RowReport) -> dict[str, Any]:
+    """Creates `catalogue` (gmap_id, item, listed): the places that have a review; returns its metadata.
+
+    Ids are in the order of the metadata file `name`; places that it lacks come after, by gmap_id. Repeated places are
+    left out.
+    """
     ((repeated,),) = connection.execute(_DELETE_REPEATED).fetchall()
     report.apply_rule(name, "a place of an earlier row", repeated, dropped=True)
-
-
-def create_catalogue(
-    connection: duckdb.DuckDBPyConnection, places_file: str, reviews_file: str, report: RowReport
-) -> dict[str, Any]:
-    """Creates `catalogue` (gmap_id, item): the places that have a review; returns its metadata.
-
-    Ids are in the order of the metadata file; places that it lacks come after, by gmap_id.
-    """
     ((unreviewed,),) = connection.execute(
         "DELETE FROM places WHERE gmap_id NOT IN (SELECT gmap_id FROM reviews)"
     ).fetchall()
-    report.apply_rule(places_file, "no review of the place", unreviewed, dropped=True)
+    report.apply_rule(name, "no review of the place", unreviewed, dropped=True)
     for rule, condition in _RULES:
         ((count,),) = connection.execute(f"SELECT count(*) FROM places WHERE {condition}").fetchall()
-        report.apply_rule(places_file, rule, count, dropped=False)
-    ((unknown,),) = connection.execute("SELECT count(*) FROM reviews ANTI JOIN places USING (gmap_id)").fetchall()
-    report.apply_rule(
-        reviews_file, f"the place is in no metadata: its gmap_id is its title, {NO_CATEGORY}", unknown, dropped=False
-    )
+        report.apply_rule(name, rule, count, dropped=False)
     connection.execute(_CREATE_CATALOGUE)
     described = connection.execute("SELECT gmap_id, title, category FROM catalogue ORDER BY item").fetchall()
     raw_ids, titles, categories = zip(*described, strict=True) if described else ((), (), ())

@@ -1,13 +1,14 @@
 """Reads the reviews file into `events` (see `timelines.py`), out of core, checking every row on the way."""
 
-from pathlib import Path
-
 import duckdb
 
-from user_llm.builders.json_lines import ID, TEXT, load_json_lines
+from user_llm.builders.catalogue import NO_CATEGORY
+from user_llm.builders.json_lines import ID, TEXT, Form, read_json_lines
 from user_llm.builders.malformed import QUOTED_CHARACTERS, RowReport
+from user_llm.builders.pieces import Source
 from user_llm.builders.rejected import report_rejected
 from user_llm.builders.sql import has_control
+from user_llm.builders.text_file import WHOLE, Piece
 from user_llm.builders.timelines import END_OF_TIME
 
 RATING_NAMES = ("1", "2", "3", "4", "5")
@@ -58,31 +59,45 @@ FROM reviews JOIN catalogue USING (gmap_id)
 """
 
 
-def load_reviews(connection: duckdb.DuckDBPyConnection, name: str, path: Path, report: RowReport) -> None:
-    """Creates `reviews` from a reviews file; malformed rows go to `report` and are left out.
+def load_reviews(
+    connection: duckdb.DuckDBPyConnection, source: Source, report: RowReport, piece: Piece = WHOLE
+) -> Form:
+    """Creates `reviews` from a reviews file; malformed rows go to `report` and are left out, as unrated ones are.
 
     Args:
       connection: see `timelines.open_database`.
-      name: of the file, as published.
-      path: the file.
+      source: the file.
       report: receives the counts.
+      piece: what to read of the file.
 
     Raises:
-      MalformedSourceError: see `load_json_lines`.
+      MalformedSourceError: see `read_json_lines`.
     """
-    load_json_lines(connection, path, _FIELDS, "review_lines", report, name=name)
+    form = read_json_lines(connection, source.path, _FIELDS, "review_lines", report, source.name, piece)
     connection.execute(_CREATE_REVIEWS)
     connection.execute("DROP TABLE review_lines")
-    report_rejected(connection, "reviews", name, report)
+    report_rejected(connection, "reviews", source.name, report)
     connection.execute("DELETE FROM reviews WHERE reason IS NOT NULL")
-    for rule, query in (
-        ("no rating", "DELETE FROM reviews WHERE unrated"),
-        ("user, place and time of an earlier row", _DELETE_REPEATED),
-    ):
-        ((count,),) = connection.execute(query).fetchall()
-        report.apply_rule(name, rule, count, dropped=True)
+    ((count,),) = connection.execute("DELETE FROM reviews WHERE unrated").fetchall()
+    report.apply_rule(source.name, "no rating", count, dropped=True)
+    return form
 
 
-def create_events(connection: duckdb.DuckDBPyConnection) -> None:
-    """Makes `events` of `reviews` and `catalogue`. User ids are text: their 21 digits overflow an integer."""
+def create_events(connection: duckdb.DuckDBPyConnection, name: str, report: RowReport) -> None:
+    """Makes `events` of `reviews` and `catalogue`, without repeated reviews.
+
+    User ids are text: their 21 digits overflow an integer.
+
+    Args:
+      connection: one that has both.
+      name: of the reviews file.
+      report: receives the counts.
+    """
+    ((count,),) = connection.execute(_DELETE_REPEATED).fetchall()
+    report.apply_rule(name, "user, place and time of an earlier row", count, dropped=True)
+    ((unknown,),) = connection.execute(
+        "SELECT count(*) FROM reviews JOIN catalogue USING (gmap_id) WHERE NOT listed"
+    ).fetchall()
+    rule = f"the place is in no metadata: its gmap_id is its title, {NO_CATEGORY}"
+    report.apply_rule(name, rule, unknown, dropped=False)
     connection.execute(_CREATE_EVENTS)

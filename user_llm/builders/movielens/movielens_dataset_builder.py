@@ -3,16 +3,15 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import duckdb
 import tensorflow_datasets as tfds
 
 from user_llm.builders.builder import SIMULATED, TimelineBuilder
 from user_llm.builders.malformed import RowReport
 from user_llm.builders.movielens.catalogue import read_movies
 from user_llm.builders.movielens.format import CSV, DAT, FileFormat
-from user_llm.builders.movielens.ratings import load_ratings
+from user_llm.builders.movielens.rules import MovieLensRules
 from user_llm.builders.simulated import SimulatedConfig, write_movielens_csv
 
 _URL = "https://files.grouplens.org/datasets/movielens"
@@ -58,10 +57,7 @@ class Builder(TimelineBuilder, skip_registration=True):  # type: ignore[call-arg
     def _simulate(self, config: SimulatedConfig, folder: Path) -> None:
         write_movielens_csv(config, folder)
 
-    def _load(
-        self, connection: duckdb.DuckDBPyConnection, files: Mapping[str, Path], report: RowReport
-    ) -> dict[str, Any]:
+    def _rules(self, files: Mapping[str, Path], report: RowReport) -> MovieLensRules:
         form = self.builder_config.form
         movies = read_movies(files[form.movies_file], form, report)
-        load_ratings(connection, files[form.ratings_file], form, movies.raw_ids, report)
-        return {**movies.lists(), "rating_names": ["", *form.rating_names]}
+        return MovieLensRules(files[form.ratings_file], form, movies.lists())

@@ -1,13 +1,11 @@
-"""Reads the ratings file into `events` (see `timelines.py`), out of core, checking every row on the way."""
-
-from pathlib import Path
+"""Reads the ratings file into `rows`, out of core, checking every row on the way."""
 
 import duckdb
 import pyarrow as pa
 
 from user_llm.builders.ahead import one_ahead
 from user_llm.builders.lines import read_lines
-from user_llm.builders.malformed import QUOTED_CHARACTERS, MalformedSourceError, RowReport
+from user_llm.builders.malformed import QUOTED_CHARACTERS, RowReport
 from user_llm.builders.movielens.format import (
     ID_PATTERN,
     INTEGER_PATTERN,
@@ -17,7 +15,9 @@ from user_llm.builders.movielens.format import (
     column_positions,
 )
 from user_llm.builders.movielens.plain_rows import PlainRows
+from user_llm.builders.pieces import Source
 from user_llm.builders.rejected import report_rejected
+from user_llm.builders.text_file import WHOLE, Piece
 from user_llm.builders.timelines import END_OF_TIME
 
 _ROWS_PER_THREAD = 1 << 17
@@ -67,12 +67,13 @@ FROM matched
 
 def load_ratings(
     connection: duckdb.DuckDBPyConnection,
-    path: Path,
+    source: Source,
     form: FileFormat,
     raw_ids: list[str],
     report: RowReport,
+    piece: Piece = WHOLE,
 ) -> None:
-    """Creates `events` from a ratings file; malformed rows go to `report` and are left out.
+    """Creates `rows` from a ratings file; malformed ones have a `reason`, and go to `report`.
 
     Lines are read whole and split in DuckDB, so that every row keeps its line number and a broken one cannot hide
     its neighbours, which a csv reader does not promise. Ratings are never quoted, in any release. Blank lines hold
@@ -80,15 +81,16 @@ def load_ratings(
 
     Args:
       connection: see `timelines.open_database`.
-      path: the ratings file.
+      source: the ratings file.
       form: its layout.
       raw_ids: movieIds of the catalogue; the index is the item id, entry 0 is padding.
       report: receives the counts.
+      piece: what to read of the file.
 
     Raises:
-      MalformedSourceError: the file has no rows, or see `column_positions`.
+      MalformedSourceError: see `column_positions`.
     """
-    positions, num_fields = column_positions(path, form, RATINGS_COLUMNS)
+    positions, num_fields = column_positions(source.path, form, RATINGS_COLUMNS)
     user, movie, rating, timestamp = (f"field[{position + 1}]" for position in positions)
     insert_others = _INSERT_OTHERS.format(
         header_lines=int(form.has_header),
@@ -111,7 +113,7 @@ def load_ratings(
     movies = pa.array([int(raw_id) for raw_id in raw_ids[1:]], pa.int64())
     connection.register("catalogue", pa.table({"movie": movies, "item": range(1, len(raw_ids))}))
     connection.execute(_CREATE_ROWS)
-    for plain, others in one_ahead(map(plain_rows.split, read_lines(path))):
+    for plain, others in one_ahead(map(plain_rows.split, read_lines(source.path, source.name, piece))):
         connection.register("plain", plain)
         connection.execute(_INSERT_PLAIN)
         if len(others):
@@ -121,11 +123,8 @@ def load_ratings(
             connection.unregister("others")
         connection.unregister("plain")
     connection.unregister("catalogue")
-    ((report.rows[path.name],),) = connection.execute("SELECT count(*) FROM rows").fetchall()
-    if not report.rows[path.name]:
-        raise MalformedSourceError(f"{path.name} has no rows: expected {', '.join(RATINGS_COLUMNS)}.")
-    report_rejected(connection, "rows", path.name, report)
-    connection.execute("CREATE VIEW events AS SELECT * EXCLUDE (reason, found) FROM rows WHERE reason IS NULL")
+    ((report.rows[source.name],),) = connection.execute("SELECT count(*) FROM rows").fetchall()
+    report_rejected(connection, "rows", source.name, report)
 
 
 def _whole_number(text: str, pattern: str) -> str:
