@@ -11,7 +11,7 @@ from user_llm.experiment.experiment import Experiment
 from user_llm.experiment.prepare import prepare
 from user_llm.experiment.stages import stages_of
 from user_llm.inspect import compiled
-from user_llm.parallel.mesh import make_mesh, one_device, put_whole_batch
+from user_llm.parallel.mesh import make_mesh, one_device, put_batch
 from user_llm.training.loop import fresh_state, make_train_step, replicate_scalars
 from user_llm.training.optimizer import make_optimizer
 from user_llm.training.trainable import trainable
@@ -61,7 +61,7 @@ def as_the_run_begins(stage, experiment, finished):
     )
     optimizer = make_optimizer(run.config, {path: run.axes[path] for path in tuned}, run.paces)
     state = replicate_scalars({"parameters": tuned, **fresh_state(optimizer, tuned)}, experiment.mesh)
-    batch = put_whole_batch(run.batches.whole_batch(0), experiment.mesh)
+    batch = put_batch(run.batches.whole_batch(0), experiment.mesh)
     return run.model, make_train_step(run, optimizer, 0), (state, frozen, run.model.buffers, batch)
 
 
