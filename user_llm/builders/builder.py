@@ -162,7 +162,7 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
 
     def _build(self, **kwargs) -> None:
         """Builds the dataset, or what is missing of it where a process was killed; for the owner of the folder."""
-        tfds.disable_progress_bar()  # it has three; `_generate_examples` has one
+        tfds.disable_progress_bar()  # it has three; `_columned` has one
         self._beam_options = getattr(kwargs.get("download_config"), "beam_options", None)
         folder = self.data_path.parent
         for left in folder.glob(f"incomplete.*_{self.version}"):  # where TFDS was killed
@@ -223,7 +223,7 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        # TFDS drops the folder it builds in when the build fails; on success `_generate_splits` removes ours.
+        # TFDS drops the folder it builds in when the build fails; on success whoever reads ours last removes it.
         work = self._work
         work.mkdir(parents=True)
         files = self._raw_files(dl_manager, work)
@@ -255,10 +255,8 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
             pass
         return {timelines.SPLIT: beam_runner().records(*engine.records())}
 
-    def _generate_splits(self, *args, **kwargs) -> Any:
-        splits = super()._generate_splits(*args, **kwargs)
+    def _process_pipeline_result(self, pipeline_result: Any) -> None:
         shutil.rmtree(self._work)
-        return splits
 
     def _example_writer(self) -> SteadyWriter:
         return SteadyWriter(self.info.file_format)
@@ -298,7 +296,8 @@ class TimelineBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
                 progress.update(len(block.user_ids))
 
     def _generate_examples(self, blocks: Iterator[timelines.Block]) -> Iterator[tuple[int, dict]]:
-        return enumerate(example for block in blocks for example in block.examples())
+        yield from enumerate(example for block in blocks for example in block.examples())
+        shutil.rmtree(self._work)
 
 
 def _check_path(argument: str, path: str | os.PathLike | None) -> None:

@@ -71,7 +71,7 @@ class OnBeam:
     """
 
     def __init__(self, work: Path, jobs: Jobs):
-        self._work = work
+        self._work = work.absolute()
         self._jobs = jobs
         self._users: dict[int, int] = {}  # group → how many it has
         self._reviews = False
@@ -118,8 +118,9 @@ class OnBeam:
         for number in range(len(sources)):  # a file each: two may have one name
             folders.append(self._work / f"unpacked-{number}")
             folders[-1].mkdir()
+        found = [source._replace(path=source.path.absolute()) for source in sources]
         cuts: list[Cut] = self._jobs.each(
-            "cut", functools.partial(_cut_into, SIZES.piece_bytes), list(zip(sources, folders, strict=True))
+            "cut", functools.partial(_cut_into, SIZES.piece_bytes), list(zip(found, folders, strict=True))
         )
         tasks: list[steps.Task] = []
         before = 0
