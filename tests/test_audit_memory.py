@@ -91,7 +91,9 @@ def test_the_audit_holds_what_it_says(users, events, monkeypatch):
         evaluation=dict(batch_size=50, exclude="nothing"),
     )
     counts = item_counts(table.item, 50, [windows["validation"], windows["test"]])
-    experiment = SimpleNamespace(table=table, windows=windows.get, item_counts=counts, config=ConfigDict(config))
+    experiment = SimpleNamespace(
+        table=table, windows=windows.get, item_counts=counts, config=ConfigDict(config), mesh=None
+    )
     findings, held = peak(lambda: auditor.audit(experiment))
     of = {finding.check: (finding.count, finding.of) for finding in findings}
     assert of["held-out events in training"] == (0, 2 * users)

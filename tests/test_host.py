@@ -29,7 +29,8 @@ def _no_bindings():
 def bindable() -> dict[str, set[str]]:
     """Of everything in the package that gin can configure, the parameters."""
     for module in pkgutil.walk_packages(user_llm.__path__, "user_llm."):
-        if module.name != "user_llm.main":  # defines the command line's flags
+        # One defines the command line's flags, the other runs in an environment of its own.
+        if module.name not in ("user_llm.main", "user_llm.builders.beam.runner"):
             importlib.import_module(module.name)
     return {
         selector: set(inspect.signature(configurable.wrapped).parameters)

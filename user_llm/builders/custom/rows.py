@@ -130,8 +130,9 @@ def check_rows(rows: Rows, form: Form, report: RowReport) -> None:
     if _OPENERS[_ending(rows.path)] is not _open_json:
         return
     check_json_lines(rows.name, form, report)
-    if not form.keys.issuperset(rows.columns.values()):
-        check_columns(rows.name, rows.columns, list(dict.fromkeys([*form.keys, *_first_keys(rows.path)])))
+    found = [key for key in rows.columns.values() if key in form.keys]
+    if len(found) < len(rows.columns):
+        check_columns(rows.name, rows.columns, list(dict.fromkeys([*found, *_first_keys(rows.path)])))
 
 
 # An opener gives a table or view, with `line` and a column a role; SQL for the list of names in its `category`; a form.
