@@ -11,7 +11,7 @@ from user_llm.tasks import TASKS, Asker, Study
 from user_llm.tasks.extra_items import Extensions
 from user_llm.tasks.only_items import OnlyItems
 
-BATCHES = (1, 8, 64)
+BATCHES = (1, 8, 32, 64)
 """Users at once: as many rows as the next of these, so that each is compiled for once."""
 
 _KEPT, _WITH_TRIES = 32, 4  # askers, and those of them that hold a trie of their own

@@ -287,7 +287,7 @@ def test_a_line_is_written_of_each_request_without_what_was_asked(server, model,
     ("wrong", "sentence"),
     [
         ({"k": 0}, "k must be a whole number from 1 to 100"),
-        ({"batch": 7}, "batch must be one of 1, 8, 64"),
+        ({"batch": 7}, "batch must be one of 1, 8, 32, 64"),
         ({"timeout": -1}, "timeout must be a number of seconds"),
         ({"answers": ("beam",)}, "answers must be some of beams"),
         ({"answers": ()}, "answers must be some of beams"),
