@@ -139,8 +139,10 @@ class Resuming(pytorch_lightning.Trainer):
 
     checkpoint: Path
 
-    def fit(self, *args, **options):
-        super().fit(*args, **options, ckpt_path=str(self.checkpoint) if self.checkpoint.is_file() else None)
+    def fit(self, model, *args, **options):
+        goes_on = self.checkpoint.is_file()
+        model.is_fitted = goes_on  # else it draws its weights anew at the start, over those of the checkpoint
+        super().fit(model, *args, **options, ckpt_path=str(self.checkpoint) if goes_on else None)
 
 
 def main(options: dict[str, Any]) -> None:

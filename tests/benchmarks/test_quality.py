@@ -72,7 +72,9 @@ def test_rectools_goes_on_where_it_was_stopped(measured):
     longer = {"Tiny data": dataclasses.replace(TINY, epochs=3)}
     measure_quality(folder.parent, {"data.data_dir": str(folder.parent / "data")}, (2, 1), longer, 1.0)
     assert (run / CURVE).read_text().startswith(before)
-    assert [json.loads(line)["epoch"] for line in (run / CURVE).read_text().splitlines()] == [1, 2, 3]
+    rows = [json.loads(line) for line in (run / CURVE).read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert rows[2]["loss"] < rows[1]["loss"] < rows[0]["loss"]  # and with the weights that it had
 
 
 def test_the_table_and_the_curves(measured, tmp_path):
