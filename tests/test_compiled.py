@@ -10,6 +10,7 @@ from user_llm.errors import UserError
 from user_llm.experiment.experiment import Experiment
 from user_llm.experiment.prepare import prepare
 from user_llm.experiment.stages import stages_of
+from user_llm.experiment.workdir import NoRun
 from user_llm.inspect import compiled
 from user_llm.parallel.mesh import make_mesh, one_device, put_batch
 from user_llm.training.loop import fresh_state, make_train_step, replicate_scalars
@@ -102,9 +103,12 @@ def test_what_fits_and_what_does_not_is_told(config, capsys, monkeypatch):
     assert "encoder: RESOURCE_EXHAUSTED: Used 17.5G of 15.8G hbm.\n" in told
 
 
-def test_devices_that_nobody_knows_and_batches_that_do_not_divide_are_refused(config):
+def test_devices_that_nobody_knows_and_batches_that_do_not_divide_are_refused(config, tmp_path):
     with pytest.raises(UserError, match=r"--compile_for=v5e:2x4: .*name 'here' or a TPU as v5e:2x4"):
         compiled.devices_of("v5e:2x4")  # its compiler is not installed here
+    with pytest.raises(NoRun):
+        compiled.print_compiled(config, str(tmp_path), compiled.HERE)
+    assert list(tmp_path.iterdir()) == []
     config.training.encoder.batch_size = 18
     with pytest.raises(ConfigError, match=r"training\.encoder\.batch_size"):
         compiled.print_compiled(config, None, compiled.HERE)

@@ -76,7 +76,7 @@ def main(_) -> None:
     cast(io.TextIOWrapper, sys.stdout).reconfigure(errors="replace")
     signal.signal(signal.SIGTERM, _stop)  # while a stage trains, the loop has its own; several processes have JAX's
     try:
-        if _COMPILE_FOR.value not in (None, HERE):
+        if (_COMPILE_FOR.value or HERE) != HERE:
             jax.config.update("jax_platforms", "cpu")  # with libtpu it would look for a TPU
         processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value)
         if not processes.is_lead():
@@ -101,14 +101,15 @@ def _run(host: Host) -> None:
     looks = {"--dry_run": _DRY_RUN.value, "--audit": _AUDIT.value, "--compile_for": _COMPILE_FOR.value}
     if len(named := [name for name, value in looks.items() if value]) > 1:
         raise ConfigError(f"{' and '.join(named)}: each looks at the experiment and stops; name one of them")
+    for look in ("--audit", "--compile_for"):
+        if look in named and processes.several():
+            raise ConfigError(f"{look} reads data on one host: start it as one process")
     if _DRY_RUN.value:
         print_dry_run(_CONFIG.value)
     elif _COMPILE_FOR.value:
         if not print_compiled(_CONFIG.value, _WORKDIR.value, _COMPILE_FOR.value):
             sys.exit("error: a step does not fit; see above")
     elif _AUDIT.value:
-        if processes.several():
-            raise ConfigError("--audit reads data on one host: start it as one process")
         if audit_config(_CONFIG.value, _WORKDIR.value) == "leaks":
             sys.exit("error: something leaks; see the checks that failed")
     elif not _WORKDIR.value:

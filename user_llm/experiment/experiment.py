@@ -194,6 +194,7 @@ class Experiment(TaskData):
 
 
 def check_batch_sizes(config: ConfigDict, shards: int) -> None:
+    """Raises ConfigError where a batch does not divide among the `shards` that a mesh cuts it into."""
     sizes = {
         f"training.{name}.batch_size / accumulate": config.training[name].batch_size // config.training[name].accumulate
         for name in config.stages

@@ -7,7 +7,6 @@ It walks over events and windows in blocks. What it holds at once, besides the e
 - 2 bits an event of the whole table.
 """
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -31,11 +30,10 @@ from user_llm.evaluation.leaks import Finding, leak, noteworthy
 from user_llm.evaluation.places import Places
 from user_llm.evaluation.scores import Scores
 from user_llm.experiment.experiment import Experiment
-from user_llm.experiment.prepare import prepare
-from user_llm.experiment.seal import check_kept
 from user_llm.experiment.stages import STAGES
 from user_llm.experiment.vocabulary import vocabulary_events
 from user_llm.experiment.workdir import CONFIG, fingerprint, read_config
+from user_llm.inspect.prepared import prepared
 from user_llm.inspect.ties import other_orders
 from user_llm.tasks import Task
 
@@ -85,12 +83,7 @@ def audit_config(config: ConfigDict, workdir: str | None) -> str:
     Raises:
       NoRun: the workdir holds none. Nothing is written there.
     """
-    if workdir:
-        read_config(Path(workdir))
-        check_kept(Path(workdir))
-    with tempfile.TemporaryDirectory() as folder:
-        experiment = Experiment(config, Path(workdir or folder))
-        prepare(experiment)
+    with prepared(config, workdir) as experiment:
         findings = audit(experiment)
     print_audit(findings)
     return leaks.as_results(findings)["verdict"]

@@ -6,9 +6,7 @@ that it fits. Data, catalogue and vocabulary are the run's own; parameters are s
 
 import logging
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -21,8 +19,8 @@ from rich.table import Table
 from user_llm.checkpoints.transfer import Layout
 from user_llm.errors import UserError
 from user_llm.experiment.experiment import Experiment, check_batch_sizes
-from user_llm.experiment.prepare import prepare
 from user_llm.experiment.stages import Stage, stages_of
+from user_llm.inspect.prepared import prepared
 from user_llm.models import parameters
 from user_llm.models.model import Model
 from user_llm.parallel.mesh import BATCH, batch_shards, make_mesh, one_device
@@ -76,8 +74,9 @@ def devices_of(name: str) -> list[Any]:
     try:
         return list(topologies.get_topology_desc(name, "tpu").devices)
     except Exception as error:  # of whatever type libtpu raises
+        said, _, _ = str(error).partition("\n")
         raise UserError(
-            f"--compile_for={name}: {str(error).splitlines()[0]}: name {HERE!r} or a TPU as v5e:2x4, v5p:2x2x4 or "
+            f"--compile_for={name}: {said}: name {HERE!r} or a TPU as v5e:2x4, v5p:2x2x4 or "
             "v6e:2x4, whose compiler comes with pip install 'user-llm[tpu]'"
         ) from error
 
@@ -86,13 +85,11 @@ def print_compiled(config: ConfigDict, workdir: str | None, name: str) -> bool:
     """Compiles the stages of `config` for the devices of a `name` and prints what they take; whether all fit.
 
     Args:
-      workdir: of a run, whose vocabulary is then taken; None: one is made for the occasion.
+      workdir: see `prepared`.
     """
     mesh = make_mesh(config.compute.mesh, devices_of(name))
-    with tempfile.TemporaryDirectory() as folder:
-        experiment = Experiment(config, Path(workdir or folder), one_device())
-        check_batch_sizes(config, batch_shards(mesh))
-        prepare(experiment)
+    check_batch_sizes(config, batch_shards(mesh))
+    with prepared(config, workdir, one_device()) as experiment:
         steps = []
         for stage in stages_of(config):
             _logger.info("Compiling stage %s (a large batch on many devices may take minutes)", stage.name)
@@ -145,7 +142,7 @@ def compiled_step(experiment: Experiment, stage: Stage, mesh: Mesh) -> CompiledS
     except jax.errors.JaxRuntimeError as error:
         if _TOO_LARGE not in str(error):
             raise
-        return CompiledStep(stage.name, refused=str(error).splitlines()[0])
+        return CompiledStep(stage.name, refused=str(error).partition("\n")[0])
     memory: Any = compiled.memory_analysis()
     # What is given away is not held twice.
     made = memory.output_size_in_bytes - memory.alias_size_in_bytes
