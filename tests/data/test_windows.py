@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from user_llm.data import windows
 from user_llm.data.windows import Windows
 from user_llm.errors import UserError
 
@@ -138,6 +139,15 @@ def test_batches_are_int32_and_leave_the_table_alone(table):
 def test_numbers_out_of_range_are_refused(table, ids):
     with pytest.raises(IndexError, match="window numbers run from 0 to 13 in split 'train'"):
         Windows(table, history_length=5, split="train").gather(np.array(ids))
+
+
+def test_more_users_than_a_batch_can_name_are_refused(make_table, monkeypatch):
+    table = make_table([4, 4, 4])
+    monkeypatch.setattr(windows, "MOST_USERS", 3)
+    assert len(Windows(table, history_length=2, split="test")) == 3
+    monkeypatch.setattr(windows, "MOST_USERS", 2)
+    with pytest.raises(UserError, match="has 3 users, and windows number 2 at most"):
+        Windows(table, history_length=2, split="test")
 
 
 def test_windows_hold_nothing_a_window_and_nothing_an_event(make_table):

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from user_llm.decoding import trie_building
 from user_llm.decoding.catalogue_trie import CatalogueTrie
+from user_llm.errors import UserError
 
 EOS = 2
 
@@ -142,3 +144,12 @@ def test_bad_shapes_are_named():
         CatalogueTrie.build(np.full((2, 3), 5), np.array([0, 4]), EOS)
     with pytest.raises(ValueError, match=r"at least one item, got shapes \(1, 3\) and \(1,\)"):
         CatalogueTrie.build(np.full((1, 3), 5), np.array([0]), EOS)
+
+
+def test_more_nodes_than_can_be_numbered_are_refused(titles, trie, monkeypatch):
+    nodes = len(trie.token)
+    monkeypatch.setattr(trie_building, "MOST_NODES", nodes)
+    CatalogueTrie.build(*padded(titles), EOS)
+    monkeypatch.setattr(trie_building, "MOST_NODES", nodes - 1)
+    with pytest.raises(UserError, match=f"{nodes:,} nodes, and {nodes - 1:,} at most"):
+        CatalogueTrie.build(*padded(titles), EOS)

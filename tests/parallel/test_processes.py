@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.parallel.together import answers
+from user_llm.errors import UserError
 from user_llm.parallel import processes
 
 PAIR = Path(__file__).with_name("pair.py")
@@ -54,6 +55,23 @@ def test_the_lead_writes_once_and_all_see_it(pair):
     assert [found["lead"] for found in pair] == [True, False]
     assert [found["calls"] for found in pair] == [1, 0]
     assert [found["read"] for found in pair] == ["made", "made"]
+
+
+def test_one_process_says_all(monkeypatch):
+    assert processes.all_say(b"") == [b""]
+    assert processes.all_say(b"words ") == [b"words "]
+    monkeypatch.setattr(processes, "MOST_SAID", 5)
+    with pytest.raises(UserError, match="has 6 bytes for the others, and 5 at most"):
+        processes.all_say(b"words ")
+
+
+@pytest.mark.parametrize("sizes", [(2**31, 7), (7, 2**31), (5 * 10**9, 5 * 10**9)])
+def test_what_no_integer_of_jax_can_count_is_refused_by_all(monkeypatch, sizes):
+    """Sizes come as two numbers: those of the other process are made up."""
+    told = np.array([divmod(size, 2**30) for size in sizes], np.int32)
+    monkeypatch.setattr(processes.multihost_utils, "process_allgather", lambda own: told)
+    with pytest.raises(UserError, match=f"has {max(sizes):,} bytes .* 2,147,483,647 at most .*evaluation.max_users"):
+        processes.all_say(b"7 bytes")
 
 
 def test_a_workdir_that_is_not_shared_is_named(pair):

@@ -45,7 +45,9 @@ class Parts:
                 f"{self._folder} holds parts of another call (other users, run or options): delete it, or take "
                 "another --out"
             )
-        self.done = sum(int(pq.read_metadata(part).metadata[_USERS]) for part in self._parts())
+        parts = self._parts()
+        self.done = sum(int(pq.read_metadata(part).metadata[_USERS]) for part in parts)
+        self._next = len(parts)  # counted, not looked up again: the folder of a billion users has 250,000 parts
 
     def write(self, schema: pa.Schema, batches: Iterator[tuple[pa.Table, int]], count: int) -> None:
         """Writes what comes behind the parts, and then the file.
@@ -71,8 +73,9 @@ class Parts:
         self._join(schema)
 
     def _add(self, tables: list[pa.Table], users: int) -> None:
-        with replacing(self._folder / f"part-{len(self._parts()):06}.parquet") as partial:
+        with replacing(self._folder / f"part-{self._next:06}.parquet") as partial:
             pq.write_table(pa.concat_tables(tables).replace_schema_metadata({_USERS: str(users)}), partial)
+        self._next += 1
 
     def _join(self, schema: pa.Schema) -> None:
         """One file of all parts, in order; then the parts go."""
@@ -83,4 +86,5 @@ class Parts:
         shutil.rmtree(self._old)
 
     def _parts(self) -> list[Path]:
-        return sorted(self._folder.glob("part-*.parquet"))
+        """In order of their numbers, which may grow longer than the six digits they begin with."""
+        return sorted(self._folder.glob("part-*.parquet"), key=lambda part: int(part.stem.removeprefix("part-")))

@@ -9,6 +9,9 @@ from user_llm.data.splits import label_ranges, resolve_min_history
 from user_llm.data.timelines import TimelineTable
 from user_llm.errors import UserError
 
+MOST_USERS = np.iinfo(np.int32).max
+"""Of a table: a batch names its users by int32."""
+
 
 class Windows:
     """The windows of one split, numbered 0 ... len-1 in (user, time) order.
@@ -32,7 +35,7 @@ class Windows:
         longest: events before a label, at most: the width of `seen/item`.
 
     Raises:
-        UserError: lengths or stride out of range.
+        UserError: lengths or stride out of range, or more than `MOST_USERS` users.
         ValueError: an unknown split.
     """
 
@@ -48,6 +51,11 @@ class Windows:
         times: bool = False,
         seen: bool = False,
     ):
+        if table.num_users > MOST_USERS:
+            raise UserError(
+                f"{table.name} has {table.num_users:,} users, and windows number {MOST_USERS:,} at most: build several "
+                "datasets of some users each."
+            )
         self.table = table
         self.history_length = history_length
         self.split = split

@@ -155,7 +155,7 @@ class CatalogueTrie:
             eos_id: the token that closes a title.
 
         Raises:
-            UserError: no items, or a title that is empty, longer than the table, or holds EOS.
+            UserError: no items, or a title that is empty, longer than the table, or holds EOS; see `build_columns`.
         """
         title_tokens, lengths = np.asarray(title_tokens), np.asarray(lengths)
         check_titles(title_tokens, lengths, eos_id)

@@ -11,7 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from user_llm.errors import UserError
+
 Columns = dict[str, np.ndarray]
+
+MOST_NODES = np.iinfo(np.int32).max
+"""Of a trie: on the device its arrays are int32."""
 
 
 class Titles(NamedTuple):
@@ -85,7 +90,16 @@ class Built(NamedTuple):
 
 
 def build_columns(titles: Titles, eos_id: int, capacity: Capacity) -> Built:
-    """Of titles in arrays of some capacity, which holds them."""
+    """Of titles in arrays of some capacity, which holds them.
+
+    Raises:
+        UserError: they have more than `MOST_NODES` nodes.
+    """
+    if (number := capacity.level_ends[-1]) > MOST_NODES:
+        raise UserError(
+            f"the trie of {len(titles.table):,} titles has {number:,} nodes, and {MOST_NODES:,} at most can be "
+            "numbered: cut titles with prompt.max_targets, or have fewer items."
+        )
     nodes, tree, leaf_of_title = _levels(titles, capacity, eos_id)
     title_of_item = np.full(capacity.items, -1, np.int32)
     title_of_item[: len(titles.title_of_item)] = titles.title_of_item

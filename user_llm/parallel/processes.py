@@ -25,6 +25,9 @@ from orbax.checkpoint import multihost
 
 from user_llm.errors import UserError
 
+MOST_SAID = np.iinfo(np.int32).max
+"""Bytes that a process may tell the others at once."""
+
 _HEARTBEAT_SECONDS = 30  # without a sign of life, after which a process counts as dead
 _SHUTDOWN_SECONDS = 20  # that a process which ends waits for the others
 _WAIT_MILLISECONDS = 24 * 3600 * 1000  # for the lead, which may have a vocabulary to train; the dead are found anyway
@@ -245,9 +248,20 @@ def _from_lead(words: bytes) -> bytes:
 
 
 def all_say(words: bytes) -> list[bytes]:
-    """What each process says, by its number. All processes must call it."""
+    """What each process says, by its number. All processes must call it.
+
+    Raises:
+      UserError: in all of them, where one says more than `MOST_SAID` bytes.
+    """
     wait_for_all("words of all")  # whoever is behind may need longer than a device waits
-    sizes = multihost_utils.process_allgather(np.int32(len(words)))
+    # In two numbers: JAX hands on 32 bits of an integer.
+    high, low = multihost_utils.process_allgather(np.array(divmod(len(words), 1 << 30), np.int32)).reshape(-1, 2).T
+    sizes = (high.astype(np.int64) << 30) + low
+    if sizes.max() > MOST_SAID:
+        raise UserError(
+            f"a process has {sizes.max():,} bytes for the others, and {MOST_SAID:,} at most can be sent at once: "
+            "lower config.evaluation.max_users, or start more processes."
+        )
     said = multihost_utils.process_allgather(np.frombuffer(words.ljust(int(sizes.max())), np.uint8))
     return [row[:size].tobytes() for row, size in zip(said, sizes.tolist(), strict=True)]
 
