@@ -9,6 +9,7 @@
     python -m benchmarks --only=trie --titles=10000,1000000
     python -m benchmarks --only=store --run=runs/demo --store_users=1000000
     python -m benchmarks --only=serving --run=runs/demo
+    python -m benchmarks --only=scale
 
 Prints the tables of README.md and writes the numbers to `benchmarks/results/<date>.json`.
 """
@@ -36,6 +37,7 @@ from benchmarks.protocol import MALLOC, Contender, main_python, torch_python
 from benchmarks.quality import DATASETS, measure_quality
 from benchmarks.quality_report import draw_curves
 from benchmarks.raw_files import MOVIELENS
+from benchmarks.scale import measure_scale
 from benchmarks.serving import measure_serving
 from benchmarks.store import measure_store
 from benchmarks.trie import measure_trie
@@ -45,10 +47,11 @@ from benchmarks.workload import Workload
 PIPELINE_BATCH = 8_192
 PARTS = ("pipeline", "encoder", "beams", "llm", "data")
 # Parts that run only where they are named: hours, of a run, many gigabytes.
-NAMED = ("quality", "serving", "store", "trie")
+NAMED = ("quality", "scale", "serving", "store", "trie")
 OF_THE_PEAK = {"encoder", "llm"}  # parts whose rows say what share of the machine's peak they reach
 DATA_SIZES = "1,20,200"  # millions of events
 TITLES = "10000,100000,1000000,10000000"
+SCALE_FIT, SCALE_SIZES = "5000,30000", "20000,60000,200000"  # users
 
 REFERENCE = Entry(report.REFERENCE, main_python, "jax_encoder", {"loss": "chunked", "microbatch": 32})
 RIVALS = (
@@ -176,7 +179,15 @@ def main() -> None:
     )
     parser.add_argument("--store_users", type=int, default=100_000, help="part store: users that are written (100000)")
     parser.add_argument("--store", help="part store: a server, as redis://localhost:6379/9; by default a folder")
+    parser.add_argument("--scale_fit", type=numbers, default=numbers(SCALE_FIT),
+                        help=f"part scale: users of the runs that rates are of ({SCALE_FIT})")  # fmt: skip
+    parser.add_argument("--scale_sizes", type=numbers, default=numbers(SCALE_SIZES),
+                        help=f"part scale: users of the runs that are predicted ({SCALE_SIZES})")  # fmt: skip
     arguments = parser.parse_args()
+    if wrong := set(arguments.scale_fit) & set(arguments.scale_sizes):
+        parser.error(f"--scale_sizes: {min(wrong)} is among --scale_fit: a prediction is tested at other sizes")
+    if len(set(arguments.scale_fit)) < 2:
+        parser.error("--scale_fit: expected two numbers of users or more, as 5000,30000: a start-up cost and a rate")
     if arguments.only == "quality" and not arguments.quality_dir:
         parser.error("--only=quality takes hours: name a folder that keeps what is finished with --quality_dir=")
     if arguments.only in ("serving", "store") and not arguments.run:
@@ -220,6 +231,9 @@ def main() -> None:
     ]
     parts["serving"] = lambda: measure_serving(
         arguments.run.resolve(), arguments.seconds or (4.0 if arguments.quick else 15.0)
+    )
+    parts["scale"] = lambda: measure_scale(
+        arguments.scale_fit, arguments.scale_sizes, arguments.data_dir.resolve() / "scale"
     )
     parts["trie"] = lambda: measure_trie(arguments.titles, 3 if arguments.quick else 9)
     measured = {name: parts[name]() for name in chosen}

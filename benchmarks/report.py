@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
-from benchmarks import llm_report, serving_report
+from benchmarks import llm_report, scale_report, serving_report
 from benchmarks.machine import SIZE, peak
 from benchmarks.markdown import number, of_the_peak, skipped, table
 from benchmarks.protocol import Contender
@@ -96,6 +96,8 @@ def render(results: dict[str, Any]) -> str:
         ]
     if "serving" in results:
         sections += serving_report.sections(results["serving"])
+    if "scale" in results:
+        sections += scale_report.sections(results["scale"])
     if "store" in results:
         sections += [
             "**Store**: users with full histories, one process; reading in batches of 1,000.",

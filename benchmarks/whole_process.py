@@ -13,7 +13,7 @@ _INTERVAL = 0.02  # seconds
 
 
 def run_whole(command: Sequence[str], *, seconds: float) -> dict[str, float]:
-    """Runs a command; its `seconds`, and `peak_gb` of its process.
+    """Runs a command; its `seconds`, its `core_seconds`, and `peak_gb` of its process.
 
     Args:
       command: the words of it.
@@ -23,7 +23,7 @@ def run_whole(command: Sequence[str], *, seconds: float) -> dict[str, float]:
       ContenderFailed: with the last lines it wrote, or that its time was up.
     """
     with tempfile.TemporaryFile("w+") as log:
-        available, begin, peak = available_bytes(), time.perf_counter(), 0.0
+        available, begin, peak, before = available_bytes(), time.perf_counter(), 0.0, _core_seconds()
         process = subprocess.Popen(
             command, cwd=REPOSITORY, env=environment("default"), stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )
@@ -39,4 +39,10 @@ def run_whole(command: Sequence[str], *, seconds: float) -> dict[str, float]:
         taken = time.perf_counter() - begin
         if process.returncode:
             raise failure(process.returncode, log)
-    return {"seconds": taken, "peak_gb": peak}
+    return {"seconds": taken, "core_seconds": _core_seconds() - before, "peak_gb": peak}
+
+
+def _core_seconds() -> float:
+    """Of all cores, by the processes that this one has started and seen end."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

@@ -1,0 +1,40 @@
+"""The tables of part scale: rates, predictions beside what was measured, and what a billion users take."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.markdown import table
+
+_HELD = ("what", "unit", "users", "predicted", "measured", "ratio", "within 20 %")
+_RATES = ("what", "by the rates")
+_STEPS = ("what", "hosts", "hours", "GB", "of", "by")
+
+
+def sections(found: Mapping[str, Any]) -> list[str]:
+    """Markdown of what `measure_scale` returns."""
+    within = sum(one["within"] for one in found["held"])
+    fitted = ", ".join(f"{users:,}" for users in found["fitted"])
+    return [
+        f"**Scale, rates**, of runs of {fitted} users.",
+        table(_RATES, [[line, _rates(names, found["rates"])] for line, names in found["names"].items()]),
+        f"**Scale, predicted and measured**: {within} of {len(found['held'])} lines within 20 %.",
+        table(_HELD, [_held(one) for one in found["held"]]),
+        "**10⁹ users, 10¹¹ events**: computed by these rates, not run.",
+        table(_STEPS, [_step(step) for step in found["billion"]]),
+    ]
+
+
+def _rates(names: list[str], rates: Mapping[str, float]) -> str:
+    return " + ".join(f"`{name}` {rates[name]:.3g}" for name in names)
+
+
+def _held(one: Mapping[str, Any]) -> list[str]:
+    of_bytes = one["unit"] == "bytes"
+    values = [f"{one[name] / 1e6:,.0f}" if of_bytes else f"{one[name]:,.2f}" for name in ("predicted", "measured")]
+    unit = "MB" if of_bytes else one["unit"]
+    return [one["line"], unit, f"{one['users']:,}", *values, f"{one['ratio']:.2f}", "yes" if one["within"] else "no"]
+
+
+def _step(step: Mapping[str, Any]) -> list[str]:
+    hours = f"{step['hours']:,.1f}" if step["hours"] else ""
+    return [step["name"], f"{step['hosts']}", hours, f"{step['bytes'] / 1e9:,.0f}", step["of_what"], step["by"]]
