@@ -7,8 +7,9 @@ says.
 import dataclasses
 from collections.abc import Mapping
 
-from benchmarks.flops import encoder_layers
-from benchmarks.scale_model import Size
+from benchmarks.flops import encoder_layers, encoder_step
+from benchmarks.scale_model import LINES, Size
+from benchmarks.scale_stages import READ_WINDOWS
 from benchmarks.workload import Workload
 from user_llm.store.records import Layout
 
@@ -106,13 +107,19 @@ class Step:
 BEAM_EVENT = 3.7e-6
 """Core seconds of a row by Beam itself, its workers' steps included (docs/data.md, one worker)."""
 _RAW_EVENT = 27.0  # bytes of a row of MovieLens' ratings
+_OF_A_WINDOWED_USER = 68.0
+"""Bytes that `data/windows.py` holds for a user while it is made; 26 from then on (tracemalloc, a million users)."""
+
+
+def evaluated_bytes(job: Job) -> float:
+    """What every process holds for an evaluated user: the history, ten items, the rank."""
+    return 4.0 * job.encoder.history_length + 40 + 8
 
 
 def encoder_flops(job: Job, softmax_over: int) -> float:
     """Of one epoch in which each event is learnt once; `softmax_over`: items that logits are computed for."""
-    workload = job.encoder
-    event = encoder_layers(workload).forward(workload.history_length) + 2 * workload.width * softmax_over
-    return 3 * job.size.events * event
+    workload = dataclasses.replace(job.encoder, batch_size=1, num_items=softmax_over)
+    return job.size.events * encoder_step(workload) / workload.history_length
 
 
 def table_bytes(job: Job, tables: str) -> float:
@@ -126,9 +133,19 @@ def table_bytes(job: Job, tables: str) -> float:
     return 4.0 * rows * (2 * width + state)
 
 
+def checkpoint_bytes(job: Job, tables: str) -> float:
+    """Of one that holds the table of items: what `table_bytes` counts, without gradients."""
+    return table_bytes(job, tables) - 4.0 * (job.size.items + 1) * job.encoder.width
+
+
 def record_bytes(job: Job, dtype: str) -> int:
-    """Of a user in a store."""
+    """Of a user's record."""
     return Layout(job.encoder.history_length, job.kept, job.encoder.width, 0, False, dtype).columns.itemsize
+
+
+def stored_bytes(job: Job, dtype: str) -> int:
+    """Of a user in a folder of LMDB: what is longer than half a page of 4,096 bytes has whole pages, with a header."""
+    return -(-(record_bytes(job, dtype) + 16) // 4096) * 4096
 
 
 def plan(rates: Mapping[str, float], job: Job, machine: Machine) -> list[Step]:
@@ -139,7 +156,9 @@ def plan(rates: Mapping[str, float], job: Job, machine: Machine) -> list[Step]:
     """
     size, events, hosts = job.size, job.size.events, machine.hosts
     cores = hosts * machine.host_cores
-    encode = events / size.users * encoder_layers(job.encoder).forward(job.encoder.history_length)
+    encode = job.encoder.history_length * encoder_layers(job.encoder).forward(job.encoder.history_length)
+    of_read = next(line for line in LINES if "read_miss" in line.rates)
+    read = of_read.predict(rates, size) / READ_WINDOWS * size.events_per_user / job.encoder.history_length
     text = 2 * job.parameters * job.tokens
     assumed = f"FLOPs (flops.py), {machine.utilisation:.0%} of a chip's peak"
     return [
@@ -156,18 +175,18 @@ def plan(rates: Mapping[str, float], job: Job, machine: Machine) -> list[Step]:
              table_bytes(job, "adam"), "table, gradients, Adam", assumed),
         Step("encoder, one epoch, sampled softmax", hosts, machine.hours(encoder_flops(job, job.negatives)),
              table_bytes(job, "rowwise"), "table, gradients, rowwise", assumed),
-        Step("windows for it, if cores set the pace", hosts, rates["read_user"] / 100 * events
-             / job.encoder.history_length / cores / HOUR, 30.0 * size.users, "memory of every process",
-             "read_user, 30 bytes a user (data/windows.py)"),
+        Step("a checkpoint of it", 1, 0, checkpoint_bytes(job, "adam"), "table and Adam", "3 floats an element"),
+        Step("windows for it, if cores set the pace", hosts, read / cores / HOUR, _OF_A_WINDOWED_USER * size.users,
+             "memory of every process", "read_user, read_miss; 68 bytes a user (data/windows.py)"),
         Step("User-LLM, 10⁸ examples", hosts, machine.hours(3 * text * job.examples), 16.0 * job.parameters,
              "parameters, gradients, Adam", f"6 N D, {machine.utilisation:.0%} of a chip's peak"),
         Step("evaluation by beams, 10⁶ users", hosts, machine.hours(text * job.evaluated * job.beams),
-             48.0 * job.evaluated, "ranks and items", "2 N D a beam"),
+             evaluated_bytes(job) * job.evaluated, "histories, ranks, items, in every process", "2 N D a beam"),
         Step("evaluation by the encoder, all users", hosts,
-             machine.hours(size.users * (encode + 2.0 * job.encoder.width * size.items)), 48.0 * size.users,
-             "ranks and items, in every process", assumed),
+             machine.hours(size.users * (encode + 2.0 * job.encoder.width * size.items)),
+             evaluated_bytes(job) * size.users, "histories, ranks, items, in every process", assumed),
         Step("vectors of all users, cores", hosts, rates["embed_user"] * size.users / cores / HOUR,
-             float(record_bytes(job, "bfloat16")) * size.users, "store, bfloat16", "embed_user, of 45 events"),
+             float(stored_bytes(job, "bfloat16")) * size.users, "store, bfloat16", "embed_user, of 45 events"),
         Step("trie of all titles", 1, rates["trie_title"] * size.items / HOUR, rates["trie_bytes_title"] * size.items,
              "memory of every device", "trie_title, trie_bytes_title"),
         Step("audit, by every process", hosts, rates["audit_event"] * events / HOUR, 40.0 * size.users,

@@ -1,10 +1,11 @@
 """What a run of any size takes: lines of a start-up cost and a cost for each user, event or title.
 
 A line names the rates it reads. `fit` finds them from runs of some sizes, `Line.predict` says what a run of another
-size takes. Both are plain sums, so that a line that is wrong shows which term it lacks.
+size takes. A line is a plain sum, so that one that is wrong shows which term it lacks.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -114,6 +115,18 @@ def _line(name: str, unit: str, key: str, amount: Callable[[Size], float], of: s
     return Line(name, unit, (Term(f"{key}_start", _once), Term(f"{key}_{of}", amount)), most)
 
 
+_IN_CACHE = 1 << 18
+"""Events whose items and ratings, 5 bytes each, a core's own cache holds."""
+
+
+def _misses(size: Size) -> float:
+    """A window is read from anywhere in the columns: each time that these double, it misses one more cache.
+
+    The rates of `results/data-2026-11-22.json` say so from a million to a billion events.
+    """
+    return size.users * math.log2(1 + size.events / _IN_CACHE)
+
+
 DATABASE_LIMIT = 2e9
 """Bytes that DuckDB holds in a build at most (`timelines._MEMORY_LIMIT`)."""
 
@@ -123,7 +136,7 @@ LINES = (
     _line("dataset on disk", "bytes", "dataset", _events, "event"),
     _line("build's memory at its peak", "bytes", "build_memory", _events, "event", most=DATABASE_LIMIT),
     _line("open the dataset, count its items", "core s", "count", _events, "event"),
-    _line("find windows, read 100 a user", "core s", "read", _users, "user"),
+    Line("find windows, read 100 a user", "core s", (Term("read_user", _users), Term("read_miss", _misses))),
     _line("train the encoder, a window a user", "core s", "encoder", _users, "user"),
     _line("rank every user's label", "core s", "evaluate", _users, "user"),
     _line("audit", "core s", "audit", _events, "event"),

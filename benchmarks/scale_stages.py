@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import jax
@@ -29,6 +30,8 @@ HISTORY, BATCH, READ_BATCH = 20, 128, 8_192
 STEPS_OF_LM = 20
 USERS_PER_ANSWER = 8
 """Of so many users one is an example of stage `user_llm`."""
+ROUNDS = 3
+"""Of phases that take less than a second; their median counts."""
 READ_WINDOWS = 100
 """Windows that are read for each user: training reads them once an epoch."""
 
@@ -71,19 +74,22 @@ def measure(options: dict[str, Any]) -> dict[str, float]:
 
     seconds: dict[str, float] = {}
 
-    def timed(phase: str, act: Callable[[], Any]) -> Any:
-        begin = time.process_time()
-        found = act()
-        seconds[phase] = time.process_time() - begin
+    def timed(phase: str, act: Callable[[], Any], rounds: int = 1) -> Any:
+        taken = []
+        for _ in range(rounds):
+            begin = time.process_time()
+            found = act()
+            taken.append(time.process_time() - begin)
+        seconds[phase] = median(taken)
         return found
 
     timed("count", lambda: (experiment.table, experiment.item_counts))
-    timed("read", lambda: _read(experiment, users * READ_WINDOWS))
+    timed("read", lambda: _read(experiment, users * READ_WINDOWS), ROUNDS)
     models = timed("encoder", trained)
     ranking = dict(batch_size=256, exclude_seen=True, mesh=experiment.mesh)
     scores = encoder_scores(models["encoder"])
     timed("evaluate", lambda: rank_by_scores(scores, experiment.windows("test"), **ranking))
-    timed("audit", lambda: audit(experiment))
+    timed("audit", lambda: audit(experiment), ROUNDS)
     return seconds
 
 

@@ -26,7 +26,7 @@ GUIDE = (
         f"docs/{name}.md"
         for name in (
             *("quickstart", "data", "models", "tasks", "audit", "reproduce"),
-            *("clusters", "checkpoints", "python"),
+            *("clusters", "scale", "checkpoints", "python"),
         )
     ),
 )

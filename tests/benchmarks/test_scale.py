@@ -2,13 +2,24 @@
 
 import dataclasses
 import json
+import math
 import sys
 
 import pytest
 
 from benchmarks import __main__ as command
 from benchmarks import scale, scale_rates, scale_runs, scale_stages
-from benchmarks.scale_hosts import BILLION, V5E, Job, plan, record_bytes, table_bytes
+from benchmarks.scale_hosts import (
+    BILLION,
+    V5E,
+    Job,
+    checkpoint_bytes,
+    evaluated_bytes,
+    plan,
+    record_bytes,
+    stored_bytes,
+    table_bytes,
+)
 from benchmarks.scale_model import DATABASE_LIMIT, LINES, WITHIN, Held, Line, Size, Term, fit, hold, predict
 from benchmarks.whole_process import run_whole
 from benchmarks.workload import Workload
@@ -18,10 +29,14 @@ BUILD = Line("build", "core s", (Term("start", lambda size: 1.0), Term("event", 
 MORE_RATES = ("beam_event", "shuffle_event", "work_event", "columns_event")
 
 
+RATES = {name: n if name.endswith("_start") else n * 1e-6 for n, name in enumerate(
+    (name for line in LINES for name in line.rates), start=1
+)}  # fmt: skip
+
+
 def made_up(size: Size) -> dict[str, float]:
-    """A run in which line number n takes n seconds or megabytes to start, and as many micro-units an event."""
-    units = {"core s": 1.0, "bytes": 1e6}
-    return {line.name: (n + n * 1e-6 * size.events) * units[line.unit] for n, line in enumerate(LINES, start=1)}
+    """A run that takes what some rates say."""
+    return predict(RATES, size)
 
 
 def test_a_line_is_a_sum():
@@ -66,7 +81,10 @@ def test_larger_runs_never_take_less():
         assert values[-1] <= line.most
     names = [rate for line in LINES for rate in line.rates]
     assert len(set(names)) == len(names) == len(rates)  # each line has its own
-    assert predict(rates, Size(10**9, 45, 10))["build's memory at its peak"] == DATABASE_LIMIT
+    assert (
+        predict({**rates, "build_memory_event": 1.0}, Size(10**9, 45, 10))["build's memory at its peak"]
+        == DATABASE_LIMIT
+    )
 
 
 def test_bytes_by_hand():
@@ -74,8 +92,12 @@ def test_bytes_by_hand():
     floats = 10 * 128  # of the table, the padding's row included
     assert table_bytes(job, "adam") == 4 * (floats + floats + 2 * floats)  # itself, gradients, two moments
     assert table_bytes(job, "rowwise") == 4 * (floats + floats + 10)
+    assert checkpoint_bytes(job, "adam") == 4 * 3 * floats
+    assert evaluated_bytes(job) == 4 * 50 + 4 * 10 + 8  # int32 history and items, a float64 rank
     # Two fingerprints; items and ratings of 50 events; mask and vectors of 4 of them.
     assert record_bytes(job, "bfloat16") == 2 * 16 + 50 * (4 + 1) + 4 + 4 * 128 * 2
+    assert stored_bytes(job, "bfloat16") == 4096
+    assert stored_bytes(dataclasses.replace(job, kept=50), "float32") == 7 * 4096
     assert record_bytes(job, "float32") == record_bytes(job, "bfloat16") + 4 * 128 * 2
 
 
@@ -94,6 +116,8 @@ def test_a_plan_by_hand():
     sampled = steps["encoder, one epoch, sampled softmax"]
     assert sampled.hours == pytest.approx(full.hours * (position - 2 * 4 * 990) / position)
     assert steps["User-LLM, 10⁸ examples"].hours == pytest.approx(6 * 1e6 * 5 * 1e4 / (256 * 197e12 * 0.3) / 3600)
+    reading = 1e-6 * 10**6 * (1 + math.log2(1 + 1e8 / 2**18)) / 100 * (100 / 2)  # windows of 2 events, no overlap
+    assert steps["windows for it, if cores set the pace"].hours == pytest.approx(reading / (64 * 112) / 3600)
     halved = plan(rates, job, dataclasses.replace(V5E, chips=V5E.chips // 2))
     assert [step.hours for step in halved][5] == pytest.approx(2 * full.hours)
 
@@ -125,8 +149,8 @@ def test_the_command_writes_predictions_of_other_sizes(runs, monkeypatch, tmp_pa
     assert {name for names in found["names"].values() for name in names} <= set(found["rates"])
     printed = capsys.readouterr().out
     assert "45 of 45 lines within 20 %" in printed
-    assert "| build | core s | 2,000 | 1.09 | 1.09 | 1.00 | yes |" in printed
-    assert "| `build_start` 1 + `build_event` 1e-06 |" in printed
+    assert "| build | core s | 2,000 | 1.18 | 1.18 | 1.00 | yes |" in printed  # 1 + 2 millionths of 90,000 events
+    assert "| `build_start` 1 + `build_event` 2e-06 |" in printed
 
 
 def test_a_run_that_takes_longer_is_said(runs, monkeypatch, tmp_path):
