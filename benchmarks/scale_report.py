@@ -5,7 +5,6 @@ from typing import Any
 
 from benchmarks.markdown import table
 
-_HELD = ("what", "unit", "users", "predicted", "measured", "ratio", "within 20 %")
 _RATES = ("what", "by the rates")
 _STEPS = ("what", "hosts", "hours", "GB", "of", "by")
 
@@ -14,11 +13,18 @@ def sections(found: Mapping[str, Any]) -> list[str]:
     """Markdown of what `measure_scale` returns."""
     within = sum(one["within"] for one in found["held"])
     fitted = ", ".join(f"{users:,}" for users in found["fitted"])
+    tested = dict.fromkeys(one["users"] for one in found["held"])
+    lines: dict[tuple[str, str], list[str]] = {}
+    for one in found["held"]:
+        lines.setdefault((one["line"], one["unit"]), []).append(_held(one))
     return [
         f"**Scale, rates**, of runs of {fitted} users.",
         table(_RATES, [[line, _rates(names, found["rates"])] for line, names in found["names"].items()]),
-        f"**Scale, predicted and measured**: {within} of {len(found['held'])} lines within 20 %.",
-        table(_HELD, [_held(one) for one in found["held"]]),
+        f"**Scale: predicted, measured, ratio**: {within} of {len(found['held'])} within 20 %, the others bold.",
+        table(
+            ("what", "unit", *(f"{users:,} users" for users in tested)),
+            [[line, "MB" if unit == "bytes" else unit, *cells] for (line, unit), cells in lines.items()],
+        ),
         "**10⁹ users, 10¹¹ events**: computed by these rates, not run.",
         table(_STEPS, [_step(step) for step in found["billion"]]),
     ]
@@ -28,11 +34,11 @@ def _rates(names: list[str], rates: Mapping[str, float]) -> str:
     return " + ".join(f"`{name}` {rates[name]:.3g}" for name in names)
 
 
-def _held(one: Mapping[str, Any]) -> list[str]:
+def _held(one: Mapping[str, Any]) -> str:
     of_bytes = one["unit"] == "bytes"
-    values = [f"{one[name] / 1e6:,.0f}" if of_bytes else f"{one[name]:,.2f}" for name in ("predicted", "measured")]
-    unit = "MB" if of_bytes else one["unit"]
-    return [one["line"], unit, f"{one['users']:,}", *values, f"{one['ratio']:.2f}", "yes" if one["within"] else "no"]
+    values = [f"{one[name] / 1e6:,.1f}" if of_bytes else f"{one[name]:,.2f}" for name in ("predicted", "measured")]
+    ratio = f"{one['ratio']:.2f}" if one["within"] else f"**{one['ratio']:.2f}**"
+    return ", ".join([*values, ratio])
 
 
 def _step(step: Mapping[str, Any]) -> list[str]:
