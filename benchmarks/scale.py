@@ -44,13 +44,15 @@ def measure_scale(fitted: Sequence[int], tested: Sequence[int], folder: Path) ->
         say(f"{users:,} users: " + ", ".join(f"{name} {value:,.1f}" for name, value in predicted.items()))
         runs[users] = measure_run(sizes[users], folder)
         held += hold(predicted, runs[users], sizes[users])
-    rates |= measure_rates(sizes[fitted[0]], folder)
+    # What has been held against runs is then fitted to all of them, to look as far as it can.
+    of_all = fit([sizes[users] for users in runs], list(runs.values())) | measure_rates(sizes[fitted[0]], folder)
     return {
         "sizes": [dataclasses.asdict(size) for size in sizes.values()],
         "fitted": list(fitted),
         "rates": rates,
+        "rates_of_all": of_all,
         "names": {line.name: list(line.rates) for line in LINES},
         "runs": {str(users): run for users, run in runs.items()},
         "held": [{**dataclasses.asdict(one), "ratio": one.ratio, "within": one.within} for one in held],
-        "billion": [dataclasses.asdict(step) for step in plan(rates, BILLION, V5E)],
+        "billion": [dataclasses.asdict(step) for step in plan(of_all, BILLION, V5E)],
     }

@@ -25,7 +25,7 @@ def sections(found: Mapping[str, Any]) -> list[str]:
             ("what", "unit", *(f"{users:,} users" for users in tested)),
             [[line, "MB" if unit == "bytes" else unit, *cells] for (line, unit), cells in lines.items()],
         ),
-        "**10⁹ users, 10¹¹ events**: computed by these rates, not run.",
+        "**10⁹ users, 10¹¹ events**: computed by rates of all these runs, not run.",
         table(_STEPS, [_step(step) for step in found["billion"]]),
     ]
 
@@ -42,5 +42,5 @@ def _held(one: Mapping[str, Any]) -> str:
 
 
 def _step(step: Mapping[str, Any]) -> list[str]:
-    hours = f"{step['hours']:,.1f}" if step["hours"] else ""
+    hours = f"{step['hours']:,.2f}" if step["hours"] else ""
     return [step["name"], f"{step['hosts']}", hours, f"{step['bytes'] / 1e9:,.0f}", step["of_what"], step["by"]]

@@ -106,7 +106,7 @@ def test_a_plan_by_hand():
     workload = Workload(batch_size=1, history_length=2, num_items=1_000, num_layers=1, width=4, num_heads=1, hidden=8)
     job = Job(Size(10**6, 100, items=1_000), workload, negatives=10, parameters=1e6, tokens=5, examples=1e4)
     steps = {step.name: step for step in plan(rates, job, V5E)}
-    assert steps["build, DuckDB"].hours == pytest.approx(1e-6 * 1e8 / 112 / 3600)
+    assert steps["build, DuckDB"].hours == pytest.approx(1e-6 * 1e8 / 3600)
     assert steps["build, Beam: columns by one process"].bytes == 13 * 1e8 + 26 * 1e6
     # A position: four products of 4 × 4 and two of 4 × 8, scores and mixing over 2 keys, 1,000 logits of 4.
     position = 2 * (4 * 16 + 2 * 32) + 2 * 2 * 2 * 4 + 2 * 4 * 1_000
@@ -148,6 +148,8 @@ def test_the_command_writes_predictions_of_other_sizes(runs, monkeypatch, tmp_pa
     assert all(one["within"] and one["ratio"] == pytest.approx(1) for one in found["held"])
     assert {name for names in found["names"].values() for name in names} <= set(found["rates"])
     printed = capsys.readouterr().out
+    assert found["rates"] == pytest.approx(RATES, rel=1e-4)
+    assert {name: found["rates_of_all"][name] for name in RATES} == pytest.approx(RATES, rel=1e-4)
     assert "45 of 45 within 20 %" in printed
     # 1 + 2 millionths of 9,000, 45,000 and 90,000 events.
     assert "| build | core s | 1.02, 1.02, 1.00 | 1.09, 1.09, 1.00 | 1.18, 1.18, 1.00 |" in printed
