@@ -42,5 +42,5 @@ def _held(one: Mapping[str, Any]) -> str:
 
 
 def _step(step: Mapping[str, Any]) -> list[str]:
-    hours = f"{step['hours']:,.2f}" if step["hours"] else ""
+    hours = f"{step['hours']:,.2f}" if step["hours"] >= 0.005 else "< 0.01" if step["hours"] else ""
     return [step["name"], f"{step['hosts']}", hours, f"{step['bytes'] / 1e9:,.0f}", step["of_what"], step["by"]]

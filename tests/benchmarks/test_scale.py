@@ -107,6 +107,7 @@ def test_a_plan_by_hand():
     job = Job(Size(10**6, 100, items=1_000), workload, negatives=10, parameters=1e6, tokens=5, examples=1e4)
     steps = {step.name: step for step in plan(rates, job, V5E)}
     assert steps["build, DuckDB"].hours == pytest.approx(1e-6 * 1e8 / 3600)
+    assert steps["build, DuckDB"].bytes == pytest.approx((1e-6 + 40) * 1e8)
     assert steps["build, Beam: columns by one process"].bytes == 13 * 1e8 + 26 * 1e6
     # A position: four products of 4 × 4 and two of 4 × 8, scores and mixing over 2 keys, 1,000 logits of 4.
     position = 2 * (4 * 16 + 2 * 32) + 2 * 2 * 2 * 4 + 2 * 4 * 1_000
