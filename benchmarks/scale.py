@@ -26,7 +26,10 @@ def measure_scale(fitted: Sequence[int], tested: Sequence[int], folder: Path) ->
     Args:
       fitted: users of the runs that the rates are of; at least two.
       tested: users of the runs that are predicted; none of `fitted`.
-      folder: for all files; its part of this benchmark is made anew.
+      folder: for all files; the run that makes vectors is kept there for the next time.
+
+    Returns:
+      JSON values. Measurements that need no runs, as step times by the catalogue's size, belong beside its `held`.
 
     Raises:
       ValueError: a size is fitted and tested, or too few are fitted.

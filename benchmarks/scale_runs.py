@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import shutil
 import sys
 import tempfile
 import threading
@@ -145,8 +144,3 @@ def peak_bytes(folder: Path) -> Iterator[list[float]]:
     finally:
         ended.set()
         thread.join()
-
-
-def clear(folder: Path) -> None:
-    """Removes the folder of all runs."""
-    shutil.rmtree(folder, ignore_errors=True)
