@@ -4,12 +4,14 @@ import functools
 import hashlib
 import json
 import os
+import re
 import signal
 
 import jax
 import numpy as np
 import optax
 import pytest
+from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from user_llm.checkpoints.manager import StageCheckpoints
@@ -19,7 +21,7 @@ from user_llm.host import Host
 from user_llm.models import parameters
 from user_llm.models.autoregressive_encoder import AutoregressiveEncoder, EncoderConfig
 from user_llm.models.model import Model
-from user_llm.parallel.mesh import one_device
+from user_llm.parallel.mesh import one_device, put_whole
 from user_llm.schema import training
 from user_llm.training import loop
 from user_llm.training.negatives import Negatives
@@ -61,7 +63,7 @@ def build(rngs, dropout=0.1):
 
 
 def make_stage(
-    config: ConfigDict, *, rules=EVERYTHING, source=None, evaluate=None, dropout=0.1, draw=None
+    config: ConfigDict, *, rules=EVERYTHING, source=None, evaluate=None, dropout=0.1, **classes
 ) -> loop.TrainingRun:
     mesh = one_device()
     graphdef, values, buffers = initialise(functools.partial(build, dropout=dropout), 0, mesh)
@@ -71,7 +73,7 @@ def make_stage(
         model=Model(graphdef, values, buffers, mesh),
         axes=parameters.logical_axes(parameters.abstract(build)),
         rules=rules,
-        objective=autoregressive_objective(chunk_rows=32, draw=draw),
+        objective=autoregressive_objective(chunk_rows=32, **classes),
         batches=TrainBatches(source or RandomWindows(), config.batch_size, seed=1),
         evaluate=evaluate,
     )
@@ -131,12 +133,32 @@ def test_a_run_that_dies_and_resumes_ends_with_the_same_bits(uninterrupted, tmp_
 
 
 def test_negatives_and_moments_of_rows_are_the_same_after_a_resume(uninterrupted, tmp_path):
-    draw = functools.partial(Negatives.by_popularity(np.arange(ITEMS + 1)).draw, count=8)
+    draw = Partial(functools.partial(Negatives.draw, count=8), Negatives.by_popularity(np.arange(ITEMS + 1)))
     config = ConfigDict({**CONFIG, "tables": "rowwise"})
     expected = digest(run(make_stage(config, draw=draw), tmp_path / "at once"))
     die(make_stage(config, draw=draw), tmp_path / "resumed", 7)
     assert digest(run(make_stage(config, draw=draw), tmp_path / "resumed")) == expected
     assert expected != uninterrupted[0]
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+def test_what_an_objective_has_for_each_item_is_no_constant_of_the_program(sampled):
+    """The same step, to the bit, as one that was compiled for these numbers alone."""
+    dropped = np.arange(ITEMS + 1) % 7 == 6
+    draw = Partial(functools.partial(Negatives.draw, count=8), Negatives.by_popularity(np.arange(ITEMS + 1), dropped))
+    stage = make_stage(CONFIG, **(dict(draw=draw) if sampled else dict(dropped=dropped)))
+    size = int(ITEMS - dropped.sum()) if sampled else ITEMS + 1
+    step = loop.make_train_step(stage, optax.sgd(1.0), seed=0)
+    found, texts = [], []
+    for objective in ((put_whole(stage.objective, stage.model.mesh),), ()):
+        values = jax.tree.map(jax.numpy.copy, stage.model.parameters)
+        state = {"parameters": values, **loop.fresh_state(optax.sgd(1.0), values)}
+        lowered = step.lower(state, {}, stage.model.buffers, stage.batches.batch(0), *objective)
+        texts.append(re.findall(rf'constant dense<["\[].*> : tensor<{size}x', lowered.as_text()))
+        found.append(digest(step(state, {}, stage.model.buffers, stage.batches.batch(0), *objective)[0]["parameters"]))
+    assert not texts[0]
+    assert texts[1]  # the check sees
+    assert found[0] == found[1]
 
 
 def test_sigterm_saves_and_the_next_run_goes_on(uninterrupted, tmp_path):

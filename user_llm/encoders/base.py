@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
@@ -65,7 +66,8 @@ class EncoderKind(abc.ABC):
         """What draws the negatives of a sampled softmax, where `config.softmax` is one; arguments as of `objective`."""
         if config.softmax == "full":
             return None
-        return functools.partial(Negatives.by_popularity(label_counts(), dropped).draw, count=config.negatives)
+        draw = functools.partial(Negatives.draw, count=config.negatives)
+        return jax.tree_util.Partial(draw, Negatives.by_popularity(label_counts(), dropped))
 
     def source(self, config: ConfigDict, windows: Windows, item_categories: np.ndarray) -> TrainSource:
         """What it learns from: the windows, with more where its objective reads more."""

@@ -311,17 +311,21 @@ class ShuffledContexts:
 
 
 def mean_metrics(objective: Objective, source: Source, batch_size: int) -> Callable[[Model], dict[str, float]]:
-    """Returns `model -> {metric: mean over source}` for a training objective: a validation loss."""
+    """Returns `model -> {metric: mean over source}` for a training objective: a validation loss.
+
+    Args:
+      objective: what arrays it holds lie where the model does.
+    """
 
     @jax.jit
-    def apply(model: Model, batch):
+    def apply(objective: Objective, model: Model, batch):
         _, _, metrics = objective(model.module(), batch, None)
         return metrics
 
     def evaluate(model: Model) -> dict[str, float]:
         totals: dict[str, jax.Array] = {}
         for batch in evaluation_batches(source, batch_size, local_rows(model.mesh, batch_size)):
-            metrics = apply(model, put_batch(batch, model.mesh))
+            metrics = apply(objective, model, put_batch(batch, model.mesh))
             jax.block_until_ready(metrics)  # CPU meshes: no pile-up
             totals = metrics if not totals else jax.tree.map(jnp.add, totals, metrics)
         return {name: float(total / jnp.maximum(weight, 1e-9)) for name, (total, weight) in totals.items()}

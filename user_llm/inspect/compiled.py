@@ -123,7 +123,8 @@ def compiled_step(experiment: Experiment, stage: Stage, mesh: Mesh) -> CompiledS
     trains, axes = trainable(layout.parameters, stage.rules(config)), parameters.logical_axes(model)
     tuned = {path: place for path, place in layout.parameters.items() if trains[path]}
     frozen = {path: place.update(dtype=frozen_dtype) for path, place in layout.parameters.items() if not trains[path]}
-    buffers = _placed(parameters.split(model)[2], NamedSharding(mesh, PartitionSpec()))
+    whole = NamedSharding(mesh, PartitionSpec())
+    buffers, objective = (_placed(x, whole) for x in (parameters.split(model)[2], stage.objective(experiment)))
     batches = stage.batches(experiment, lambda source: source)
     run = TrainingRun(
         name=stage.name,
@@ -131,14 +132,14 @@ def compiled_step(experiment: Experiment, stage: Stage, mesh: Mesh) -> CompiledS
         model=Model(layout.graphdef, {}, {}, mesh),
         axes=axes,
         rules=stage.rules(config),
-        objective=stage.objective(experiment),
+        objective=objective,
         batches=batches,
     )
     optimizer = make_optimizer(run.config, {path: axes[path] for path in tuned}, stage.paces(config))
     step = make_train_step(run, optimizer, config.seed)
-    batch = _placed(batches.whole_batch(0), NamedSharding(mesh, BATCH))
+    batch = _placed(dict(batches.whole_batch(0)), NamedSharding(mesh, BATCH))
     try:
-        compiled = step.lower(_state(optimizer, tuned, mesh), frozen, buffers, batch).compile()
+        compiled = step.lower(_state(optimizer, tuned, mesh), frozen, buffers, batch, objective).compile()
     except jax.errors.JaxRuntimeError as error:
         if _TOO_LARGE not in str(error):
             raise
@@ -149,11 +150,13 @@ def compiled_step(experiment: Experiment, stage: Stage, mesh: Mesh) -> CompiledS
     return CompiledStep(stage.name, memory.argument_size_in_bytes, memory.temp_size_in_bytes + made)
 
 
-def _placed(values: Mapping[str, Any], sharding: NamedSharding) -> dict[str, jax.ShapeDtypeStruct]:
+def _placed(values: Any, sharding: NamedSharding) -> Any:
+    """A pytree of arrays, as their shapes."""
+
     def place(x: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype), sharding=sharding)
 
-    return jax.tree.map(place, dict(values))
+    return jax.tree.map(place, values)
 
 
 def _state(optimizer: optax.GradientTransformation, tuned: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh) -> Any:

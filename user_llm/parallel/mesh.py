@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -9,6 +10,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from user_llm.errors import UserError
 from user_llm.models import sharding
+
+Tree = TypeVar("Tree")
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(sharding.BATCH)  # the leading axis of every batch array
@@ -71,6 +74,17 @@ def local_rows(mesh: Mesh, batch_size: int, process: int | None = None) -> np.nd
     slices = NamedSharding(mesh, BATCH).devices_indices_map((batch_size,)).items()
     held = [np.arange(batch_size)[at] for device, at in slices if device.process_index == process]  # type: ignore[attr-defined]
     return np.unique(np.concatenate(held))
+
+
+def put_whole(values: Tree, mesh: Mesh) -> Tree:
+    """A pytree of arrays that every process has, on every device of the mesh."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def put(x):
+        local = np.asarray(x)
+        return jax.make_array_from_callback(local.shape, everywhere, lambda at: local[at])
+
+    return jax.tree.map(put, values)
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -66,7 +66,7 @@ class TrainingRun:
       model: before its first step, on the mesh.
       axes: path → the logical axes of a parameter (`parameters.logical_axes`).
       rules: which parameters train.
-      objective: see `training/objectives.py`.
+      objective: see `training/objectives.py`; what arrays it holds, on the mesh.
       batches: see `Batches`.
       evaluate: model → metrics on the validation windows, or None.
       paces: see `make_optimizer`.
@@ -150,7 +150,7 @@ def train(run: TrainingRun, folder: Path, *, seed: int, host: Host) -> Model:
                     checkpoints.close()
                     writer.close()
                     raise Preempted(f"Stage {run.name} is saved at step {step}; the same command resumes there.")
-                state, metrics = train_step(state, frozen, run.model.buffers, next(batches))
+                state, metrics = train_step(state, frozen, run.model.buffers, next(batches), run.objective)
                 step += 1
                 pending.append(metrics)
                 if len(pending) >= ahead:
@@ -169,23 +169,27 @@ def train(run: TrainingRun, folder: Path, *, seed: int, host: Host) -> Model:
 
 
 def make_train_step(run: TrainingRun, optimizer: optax.GradientTransformation, seed: int):
-    """Compiles `(state, frozen, buffers, batch) -> (state, metrics)`; the state's buffers are reused."""
+    """Compiles `(state, frozen, buffers, batch) -> (state, metrics)`; the state's buffers are reused.
+
+    Given the run's objective as a last argument, the program has no constants of the arrays in it.
+    """
     accumulate = run.config.accumulate
 
-    def loss(tuned: Parameters, frozen: Parameters, buffers: Parameters, batch, key):
+    def loss(tuned: Parameters, frozen: Parameters, buffers: Parameters, batch, key, objective):
         model = parameters.merge(run.model.graphdef, {**tuned, **frozen}, buffers)
-        total, weight, metrics = run.objective(model, batch, key)
+        total, weight, metrics = objective(model, batch, key)
         return total, (weight, metrics)
 
     gradients = jax.value_and_grad(loss, has_aux=True)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def train_step(state, frozen, buffers, batch):
+    def train_step(state, frozen, buffers, batch, objective=run.objective):
         tuned = state["parameters"]
         key = jax.random.fold_in(jax.random.key(seed), state["step"])
 
         def microbatch(rows, index):
-            (_, (weight, metrics)), grads = gradients(tuned, frozen, buffers, rows, jax.random.fold_in(key, index))
+            own = jax.random.fold_in(key, index)
+            (_, (weight, metrics)), grads = gradients(tuned, frozen, buffers, rows, own, objective)
             return grads, weight, metrics
 
         if accumulate == 1:

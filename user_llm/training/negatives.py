@@ -15,7 +15,7 @@ class Negatives(NamedTuple):
     """A distribution over items, in integers: item i has those of 2³² numbers that lie from its start to the next.
 
     What is drawn is thus exactly what `log_probability` says, where a float32 cumulative sum has no place for the rare
-    ones of a hundred thousand items and more. It takes 8 bytes an item, as constants of the program that draws.
+    ones of a hundred thousand items and more. It takes 8 bytes an item.
 
     Attributes:
       items: int32 `[n]`, those that may be drawn.

@@ -2,6 +2,9 @@
 
 Sums instead of means, so that microbatches and hosts with different numbers of targets add up exactly.
 A metric is a pair (sum, weight) too.
+
+An objective is a pytree of the arrays that it holds for each item of a catalogue: a program takes it as an argument, as
+millions of numbers are no constants to compile.
 """
 
 import math
@@ -12,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.tree_util import Partial
 
 from user_llm.errors import UserError
 from user_llm.models.language_model import causal_mask
@@ -25,7 +29,7 @@ Batch = Mapping[str, jax.Array]
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 Objective = Callable[[nnx.Module, Batch, jax.Array | None], tuple[jax.Array, jax.Array, Metrics]]
 Draw = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
-"""A key → items int32 `[K]`, and the log of the chance of each: `negatives.Negatives.draw`."""
+"""A key → items int32 `[K]`, and the log of the chance of each: a `Partial` of `negatives.Negatives.draw`."""
 
 
 def history(batch: Batch) -> tuple[dict[str, jax.Array], jax.Array]:
@@ -47,7 +51,7 @@ def autoregressive_objective(chunk_rows: int, dropped: np.ndarray | None = None,
     a step always draws the same; without a key always the same for all batches.
     """
 
-    def objective(model, batch: Batch, key: jax.Array | None):
+    def objective(dropped, draw, model, batch: Batch, key: jax.Array | None):
         drawn, key = _drawn(draw, key)
         items = ItemClasses(dropped, drawn)
         features, mask = history(batch)
@@ -60,7 +64,7 @@ def autoregressive_objective(chunk_rows: int, dropped: np.ndarray | None = None,
         targets = {feature: next_event(batch, feature) for feature in ("item", "rating")}
         return _event_loss(model, embeddings, targets, weights, chunk_rows, items)
 
-    return objective
+    return Partial(objective, dropped, draw)
 
 
 def masked_objective(
@@ -78,7 +82,7 @@ def masked_objective(
     if not 0 < mask_rate <= 1:
         raise UserError(f"mask_rate is the share of events to mask, above 0 and at most 1, got {mask_rate}.")
 
-    def objective(model, batch: Batch, key: jax.Array | None):
+    def objective(dropped, draw, model, batch: Batch, key: jax.Array | None):
         drawn, key = _drawn(draw, key)
         events = {feature: next_event(batch, feature) for feature in ("item", "rating")}
         mask = events["item"] > 0
@@ -100,7 +104,7 @@ def masked_objective(
         weights = _example_weights(batch)[:, None] * chosen
         return _event_loss(model, embeddings, targets, weights, chunk_rows, ItemClasses(dropped, drawn))
 
-    return objective
+    return Partial(objective, dropped, draw)
 
 
 class ItemClasses(NamedTuple):
@@ -199,7 +203,7 @@ def dual_encoder_objective(chunk_rows: int, label_frequencies: np.ndarray | None
         )
         return loss, weight, {"loss": (loss, weight)}
 
-    return objective
+    return Partial(objective)
 
 
 def _log_sampling_probability(frequencies: np.ndarray, rows: int) -> jax.Array:
@@ -216,7 +220,7 @@ def text_objective(chunk_rows: int) -> Objective:
         del key
         return _text_loss(model, model, batch, chunk_rows)
 
-    return objective
+    return Partial(objective)
 
 
 def contextualised_objective(chunk_rows: int, label_contexts: float = 0.0, teacher: Teacher | None = None) -> Objective:
@@ -260,7 +264,7 @@ def contextualised_objective(chunk_rows: int, label_contexts: float = 0.0, teach
         dropped = jnp.sum(rows * batch["dropped_events"]), rows.sum()
         return loss, weight, {**of_text, **metrics, "dropped_events": dropped}
 
-    return objective
+    return Partial(objective)
 
 
 def _labels(batch: Batch) -> jax.Array:

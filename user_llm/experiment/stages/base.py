@@ -24,7 +24,7 @@ from user_llm.experiment.workdir import NoRun
 from user_llm.models import parameters
 from user_llm.models.model import Model
 from user_llm.models.parameters import Builder, Parameters
-from user_llm.parallel.mesh import batch_shards, local_rows
+from user_llm.parallel.mesh import batch_shards, local_rows, put_whole
 from user_llm.parallel.processes import fetch, several
 from user_llm.training.loop import Batches, TrainingRun
 from user_llm.training.objectives import Objective
@@ -132,7 +132,7 @@ class Stage(abc.ABC):
 
     def training_run(self, experiment: Experiment, model: Model) -> TrainingRun:
         """All that the training loop wants to know."""
-        config, objective = experiment.config, self.objective(experiment)
+        config, objective = experiment.config, put_whole(self.objective(experiment), experiment.mesh)
         reader = self.reader(experiment, model)
         return TrainingRun(
             name=self.name,
