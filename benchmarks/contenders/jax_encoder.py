@@ -33,7 +33,7 @@ def dense_objective(model, batch, key):
     return loss, weight, {"loss": (loss, weight)}
 
 
-def build_encoder(workload: Workload, dtype: str = "float32") -> AutoregressiveEncoder:
+def build_encoder(workload: Workload, dtype: str = "float32", rngs: nnx.Rngs | None = None) -> AutoregressiveEncoder:
     config = EncoderConfig(
         max_length=workload.history_length,
         features=("item",),
@@ -44,9 +44,8 @@ def build_encoder(workload: Workload, dtype: str = "float32") -> AutoregressiveE
         dtype=dtype,
     )
     no_categories = np.zeros((workload.num_items + 1, 1), np.int32)
-    return AutoregressiveEncoder(
-        config, item_categories=no_categories, num_categories=1, num_ratings=1, rngs=nnx.Rngs(0)
-    )
+    sizes = dict(item_categories=no_categories, num_categories=1, num_ratings=1)
+    return AutoregressiveEncoder(config, **sizes, rngs=rngs or nnx.Rngs(0))
 
 
 def build_batch(sequences: np.ndarray) -> dict[str, np.ndarray]:
