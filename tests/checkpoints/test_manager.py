@@ -20,10 +20,12 @@ def state_of(step, mesh=None):
     """A training state whose every value tells the step."""
     mesh = mesh or one_device()
     cut, whole = NamedSharding(mesh, PartitionSpec(None, "fsdp")), NamedSharding(mesh, PartitionSpec())
+    by_class = NamedSharding(mesh, PartitionSpec(("fsdp", "tensor")))  # as a large table lies
     table = np.random.default_rng(step).normal(size=(3, 16))
     return {
         "parameters": {
             "a/table_VU": jax.device_put(table.astype(np.float32), cut),
+            "a/large_VU": jax.device_put(table.T.astype(np.float32), by_class),
             "a/norm": jax.device_put(jnp.asarray(table[0], jnp.bfloat16), whole),
         },
         "optimizer": [{"mu": jax.device_put((table**2).astype(np.float32), cut)}],
@@ -130,8 +132,8 @@ def test_a_state_moves_to_another_mesh_bit_for_bit(tmp_path, saved_on, restored_
     checkpoints.close()
     assert_same(state, state_of(3))
     assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(lambda x: x.sharding, like)
-    columns = state["parameters"]["a/table_VU"].addressable_shards[0].data.shape[1]
-    assert columns == 16 // meshes[1].size
+    held = {path: state["parameters"][path].addressable_shards[0].data.shape for path in ("a/table_VU", "a/large_VU")}
+    assert held == {"a/table_VU": (3, 16 // meshes[1].size), "a/large_VU": (16 // meshes[1].size, 3)}
 
 
 def test_parameters_are_restored_alone(tmp_path):

@@ -117,6 +117,16 @@ def test_soft_cap_and_class_bias_equal_the_dense_loss(softcap, biased):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+def test_rows_that_are_left_out_may_name_any_class():
+    hidden, table, targets, weights = make_inputs((12,), 30, 8)
+    weights = jnp.where(jnp.arange(12) < 6, 1.0, 0.0)
+    outside = jnp.where(jnp.arange(12) < 6, targets, jnp.array([-1, 30, 1000] * 4))
+    loss = lambda h, t, y: chunked_cross_entropy(h, t, y, weights, chunk_rows=5, first_class=1)[0]  # noqa: E731
+    found, expected = (jax.value_and_grad(loss, argnums=(0, 1))(hidden, table, ids) for ids in (outside, targets))
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
 def test_zero_weights_and_large_logits_stay_finite():
     hidden, table, targets, _ = make_inputs((12,), 30, 8)
     hidden = hidden * 1e4
@@ -136,7 +146,7 @@ def test_only_chunks_with_a_weight_are_computed(rows, chunk_rows, live):
     """Wherever the rows are that have one."""
     hidden, table, targets, weights = make_inputs((rows,), 30, 8)
     weights = jnp.asarray(np.random.default_rng(live).permutation(np.arange(rows) < live) * np.linspace(1, 2, rows))
-    chunks = RowChunks(weights, chunk_rows)
+    chunks = RowChunks(weights, chunk_rows, classes=30)
     split = chunks.split(weights)
     assert int(chunks.used) == np.any(np.asarray(split) > 0, axis=1).sum() == -(-live // split.shape[1])
     np.testing.assert_array_equal(chunks.join(chunks.split(hidden)), hidden)

@@ -45,13 +45,13 @@ def print_parameter_table(
     rows: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(_HEADINGS), np.int64))
     for path, shape in shapes.items():
         spec = partition_spec(path, shape.shape, axes[path], mesh)
-        cut = math.prod(mesh.shape[axis] for axis in spec if axis is not None)
+        cut, cut_rows = (_devices(mesh, spec[:most]) for most in (None, 1))
         dtype = jnp.dtype(config.compute.param_dtype if trains[path] else config.compute.frozen_dtype)
         held = math.prod(shape.shape) // cut * dtype.itemsize
         counts = [math.prod(shape.shape), trains[path] * math.prod(shape.shape)]
         state = 2 * held
         if config.training[stage.name].tables == "rowwise" and is_table(axes[path]):
-            state = 4 * shape.shape[0] // (mesh.shape[spec[0]] if spec[0] else 1)
+            state = 4 * shape.shape[0] // cut_rows
         rows[stage.component(path)] += [*counts, held, trains[path] * held, trains[path] * state]
     rows["total"] = sum(rows.values(), start=np.zeros(len(_HEADINGS), np.int64))
     devices = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
@@ -59,13 +59,19 @@ def print_parameter_table(
     table = Table(
         title=f"{config.name}: stage {stage.name}{strategy}, mesh {devices}",
         caption="MiB per device; activations and the batch come on top, and a chunk of logits: "
-        f"{_logits_bytes(assembly, stage) / 2**20:,.1f} MiB over all devices",
+        f"{_logits_bytes(assembly, stage) / 2**20:,.1f} MiB over all devices; --compile_for has what a step takes",
     )
     for heading in ("component", *_HEADINGS):
         table.add_column(heading, justify="left" if heading == "component" else "right")
     for component, values in rows.items():
         table.add_row(component, *(f"{v:,}" for v in values[:2]), *(f"{v / 2**20:,.1f}" for v in values[2:]))
     Console(width=max(_MIN_WIDTH, Console().width)).print(table)
+
+
+def _devices(mesh: Mesh | AbstractMesh, spec: Sequence[str | tuple[str, ...] | None]) -> int:
+    """How many devices cut dimensions that lie so."""
+    axes = (axis for axes in spec for axis in ((axes,) if isinstance(axes, str) else axes or ()))
+    return math.prod(mesh.shape[axis] for axis in axes)
 
 
 def _logits_bytes(assembly: Assembly, stage: Stage) -> int:

@@ -12,6 +12,7 @@ from user_llm.errors import UserError
 from user_llm.models.layers import Buffer, RMSNorm, cast, identities, lookup, normal, parameter
 from user_llm.models.linear import linear
 from user_llm.models.sharding import ANY, shard
+from user_llm.models.table_rows import take_rows
 
 FEATURES = ("item", "category", "rating")
 # Small, so that the tied softmax starts near uniform: in 600 steps on ml-latest-small the loss fell to 6.75, from
@@ -131,7 +132,7 @@ class EventEmbedding(FeatureEmbeddings):
         """See `FeatureEmbeddings`."""
         if feature != "item" or not self.item_text:
             return super().embed(feature, history)
-        rows = jnp.take(shard(self.vectors("item"), ANY, None), history["item"], axis=0, mode="fill")
+        rows = take_rows(self.vectors("item"), history["item"])
         return shard(rows.astype(self.dtype), "batch", ...)
 
     def __call__(self, history: Mapping[str, jax.Array]) -> jax.Array:
@@ -144,4 +145,4 @@ class EventEmbedding(FeatureEmbeddings):
 
 def _rows(table: nnx.Param, ids: jax.Array | None) -> jax.Array:
     """[V, U], or [..., U] of `ids` int [...]: its gradient is that of these rows, added at their places."""
-    return table[...] if ids is None else jnp.take(shard(table[...], ANY, None), ids, axis=0, mode="fill")
+    return table[...] if ids is None else take_rows(table[...], ids)

@@ -13,7 +13,8 @@ from flax import nnx
 
 from user_llm.errors import UserError
 from user_llm.models.linear import linear
-from user_llm.models.sharding import ANY, shard
+from user_llm.models.sharding import shard
+from user_llm.models.table_rows import take_rows
 
 Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
 
@@ -70,9 +71,7 @@ def cast(weight: nnx.Variable, dtype: str) -> jax.Array:
 
 def lookup(table: nnx.Param, ids: jax.Array, dtype: str) -> jax.Array:
     """Rows of `table` [V, D] for `ids` int [...]; an id outside the table gives NaN, never another's row."""
-    # Rows are gathered whole: cut by their width as the table is, all rows of the batch would be moved afterwards.
-    rows = jnp.take(shard(table[...], ANY, None), ids, axis=0, mode="fill").astype(dtype)
-    return shard(rows, "batch", ...)
+    return shard(take_rows(table[...], ids).astype(dtype), "batch", ...)
 
 
 def round_to_dtype(x: jax.Array) -> jax.Array:

@@ -13,16 +13,30 @@ from typing import Final
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 BATCH = ("data", "fsdp")  # the mesh axes that cut the leading axis of batches and activations
 # Logical axis → mesh axis, for what parameters and activations have in common (`parallel/rules.py` has the others).
 RULES = {"heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "user_mlp": "tensor"}
 ANY: Final = "any"  # a dimension that stays as it lies
+COPIES: Final = "copies"  # rows of a batch that devices have in common which cut a table's classes
+CLASSES: Final = "classes"  # the rows of a table: see `class_axes`
+_CUT_BY_CLASS = ("fsdp", "tensor")
+LARGE = 2**19  # rows; a table of more, as no vocabulary of text has them, is not gathered
+
+
+def class_axes(rows: int, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
+    """The mesh axes that cut a large table [V, U] of `rows` by its rows alone; none where they do not divide them.
+
+    All other tables are cut by their width over `fsdp`, and gathered for a step.
+    """
+    shards = math.prod(mesh.shape.get(name, 1) for name in _CUT_BY_CLASS)
+    cut = rows > LARGE and mesh.shape.get("fsdp", 1) > 1 and rows % shards == 0
+    return _CUT_BY_CLASS if cut else ()
 
 
 def shard(x: jax.Array, *axes: str | EllipsisType | None) -> jax.Array:
-    """`x` [...] whose dimensions lie as `axes` say: "batch", a name in `RULES`, None (whole) or `ANY`.
+    """`x` [...] whose dimensions lie as `axes` say: "batch", a name in `RULES` or of those above, or None (whole).
 
     One `...` stands for as many None as `x` has dimensions more. A dimension that the mesh does not divide stays whole.
     Outside of a trace, or where the mesh is one device, `x` itself.
@@ -40,12 +54,20 @@ def shard(x: jax.Array, *axes: str | EllipsisType | None) -> jax.Array:
             return None
         if axis == ANY:
             return PartitionSpec.UNCONSTRAINED
-        names = tuple(name for name in (BATCH if axis == "batch" else (RULES[axis],)) if name in mesh.shape)
+        if axis == CLASSES:
+            return class_axes(size, mesh) or PartitionSpec.UNCONSTRAINED
+        wanted = BATCH if axis == "batch" else BATCH[:1] if axis == COPIES else (RULES[axis],)
+        names = tuple(name for name in wanted if name in mesh.shape)
         shards = math.prod(mesh.shape[name] for name in names)
         return names if shards > 1 and size % shards == 0 else None
 
     spec = PartitionSpec(*(cut(size, axis) for size, axis in zip(x.shape, named, strict=True)))
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+def cut_by_class(x: jax.Array, rows: int) -> tuple[str, ...]:
+    """`class_axes` of a table of `rows` on the mesh of a traced `x`; none outside of a trace."""
+    return class_axes(rows, jax.typeof(x).sharding.mesh) if isinstance(x, jax.core.Tracer) else ()
 
 
 def batch_shards(x: jax.Array) -> int:

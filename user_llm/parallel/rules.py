@@ -33,11 +33,18 @@ def partition_spec(
 ) -> PartitionSpec:
     """The cut of one parameter. A dimension its mesh axis does not divide (an odd vocabulary, say) stays whole.
 
+    A large table is cut by its rows alone (`sharding.class_axes`).
+
     Raises:
       ValueError: an axis name without a rule, or a number of names unlike the number of dimensions.
     """
     if len(shape) != len(axes):
         raise ValueError(f"Parameter {path} has shape {tuple(shape)} but {len(axes)} logical axes {tuple(axes)}.")
+    if axes and axes[0] in ("items", "vocab") and shape[0] > sharding.LARGE and mesh.shape["fsdp"] > 1:
+        if cut := sharding.class_axes(shape[0], mesh):
+            return PartitionSpec(cut, *[None] * (len(shape) - 1))
+        shards, said = mesh.shape["fsdp"] * mesh.shape["tensor"], "each device gathers them"
+        _logger.warning("%s: its %d rows are no multiple of fsdp times tensor (%d): %s", path, shape[0], shards, said)
     spec: list[str | None] = []
     for size, axis in zip(shape, axes, strict=True):
         if axis is not None and axis not in RULES:

@@ -22,7 +22,8 @@ import jax
 import jax.numpy as jnp
 
 from user_llm.models import attention
-from user_llm.models.sharding import ANY, shard
+from user_llm.models.sharding import CLASSES, shard
+from user_llm.models.table_rows import add_rows, take_rows
 from user_llm.training.softmax_rows import RowChunks, matmul, num_chunks, row_products
 
 
@@ -124,7 +125,7 @@ def _loss_and_weight(options, hidden, table, targets, shares, weights, bias):
     # Rows of the table are whole, and so are those of `hidden`: cut by their width, whole batches would be moved.
     hidden = shard(hidden.reshape(rows, hidden.shape[-1]), "batch", None)
     columns = (x.reshape(rows, -1).T for x in (targets, shares))
-    return _cross_entropy(*options, hidden, shard(table, ANY, None), *columns, weights, bias), jnp.sum(weights)
+    return _cross_entropy(*options, hidden, shard(table, CLASSES, None), *columns, weights, bias), jnp.sum(weights)
 
 
 def _check(hidden: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array, chunk_rows: int) -> None:
@@ -146,16 +147,16 @@ def _cross_entropy(chunk_rows, first_class, cap, hidden, table, targets, shares,
     """
     table = table.astype(hidden.dtype)
 
-    chunks = RowChunks(weights, chunk_rows)
+    chunks = RowChunks(weights, chunk_rows, len(table))
     hidden_chunks = chunks.split(hidden)
 
     def log_partition(index, log_partitions):
-        logits = _capped(matmul("ru,vu->rv", hidden_chunks[index], table), cap)
+        logits = _capped(matmul("ru,vu->rv", chunks.chunk(hidden_chunks[index]), table), cap)
         return log_partitions.at[index].set(_softmax_parts(logits, first_class, bias)[0])
 
     def target_logits(total, column):
         targets, shares = column
-        logits = _capped(row_products(hidden, table[targets]), cap)
+        logits = _capped(row_products(hidden, _rows(table, targets)), cap)
         return total + shares * _biased(logits, targets, weights, bias), None
 
     log_partitions = jax.lax.fori_loop(0, chunks.used, log_partition, jnp.zeros(hidden_chunks.shape[:2]))
@@ -165,31 +166,33 @@ def _cross_entropy(chunk_rows, first_class, cap, hidden, table, targets, shares,
 
 def _forward(chunk_rows, first_class, cap, hidden, table, targets, shares, weights, bias):
     cast_table = table.astype(hidden.dtype)
-    chunks = RowChunks(weights, chunk_rows)
+    chunks = RowChunks(weights, chunk_rows, len(table))
     hidden_chunks, weight_chunks = chunks.split(hidden), chunks.split(weights)
 
     def softmax_gradients(index, carry):
         d_table, log_partitions, d_hiddens = carry
-        hidden, weights = hidden_chunks[index], weight_chunks[index]
+        hidden, weights = chunks.chunk(hidden_chunks[index]), chunks.chunk(weight_chunks[index])
         logits = _capped(matmul("ru,vu->rv", hidden, cast_table), cap)
         log_partition, exponentials, partition = _softmax_parts(logits, first_class, bias)
         scale = (weights / partition)[:, None]
         exponentials = (exponentials * _slope(logits, cap)).astype(hidden.dtype)
         d_hidden = scale * matmul("rv,vu->ru", exponentials, cast_table)
         d_table = chunks.add_products(d_table, exponentials, (scale * hidden).astype(hidden.dtype))
-        return d_table, log_partitions.at[index].set(log_partition), d_hiddens.at[index].set(d_hidden)
+        d_hiddens = shard(d_hiddens.at[index].set(d_hidden), None, "batch", None)
+        return d_table, log_partitions.at[index].set(log_partition), d_hiddens
 
     def target_gradients(carry, column):
         chosen, d_hidden, d_table = carry
         targets, shares = column
-        target_rows = cast_table[targets]
+        target_rows = _rows(cast_table, targets)
         logits = _capped(row_products(hidden, target_rows), cap)
         share = (weights * shares * _slope(logits, cap))[:, None]
         chosen = chosen + shares * _biased(logits, targets, weights, bias)
-        return (chosen, d_hidden - share * target_rows, d_table.at[targets].add(-share * hidden)), None
+        return (chosen, d_hidden - share * target_rows, add_rows(d_table, targets, -share * hidden)), None
 
     zeros = (jnp.zeros(x.shape, jnp.float32) for x in (weight_chunks, hidden_chunks))
-    d_tables, *parts = jax.lax.fori_loop(0, chunks.used, softmax_gradients, (chunks.no_products(*table.shape), *zeros))
+    start = chunks.no_products(table.shape[1]), *zeros
+    d_tables, *parts = jax.lax.fori_loop(0, chunks.used, softmax_gradients, start)
     log_partitions, d_hidden = (chunks.join(part) for part in parts)
     carry = jnp.zeros_like(weights), d_hidden, d_tables.sum(axis=0)
     (chosen, d_hidden, d_table), _ = jax.lax.scan(target_gradients, carry, (targets, shares))
@@ -215,6 +218,11 @@ def _softmax_parts(logits, first_class, bias):
     exponentials = jnp.exp(logits - largest)
     partition = exponentials.sum(-1)
     return largest[:, 0] + jnp.log(partition), exponentials, partition
+
+
+def _rows(table, targets):
+    """[M, U]; a row that is left out may name no class at all, and is to be a number all the same."""
+    return take_rows(table, jnp.clip(targets, 0, len(table) - 1))
 
 
 def _biased(logits, targets, weights, bias):

@@ -76,7 +76,7 @@ def _loss(chunk_rows, hidden, rows, target_logits, targets, negatives, log_expec
 
 def _forward(chunk_rows, hidden, rows, target_logits, targets, negatives, log_expected, weights):
     cast_rows = rows.astype(hidden.dtype)
-    chunks = RowChunks(weights, chunk_rows)
+    chunks = RowChunks(weights, chunk_rows, len(rows))
     columns = [chunks.split(x) for x in (hidden, target_logits, targets, weights)]
 
     def add(index, carry):
@@ -97,7 +97,7 @@ def _forward(chunk_rows, hidden, rows, target_logits, targets, negatives, log_ex
         return d_rows, *(column.at[index].set(one) for column, one in zip(so_far, of_chunk, strict=True))
 
     zeros = (jnp.zeros(x.shape, jnp.float32) for x in (columns[1], columns[1], columns[0]))
-    d_rows, *parts = jax.lax.fori_loop(0, chunks.used, add, (chunks.no_products(*rows.shape), *zeros))
+    d_rows, *parts = jax.lax.fori_loop(0, chunks.used, add, (chunks.no_products(rows.shape[1]), *zeros))
     d_rows = d_rows.sum(axis=0)
     losses, d_logits, d_hidden = (chunks.join(part) for part in parts)
     return jnp.sum(losses), (d_hidden.astype(hidden.dtype), d_rows.astype(rows.dtype), d_logits)
