@@ -144,6 +144,21 @@ def test_a_table_moved_by_its_rows_needs_a_float_for_each(name, capsys):
     assert printed(config, capsys)["encoder"]["total"][-1] == pytest.approx(expected, abs=0.051)
 
 
+def test_a_large_table_is_counted_as_it_is_cut_by_its_rows(capsys):
+    """Of 800,000 rows each of eight devices holds an eighth; of one more, a quarter: `tensor` does not divide them."""
+    mesh = {f"compute__mesh__{axis}": size for axis, size in {"data": 1, "fsdp": 4, "tensor": 2}.items()}
+    data = dict(stages=("encoder",), data__dataset="movielens/simulated", training__encoder__tables="rowwise")
+    found = {}
+    for items in (799_999, 800_000):
+        config = changed(**mesh, **data, data__simulated__num_items=items)
+        config.name = "ml20m"
+        found[items] = printed(config, capsys)["encoder"]["total"][2:]
+        here = sum(here for _, here in held(assembly_of(config).encoder, {"data": 1, "fsdp": 4, "tensor": 2}).values())
+        assert found[items][0] == pytest.approx(here * 4 / 2**20, abs=0.051)
+    by_rows, by_width = (found[items][0] for items in (799_999, 800_000))
+    assert by_width - by_rows == pytest.approx(800_000 * 128 * 4 / 8 / 2**20, rel=0.01)  # odd: not over `tensor`
+
+
 @pytest.mark.parametrize(("softmax", "items"), [("full", 27_279), ("sampled", 8192)])
 def test_the_chunk_of_logits_is_counted(softmax, items, capsys):
     """Logits and their exponentials, float32, of as many rows as a chunk has: `encoder.chunk_rows`, or fewer."""
@@ -153,3 +168,4 @@ def test_the_chunk_of_logits_is_counted(softmax, items, capsys):
     # The llm's microbatch is one text, of at most 511 tokens to predict.
     expected = [8 * rows * classes / 2**20 for rows, classes in ((511, 8192), (1024, items), (1024, 8192))]
     assert said == [pytest.approx(mib, rel=0.01) for mib in expected]
+    assert printed.count("--compile_for has what a step takes") == 3
