@@ -148,6 +148,26 @@ def test_commands_for_a_cluster_come_in_two_waves(tmp_path, monkeypatch):
         assert resolve(run.config, run.values(tmp_path)).seed == 0
 
 
+def test_a_dataset_that_no_run_builds_is_asked_for_before_anything_starts(tmp_path, capsys):
+    flags = ["--tables=2", "--scale=workstation", f"--out={tmp_path / 'out'}", f"--data_dir={tmp_path / 'data'}"]
+    assert local.main(flags, PYTHON) == 2
+    said = capsys.readouterr().err
+    assert f"custom/beauty is not built ({tmp_path / 'data'}" in said
+    assert "user-llm build custom/beauty --files interactions.csv" in said
+    assert not (tmp_path / "out").exists()
+    assert local.main([*flags, "--datasets=movielens"], PYTHON) == 0
+    assert local.main([*flags, "--write_commands"], PYTHON) == 0
+
+
+def test_a_scale_has_its_own_tables(tmp_path, capsys):
+    flags = [f"--out={tmp_path}", "--scale=pretrained", "--write_commands"]
+    assert local.main(["--tables=2", *flags], PYTHON) == 2
+    assert "scale pretrained has no table 2: it has pretrained" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    assert local.main(["--tables=all", *flags], PYTHON) == 0
+    assert Plan.load(tmp_path).tables == ("pretrained",)
+
+
 def test_a_folder_of_another_sweep_is_refused(tmp_path, capsys):
     assert sweep(tmp_path, "--write_commands") == 0
     assert sweep(tmp_path, "--set", "encoder.width=32") == 2

@@ -4,28 +4,34 @@ import itertools
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from tests.timelines import make_table
 from user_llm.config import ConfigError
+from user_llm.data.windows import Windows
 from user_llm.experiment.validation import validate
 from user_llm.launch.plan import Plan
 from user_llm.launch.report.paper import figures, paper_figure
 from user_llm.launch.resolve import config_hash, parse_setting, resolve
 from user_llm.launch.runs import EFFICIENCY, MAIN, with_needs
-from user_llm.launch.scales import DATASETS, SCALES
-from user_llm.launch.sweeps import TABLES, cells
+from user_llm.launch.scales import BUILDS, DATASETS, SCALES, STANDS_FOR
+from user_llm.launch.sweeps import TABLES, cells, most_informative_first, tables_of
+from user_llm.shipped import config_file
 from user_llm.tasks import favorite_category, next_item, review_generation, rows
 
+__all__ = ["make_table"]
+
 CELLS = {
-    (scale, table): cells(table, scale, [0, 1], settings=[("evaluation.max_users", 0)])
+    (scale, table): cells(table, scale, [0, 1], settings=[("evaluation.bootstrap_samples", 1000)])
     for scale in SCALES
-    for table in TABLES
+    for table in tables_of(scale)
 }
 RUNS = {
-    scale: with_needs([run for table in TABLES for cell in CELLS[scale, table] for run in cell.runs])
+    scale: with_needs([run for table in tables_of(scale) for cell in CELLS[scale, table] for run in cell.runs])
     for scale in SCALES
 }
-every_table = pytest.mark.parametrize("table", TABLES)
+every_table = pytest.mark.parametrize("table", tables_of("laptop"))
 every_scale = pytest.mark.parametrize("scale", SCALES)
 
 
@@ -95,7 +101,7 @@ def test_tables_share_runs_and_encoders_are_pretrained_once():
     assert len({tuple(run.name for run in both) for both in shared}) == 1
     encoders = [run for run in runs if resolve(run.config, run.values(Path())).stages == ("encoder",)]
     # Two seeds of a dataset's dual encoder, BERT4Rec and autoregressive encoder: all tasks read the last.
-    assert len(encoders) == 2 * 3 * len(DATASETS)
+    assert len(encoders) == 2 * 3 * len(SCALES["paper"].settings)
     readers = [run for run in runs if run.encoder and ".movielens" in f".{run.name}" and run.label.endswith("seed0")]
     assert len({run.encoder.name for run in readers if "dual_encoder" not in run.label}) == 1
     assert {run.config.rpartition(":")[2] for run in readers} == {"next_item", "favorite_category"}
@@ -110,16 +116,16 @@ def test_runs_stand_behind_those_they_need_which_have_their_seed(scale):
         seen.add(run.name)
 
 
-@every_scale
+@pytest.mark.parametrize("scale", ["paper", "laptop", "workstation"])
 def test_columns_of_a_length_read_so_many_events(scale):
-    ours = SCALES[scale].lengths
+    ours, long_text = SCALES[scale].lengths, {"paper": 200, "laptop": 50, "workstation": 50}[scale]
     for cell in CELLS[scale, "fig3"]:
         events = ours[int(re.search(r"Len(\d+)", cell.column)[1])]
         for run in cell.runs:
             config = resolve(run.config, run.values(Path()))
             assert config.data.history_length == events
             assert config.data.text_history == (events if cell.column.endswith("TP") else 0)
-            split = scale == "laptop" and config.data.text_history == 100
+            split = config.data.text_history > long_text
             assert config.training.user_llm.accumulate == (4 if split else 1)
             assert config.strategy == {"UnfrozenTP": "full", "FrozenTP": "lora", "UnfrozenUSER-LLM": "full"}.get(
                 cell.column.split()[0] + cell.column.split()[2], "enc"
@@ -127,7 +133,10 @@ def test_columns_of_a_length_read_so_many_events(scale):
 
 
 SOURCES = {
-    "next_item": {next_item.POPULARITY, next_item.CATEGORY, rows.ENCODER},
+    "next_item": {
+        *(next_item.POPULARITY, next_item.CATEGORY, next_item.FOLLOWERS, next_item.SIMILAR),
+        *(rows.ENCODER, rows.RERANKED, rows.FUSED, rows.TWO_ENCODERS),
+    },
     "favorite_category": {favorite_category.MAJORITY, favorite_category.LATEST, favorite_category.DUAL_ENCODER},
     "review_generation": {review_generation.FREQUENT, review_generation.LATEST},
 }
@@ -136,7 +145,7 @@ SOURCES = {
 @every_scale
 def test_sources_are_rows_of_the_evaluation_and_one_a_model_gives(scale):
     contextualised = {rows.USER_LLM, rows.LLM, rows.SHUFFLED}
-    for table in TABLES:
+    for table in tables_of(scale):
         for cell in CELLS[scale, table]:
             if not cell.task:
                 continue
@@ -144,6 +153,111 @@ def test_sources_are_rows_of_the_evaluation_and_one_a_model_gives(scale):
             made = {rows.ENCODER, favorite_category.DUAL_ENCODER} if alone else contextualised
             assert cell.source in ({rows.TEXT_PROMPT} if text else made) | SOURCES[cell.task]
             assert cell.source in {rows.TEXT_PROMPT} | contextualised | SOURCES[cell.task]
+
+
+def config_of(run):
+    return resolve(run.config, run.values(Path()))
+
+
+def test_the_most_informative_tables_run_first_and_nothing_is_lost():
+    assert most_informative_first(tables_of("workstation"))[:6] == ["2", "5", "8", "7", "fig3", "1"]
+    wanted = ("2", "4", "7", "fig3")
+    runs = Plan("workstation", (0, 1), (), wanted, DATASETS).runs()
+    place = {run.name: number for number, run in enumerate(runs)}
+    ends = {}
+    for table in wanted:
+        names = {run.name for cell in cells(table, "workstation", [0]) for run in cell.runs}
+        assert names <= set(place)
+        ends[table] = max(place[name] for name in names)
+    assert ends["2"] < ends["7"] < ends["fig3"] < ends["4"]  # though 4 stands before 7 in the report
+    assert all(place[run.name] > ends["4"] for run in runs if ".seed1-" in run.name)
+
+
+@pytest.mark.parametrize("scale", ["paper", "laptop", "workstation"])
+def test_every_length_has_the_same_test_users(scale, make_table):
+    """The split's own rule, on users of every length around the histories', under the keys that choose among them."""
+    table = make_table([*range(1, 60), 99, 100, 101, 102, 199, 200, 201, 202, 300])
+    asked, keys = {}, set()
+    for run in {run for cell in CELLS[scale, "fig3"] for run in cell.runs if run.label.endswith("seed0")}:
+        config = config_of(run)
+        data, evaluation = config.data, config.evaluation
+        windows = Windows(table, history_length=data.history_length, split="test", min_history=data.min_history or None)
+        asked[data.history_length] = tuple(windows.gather(np.arange(len(windows)))["user"].tolist())
+        keys.add((data.dataset, data.min_history, data.validation, evaluation.max_users, evaluation.exclude))
+    assert len(asked) == 3
+    assert len(keys) == 1
+    if scale == "paper":  # whose histories are all full: users differ, and are compared length by length
+        assert len(set(asked.values())) == 3
+    else:
+        (users,) = set(asked.values())
+        assert len(users) == table.num_users - 1  # all who have an event before the one that is asked for
+
+
+def test_what_the_paper_compares_has_seen_as_many_texts_but_for_long_prompts():
+    for task in ("next_item", "favorite_category"):
+        texts = {}
+        for run in RUNS["workstation"]:
+            config = config_of(run)
+            if config.task == task and config.stages == ("user_llm",) and ".text_prompt." not in run.name:
+                training = config.training.user_llm
+                texts.setdefault(run.dataset, set()).add(
+                    training.steps * training.batch_size * config.integration.targets
+                )
+        assert set(texts) == {"movielens", "amazon_reviews"}
+        assert all(len(numbers) == 1 for numbers in texts.values()), texts
+
+
+def test_each_kind_of_encoder_of_a_length_learns_its_own_windows_and_as_many_events():
+    events = set()
+    for cell in CELLS["workstation", "fig3"]:
+        for run in cell.runs:
+            if run.encoder:
+                config = config_of(run.encoder)
+                assert config.encoder.stride == config.data.history_length
+                events.add(config.training.encoder.batch_size * config.data.history_length)
+    assert len(events) == 1
+    towers = [run for run in RUNS["workstation"] if "dual_encoder.alone" in run.name]
+    assert towers
+    assert {config_of(run).encoder.stride for run in towers} == {1}
+
+
+def test_a_dataset_beside_the_paper_s_has_the_paper_s_figures():
+    (cell,) = (cell for cell in CELLS["workstation", "5"] if cell.dataset == "gift_cards" and cell.column == "Enc")
+    assert paper_figure(cell) == "24.30"
+    assert (cell.task, STANDS_FOR[cell.dataset]) == ("review_generation", "amazon_reviews")
+    assert {cell.dataset for cell in CELLS["workstation", "2"]} == {"movielens", "amazon_reviews"}
+
+
+def test_only_the_paper_s_user_llm_is_asked_with_its_encoder():
+    fused = {run.label for run in RUNS["workstation"] if config_of(run).evaluation.answers == "fused"}
+    assert fused == {
+        f"{dataset}.next_item.autoregressive.cross_attention.full.n50.seed{seed}"
+        for dataset in ("movielens", "amazon_reviews")
+        for seed in (0, 1)
+    }
+
+
+def test_a_zero_shot_prompt_moves_nothing():
+    (run,) = {cell.runs[0] for cell in CELLS["pretrained", "pretrained"] if cell.column == "TP zero-shot"}
+    training = config_of(run).training.user_llm
+    assert (training.steps, training.learning_rate) == (1, 0.0)
+    assert config_of(run).strategy == "lora"  # whose adapters begin at nothing
+
+
+def test_a_setting_reaches_the_runs_that_read_it():
+    settings = (("llm.checkpoint", "a/b"), ("llm.trim_vocabulary", True), ("integration.first_layer", 12))
+    runs = Plan("pretrained", (0,), settings, ("pretrained",), ("movielens",)).runs()
+    assert len(runs) == 5
+    for run in runs:
+        config = config_of(run)
+        encoder, text = config.stages == ("encoder",), config.integration.kind == "none"
+        assert config.llm.trim_vocabulary == (not encoder)
+        assert config.integration.first_layer == (0 if encoder or text else 12)
+
+
+def test_commands_that_build_a_dataset_are_those_of_its_config():
+    said = " ".join(Path(config_file("amazon_beauty")).read_text().replace("\\\n", " ").split())
+    assert BUILDS["custom/beauty"] in said
 
 
 def test_a_checkpoint_of_the_user_s_takes_the_place_of_our_language_model():

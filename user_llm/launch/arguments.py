@@ -12,7 +12,7 @@ from user_llm.launch.plan import Plan
 from user_llm.launch.resolve import Overrides, parse_setting, resolve
 from user_llm.launch.runs import Run
 from user_llm.launch.scales import DATASETS, SCALES
-from user_llm.launch.sweeps import TABLES
+from user_llm.launch.sweeps import TABLES, tables_of
 from user_llm.paths import local_path
 
 
@@ -23,7 +23,7 @@ def sweep_parser(program: str, description: str) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--tables", required=True, type=_names(tuple(TABLES), "table"), help=f"all, or some of {','.join(TABLES)}")
-    add("--scale", required=True, choices=SCALES, help="the paper's datasets and sizes, or small ones")
+    add("--scale", required=True, choices=SCALES, help="the paper's datasets and sizes, or smaller ones")
     add("--out", required=True, type=_folder, help="folder of the sweep")
     add("--datasets", default=DATASETS, type=_names(DATASETS, "dataset"), help=f"some of {','.join(DATASETS)} (all)")
     add("--seeds", default=(0,), type=_seeds, help="comma between them (0)")
@@ -45,12 +45,13 @@ def plan_of(arguments: argparse.Namespace, problems: Problems) -> Plan:
       problems: `experiment.validation.problems`, or what of it needs no JAX.
 
     Raises:
-      ConfigError: a setting that is no key of the configs, or one that the tables vary themselves; a run whose config
-        cannot be; a folder that holds something else.
+      ConfigError: a table that the scale has not; a setting that is no key of the configs, or one that the tables vary
+        themselves; a run whose config cannot be; a folder that holds something else.
     """
+    tables = _tables(arguments)
     settings = tuple(parse_setting(setting) for setting in arguments.set)
     borrowed = tuple(setting for setting in settings if setting[0] == "llm.checkpoint")
-    bare = Plan(arguments.scale, arguments.seeds, borrowed, arguments.tables, arguments.datasets)
+    bare = Plan(arguments.scale, arguments.seeds, borrowed, tables, arguments.datasets)
     own = {key for run in bare.runs() for key, _ in run.values(Path())} - {key for key, _ in borrowed}
     keys = [key for key, _ in settings]
     for key in keys:
@@ -58,7 +59,7 @@ def plan_of(arguments: argparse.Namespace, problems: Problems) -> Plan:
             raise ConfigError(f"--set {key}: the tables give {key} its values; leave it out")
         if keys.count(key) > 1:
             raise ConfigError(f"--set {key}: it has {keys.count(key)} values; name one")
-    plan = Plan(arguments.scale, arguments.seeds, settings, arguments.tables, arguments.datasets)
+    plan = Plan(arguments.scale, arguments.seeds, settings, tables, arguments.datasets)
     found: dict[str, str] = {}  # problem → the first run that has it
     for run in plan.runs():
         places = places_of(run, arguments.raw, arguments.data_dir)
@@ -68,6 +69,15 @@ def plan_of(arguments: argparse.Namespace, problems: Problems) -> Plan:
     refuse(f"{problem} (run {name})" for problem, name in found.items())
     plan.joined(arguments.out)
     return plan
+
+
+def _tables(arguments: argparse.Namespace) -> tuple[str, ...]:
+    known = tables_of(arguments.scale)
+    if arguments.tables == tuple(TABLES):
+        return known
+    if strange := [name for name in arguments.tables if name not in known]:
+        raise ConfigError(f"scale {arguments.scale} has no table {', '.join(strange)}: it has {', '.join(known)}")
+    return arguments.tables
 
 
 def places_of(run: Run, raw: Mapping[str, str], data_dir: str) -> Overrides:

@@ -25,10 +25,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from user_llm.config import refuse
 from user_llm.errors import show
 from user_llm.experiment.validation import problems
 from user_llm.files import replacing
 from user_llm.launch.arguments import places_of, plan_of, sweep_parser
+from user_llm.launch.datasets import unbuilt
 from user_llm.launch.report import write_report
 from user_llm.launch.runner import Job, Runner
 from user_llm.launch.runs import Run
@@ -64,6 +66,8 @@ def main(argv: Sequence[str] | None = None, python: Sequence[str] = PYTHON) -> i
     console = Console(highlight=False)
     try:
         plan = plan_of(arguments, problems)
+        if not arguments.write_commands:  # for another machine
+            refuse(unbuilt(plan.runs(), arguments.raw, arguments.data_dir))
     except Exception as error:
         return show(error, status=2)
     try:

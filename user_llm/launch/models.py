@@ -17,6 +17,7 @@ class Model:
         text: events that are written into the prompt: "", "short" (the latest 10) or "all".
         length: the paper's length of history where a table varies it (50, 100, 200); 0: the setting's own.
         features: what the encoder reads, where not what the config says.
+        trained: whether anything learns; a text prompt with a language model as it came is zero-shot.
     """
 
     encoder: str | None = "autoregressive"
@@ -28,12 +29,13 @@ class Model:
     text: str = ""
     length: int = 0
     features: tuple[str, ...] = ()
+    trained: bool = True
 
     @property
     def label(self) -> str:
         """Readable; with the length of history, another for every model."""
         if self.encoder is None:
-            parts = ["text_prompt", self.text]
+            parts = ["text_prompt", self.text, *([] if self.trained else ["zero_shot"])]
         else:
             parts = [self.encoder, *(["alone"] if self.alone else [self.integration])]
             parts += ["random"] if not self.pretrained else []
@@ -49,6 +51,7 @@ PERCEIVER = Model(perceiver=True)
 SOFT_PROMPT = Model(integration="soft_prompt")
 RANDOM_ENCODER = Model(pretrained=False)
 TEXT_PROMPT = Model(encoder=None, text="all")
+ZERO_SHOT = Model(encoder=None, text="all", strategy="lora", trained=False)
 SHORT_TEXT_PROMPT = Model(encoder=None, text="short")
 WITH_SHORT_TEXT = Model(text="short")
 DUAL_ENCODER_LLM = Model(encoder="dual_encoder")

@@ -12,7 +12,7 @@ from user_llm.launch.kept import kept
 from user_llm.launch.resolve import Overrides
 from user_llm.launch.runs import Run, with_needs
 from user_llm.launch.scales import DATASETS, SCALES
-from user_llm.launch.sweeps import TABLES, Cell, cells
+from user_llm.launch.sweeps import TABLES, Cell, cells, most_informative_first
 
 PLAN = "sweep.json"
 _RUN = "config.json"  # what `user_llm.main` leaves in its workdir
@@ -40,8 +40,12 @@ class Plan:
         return cells(table, self.scale, self.seeds, datasets, self.settings)
 
     def runs(self) -> list[Run]:
-        """The runs of the tables that were asked for, each once and after those it needs; seed by seed."""
-        wanted = [cell for table in self.tables for cell in self.cells(table, self.datasets)]
+        """The runs of the tables that were asked for, each once and after those it needs.
+
+        Seed by seed, and of a seed those of the most informative tables first.
+        """
+        tables = most_informative_first(self.tables)
+        wanted = [cell for table in tables for cell in self.cells(table, self.datasets)]
         by_seed = [cell.runs[index] for index in range(len(self.seeds)) for cell in wanted if index < len(cell.runs)]
         return with_needs(by_seed)
 

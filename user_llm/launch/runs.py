@@ -5,10 +5,13 @@ import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 from user_llm.keys import as_flag
-from user_llm.launch.models import AUTOREGRESSIVE, DUAL_ENCODER, Model
-from user_llm.launch.resolve import Overrides, config_hash
-from user_llm.launch.scales import Scale, Setting
+from user_llm.launch.models import DUAL_ENCODER, USER_LLM, Model
+from user_llm.launch.recipe import UNTRAINED, learnable, shortened, strided
+from user_llm.launch.resolve import Overrides, config_hash, resolve
+from user_llm.launch.scales import FAVORITE, NEXT, REVIEW, Scale, Setting
 
 MAIN, EFFICIENCY = "user_llm.main", "user_llm.efficiency"
 SHORT = 10  # latest events as text, of TP10 and AR50TP10
@@ -20,7 +23,7 @@ class Run:
 
     Attributes:
         label: what it is, readable.
-        dataset: of the paper's three; "" = none.
+        dataset: of `scales.DATASETS`; "" = none.
         config: file of the experiment, with its task behind a colon.
         overrides: (config key, value), in the order of the command line.
         encoder, llm: the runs whose encoder and language model it reads.
@@ -86,9 +89,9 @@ class Runs:
     """The runs of one dataset, task and seed.
 
     Attributes:
-        dataset: of the paper's three.
+        dataset: of `scales.DATASETS`.
         setting, scale: how it is run.
-        task: `next_item`, `favorite_category` or `review_generation`.
+        task: of `scales.TASKS`.
         seed: of all.
         settings: (config key, value) for every run, as the user wants them.
     """
@@ -102,7 +105,7 @@ class Runs:
 
     def of(self, model: Model) -> Run:
         """The run of a model of the paper."""
-        if model == DUAL_ENCODER and self.task == "favorite_category":
+        if model == DUAL_ENCODER and self.task == FAVORITE:
             return self._category_predictor()
         return self._encoder(model) if model.alone else self._contextualised(model)
 
@@ -110,35 +113,46 @@ class Runs:
         """The rival of the favourite category: a dual encoder that predicts its id from item ids (4.3.2)."""
         overrides = [
             *[("encoder.kind", "dual_encoder"), ("encoder.features", ("item",))],
-            *[("encoder.dual_encoder.label", "favorite_category"), ("training.encoder.keep_best", "loss")],
+            *[("encoder.dual_encoder.label", FAVORITE), ("training.encoder.keep_best", "loss")],
+            *self._pretraining(FAVORITE, DUAL_ENCODER),
         ]
-        return self._run(self._label(DUAL_ENCODER), self.task, "encoder", overrides)
+        return self._run(self._label(DUAL_ENCODER), FAVORITE, "encoder", overrides)
 
     def _encoder(self, model: Model) -> Run:
         """The encoder of a model, pretrained on the next item, whatever the task."""
+        features = () if model.features == tuple(self._config(NEXT).encoder.features) else model.features
+        alone = Model(model.encoder, alone=True, features=features, length=model.length)
         overrides: list[tuple[str, object]] = [("encoder.kind", model.encoder), *self._lengths(model)]
-        overrides += [("encoder.features", model.features)] if model.features else []
-        alone = dataclasses.replace(AUTOREGRESSIVE, encoder=model.encoder, features=model.features, length=model.length)
-        return self._run(self._label(alone), "next_item", "encoder", overrides)
+        overrides += [("encoder.features", features)] if features else []
+        return self._run(self._label(alone), NEXT, "encoder", [*overrides, *self._pretraining(NEXT, alone)])
+
+    def _pretraining(self, task: str, alone: Model) -> Overrides:
+        config = self._config(task)
+        return [*learnable(config, alone), *strided(config, str(alone.encoder), self._history(alone))]
 
     def _contextualised(self, model: Model) -> Run:
         """A language model with its encoder, or with a text history."""
-        overrides = self._lengths(model)
-        history = self._history(model)
+        config, history = self._config(self.task), self._history(model)
+        overrides = [*self._lengths(model)]
         if events := {"": 0, "short": min(SHORT, history), "all": history}[model.text]:
             overrides += [("data.text_history", events), ("prompt.max_inputs", self._prompt(events))]
             if 0 < self.setting.long_text < events:
                 overrides.append(("training.user_llm.accumulate", 4))
+            part = max((part for least, part in self.setting.fewer if events >= least), default=1)
+            overrides += shortened(config, part) if model.trained and part > 1 else []
         if model.encoder is None:
             overrides.append(("integration.kind", "none"))
         else:
             overrides += [("encoder.kind", model.encoder), ("integration.kind", model.integration)]
             overrides += [] if model.pretrained else [("encoder.init", "random")]
             overrides += [("integration.perceiver.enabled", True)] if model.perceiver else []
-        overrides.append(("strategy", model.strategy))
+        overrides += [("strategy", model.strategy), *learnable(config, model, events)]
+        overrides += [] if model.trained else UNTRAINED
+        if self.scale.fused and self.task == NEXT and dataclasses.replace(model, length=0) == USER_LLM:
+            overrides += [("evaluation.answers", "fused")] if history == self.setting.history else []
         encoder = self._encoder(model) if model.encoder and model.pretrained else None
         llm = None if self._borrows_llm else self.llm()
-        return self._run(self._label(model), self.task, "user_llm", overrides, encoder, llm)
+        return self._run(self._label(model), self.task, "user_llm", overrides, encoder, llm, model)
 
     def llm(self) -> Run:
         """The language model that all of the task's runs start from, where none is named."""
@@ -158,10 +172,22 @@ class Runs:
         return self.scale.lengths[model.length] if model.length else self.setting.history
 
     def _prompt(self, events: int) -> int:
-        query = 128 if self.task == "review_generation" else 32  # the paper's; a review's has title, category, rating
+        query = 128 if self.task == REVIEW else 32  # the paper's; a review's has title, category, rating
         return query + self.setting.tokens_per_event * events
 
-    def _run(self, label: str, task: str, stage: str, overrides, encoder: Run | None = None, llm: Run | None = None):
+    def _config(self, task: str) -> ConfigDict:
+        return _config_of(f"{self.setting.config}:{task}")
+
+    def _run(
+        self,
+        label: str,
+        task: str,
+        stage: str,
+        overrides: Overrides,
+        encoder: Run | None = None,
+        llm: Run | None = None,
+        model: Model | None = None,
+    ) -> Run:
         common: list[tuple[str, object]] = [("seed", self.seed), ("stages", (stage,))]
         if self.setting.dataset:
             common.append(("data.dataset", self.setting.dataset))
@@ -171,11 +197,21 @@ class Runs:
             label=f"{self.dataset}.{task}.{label}.seed{self.seed}",
             dataset=self.dataset,
             config=f"{self.setting.config}:{task}",
-            overrides=(*common, *overrides, *self._wished(stage)),
+            overrides=(*common, *overrides, *self._wished(stage, model)),
             encoder=encoder,
             llm=llm,
         )
 
-    def _wished(self, stage: str) -> Overrides:
-        """The user's settings; an encoder's run has no use for a language model's."""
-        return tuple((key, value) for key, value in self.settings if stage != "encoder" or not key.startswith("llm."))
+    def _wished(self, stage: str, model: Model | None) -> Overrides:
+        """The user's settings, but for those that the run has no use for."""
+        useless = ["llm."] if stage == "encoder" else []
+        if model is None or model.encoder is None:
+            useless.append("integration.")
+        elif model.integration != "cross_attention":
+            useless += ["integration.first_layer", "integration.every"]
+        return tuple((key, value) for key, value in self.settings if not key.startswith(tuple(useless)))
+
+
+@functools.cache
+def _config_of(file: str) -> ConfigDict:
+    return resolve(file, ())

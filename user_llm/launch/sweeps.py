@@ -1,4 +1,4 @@
-"""What to run, as plain data: the paper's tables (1-8, 10-14, Figure 3), each a list of cells.
+"""What to run, as plain data: the paper's tables (1-8, 10-14, Figure 3) and two of our own, each a list of cells.
 
 A cell says where it stands (table, dataset, task, row, column), what is read there (a metric of a row of a run's
 results) and the run of each seed. Tables that share a run name the same one.
@@ -21,15 +21,15 @@ from user_llm.launch.models import (
     TEXT_PROMPT,
     USER_LLM,
     WITH_SHORT_TEXT,
+    ZERO_SHOT,
     Model,
 )
 from user_llm.launch.runs import EFFICIENCY, Run, Runs
-from user_llm.launch.scales import DATASETS, SCALES, TASKS, Scale
+from user_llm.launch.scales import DATASETS, FAVORITE, NEXT, REVIEW, SCALES, STANDS_FOR, Scale
 
 RECALLS = ("recall@1", "recall@5", "recall@10")
 ROUGE = "rougeLsum"
 
-NEXT, FAVORITE, REVIEW = TASKS
 STRATEGIES = {"Full": "full", "LoRA": "lora", "Enc": "enc", "Proj": "proj"}
 
 
@@ -41,6 +41,7 @@ class Cell:
         table, dataset, task, row, column, metric: where it stands, as in `paper_figures.csv`.
         runs: one a seed.
         source: what is read: a row of the runs' results, or an approach of the efficiency measurement.
+        optional: whether it is shown only where the runs' results have that row.
     """
 
     table: str
@@ -51,17 +52,19 @@ class Cell:
     metric: str
     runs: tuple[Run, ...]
     source: str
+    optional: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Rows of a table that read one task in the same columns: one for each dataset and metric."""
+    """Rows of a table that read one task in the same columns: one for each dataset (the paper's names) and metric."""
 
     task: str
     metrics: tuple[str, ...]
     columns: Mapping[str, Model]
     datasets: tuple[str, ...] = DATASETS
     sources: Mapping[str, str] = dataclasses.field(default_factory=dict)  # column → row of results, if not its model's
+    optional: tuple[str, ...] = ()  # columns that are shown where the results have them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,15 +136,32 @@ _RIVALS = {"DualEnc": DUAL_ENCODER, "TP": TEXT_PROMPT, "USER-LLM": USER_LLM}
 _BASELINES = {
     "Popularity": USER_LLM,
     "Popularity in category": USER_LLM,
+    "Followers": USER_LLM,
+    "Item-kNN": USER_LLM,
     "SASRec": SASREC,
     "AR encoder alone": AUTOREGRESSIVE,
     "USER-LLM without user": USER_LLM,
     "USER-LLM shuffled": USER_LLM,
     "USER-LLM": USER_LLM,
+    **dict.fromkeys(("USER-LLM re-ranking", "USER-LLM fused", "Two encoders"), USER_LLM),
+}
+_COUNTED = {"Followers": "Followers of the latest items", "Item-kNN": "Item-kNN"}
+_FUSED = {
+    "USER-LLM re-ranking": "User-LLM among its encoder's first 100",
+    "USER-LLM fused": "User-LLM fused with its encoder",
+    "Two encoders": "Two encoders",
 }
 _WITHOUT_USER = {
     "USER-LLM without user": "LLM without context",
     "USER-LLM shuffled": "User-LLM, shuffled contexts",
+}
+
+_PRETRAINED = {
+    "Encoder alone": AUTOREGRESSIVE,
+    "TP zero-shot": ZERO_SHOT,
+    "TP LoRA": dataclasses.replace(TEXT_PROMPT, strategy="lora"),
+    "USER-LLM Enc": dataclasses.replace(USER_LLM, strategy="enc"),
+    "USER-LLM LoRA": dataclasses.replace(USER_LLM, strategy="lora"),
 }
 
 _BY_LENGTH = (Block(NEXT, RECALLS, _lengths(), ("movielens",)),)
@@ -208,8 +228,11 @@ TABLES: Mapping[str, Table] = {
                 sources={
                     "Popularity": "Popularity",
                     "Popularity in category": "Popularity in the latest category",
+                    **_COUNTED,
                     **_WITHOUT_USER,
+                    **_FUSED,
                 },
+                optional=(*_COUNTED, *_FUSED),
             ),
             Block(
                 FAVORITE,
@@ -234,8 +257,24 @@ TABLES: Mapping[str, Table] = {
             ),
         ),
     ),
+    "pretrained": Table(
+        "Not in the paper: a pretrained language model, frozen and with LoRA",
+        (Block(NEXT, RECALLS, _PRETRAINED, ("movielens",)),),
+    ),
 }
-"""Name → table; `fig3` is Table 11 drawn."""
+"""Name → table, as they are shown; `fig3` is Table 11 drawn."""
+
+_MOST_INFORMATIVE = ("2", "5", "8", "7", "fig3")
+
+
+def tables_of(scale: str) -> tuple[str, ...]:
+    """The tables that a scale has."""
+    return SCALES[scale].tables or tuple(name for name in TABLES if name != "pretrained")
+
+
+def most_informative_first(tables: Sequence[str]) -> list[str]:
+    """Tables in the order in which they are run."""
+    return sorted(tables, key=lambda name: [*_MOST_INFORMATIVE, *TABLES].index(name))
 
 
 def source_of(model: Model, task: str) -> str:
@@ -256,15 +295,20 @@ def cells(
 
     Args:
         name: of `TABLES`.
-        scale: of `SCALES`.
+        scale: of `SCALES`, which has the table.
         seeds: of the runs.
         datasets: the rows wanted.
         settings: (config key, value) that every run gets.
     """
     size = SCALES[scale]
 
+    def places(task: str, of: Sequence[str] = DATASETS) -> list[str]:
+        """What stands for some of the paper's datasets in a task."""
+        there = [name for name, tasks in size.settings.items() if task in tasks and name in datasets]
+        return [name for paper in of for name in there if STANDS_FOR.get(name, name) == paper]
+
     def runs(dataset: str, task: str, model: Model) -> tuple[Run, ...]:
-        setting = size.settings[dataset]
+        setting = size.settings[dataset][task]
         return tuple(Runs(dataset, setting, size, task, seed, tuple(settings)).of(model) for seed in seeds)
 
     if name == "3":
@@ -272,7 +316,7 @@ def cells(
     if name == "1":
         return [
             Cell(name, dataset, "", "", f"{split} examples", "count", runs(dataset, NEXT, AUTOREGRESSIVE)[:1], source)
-            for dataset in datasets
+            for dataset in places(NEXT)
             for split, source in (("Train", "train"), ("Test", "test"))
         ]
     found = [
@@ -285,10 +329,10 @@ def cells(
             metric=metric,
             runs=runs(dataset, block.task, model),
             source=block.sources.get(column, source_of(model, block.task)),
+            optional=column in block.optional,
         )
         for block in TABLES[name].blocks
-        for dataset in block.datasets
-        if dataset in datasets
+        for dataset in places(block.task, block.datasets)
         for metric in block.metrics
         for column, model in block.columns.items()
     ]

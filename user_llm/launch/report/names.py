@@ -3,14 +3,20 @@
 from user_llm.launch.runs import Run
 from user_llm.launch.sweeps import Cell
 
-DATASETS = {"movielens": "MovieLens", "google_local": "Google Local", "amazon_reviews": "Amazon", "": ""}
+DATASETS = {
+    "movielens": "MovieLens",
+    "google_local": "Google Local",
+    "amazon_reviews": "Amazon",
+    "gift_cards": "Gift cards",
+    "": "",
+}
 TASKS = {"next_item": "next item", "favorite_category": "favourite category", "review_generation": "reviews", "": ""}
 METRICS = {"recall@1": "@1", "recall@5": "@5", "recall@10": "@10", "rougeLsum": "ROUGE-Lsum"}
 
 
 def table_name(table: str) -> str:
     """Of `sweeps.TABLES`, as the paper has it."""
-    return {"fig3": "Figure 3", "baselines": "Baselines"}.get(table, f"Table {table}")
+    return {"fig3": "Figure 3", "baselines": "Baselines", "pretrained": "Pretrained"}.get(table, f"Table {table}")
 
 
 def row_name(cell: Cell) -> str:

@@ -11,6 +11,7 @@ import csv
 import functools
 from pathlib import Path
 
+from user_llm.launch.scales import STANDS_FOR
 from user_llm.launch.sweeps import TABLES, Cell
 
 FIGURES = Path(__file__).resolve().parents[1] / "paper_figures.csv"
@@ -26,4 +27,5 @@ def figures() -> dict[tuple[str, ...], str]:
 
 def paper_figure(cell: Cell) -> str | None:
     """What the paper has in a cell; None where it has nothing."""
-    return figures().get((TABLES[cell.table].paper, cell.dataset, cell.task, cell.row, cell.column, cell.metric))
+    dataset = STANDS_FOR.get(cell.dataset, cell.dataset)
+    return figures().get((TABLES[cell.table].paper, dataset, cell.task, cell.row, cell.column, cell.metric))

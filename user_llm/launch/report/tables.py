@@ -8,7 +8,7 @@ from user_llm.launch.report.names import DATASETS, heading, row_name
 from user_llm.launch.report.orderings import best
 from user_llm.launch.report.paper import paper_figure
 from user_llm.launch.report.results import Figure, Results
-from user_llm.launch.scales import SCALES
+from user_llm.launch.scales import NEXT, SCALES
 from user_llm.launch.sweeps import Cell
 
 NOT_RUN = "*not run*"
@@ -59,16 +59,20 @@ def what_to_run(cells: Sequence[Cell], plan: Plan, results: Results) -> str:
     lacking = [cell for cell in cells if results.figure(cell) is None]
     if not lacking:
         return ""
-    datasets = [name for name in DATASETS if name and name in {cell.dataset for cell in lacking}]
-    wanted = datasets if len(datasets) < len(SCALES[plan.scale].settings) else []
-    return f"Not run: `{command(plan, [lacking[0].table], wanted)}`"
+    return f"Not run: `{command(plan, [lacking[0].table], some_datasets(lacking, plan))}`"
 
 
-def command(plan: Plan, tables: Sequence[str], datasets: Sequence[str]) -> str:
-    """The command of a sweep of some tables."""
+def some_datasets(cells: Sequence[Cell], plan: Plan) -> list[str]:
+    """Those of the cells, for `command`; none where they are all that the scale has."""
+    datasets = [name for name in DATASETS if name and name in {cell.dataset for cell in cells}]
+    return datasets if len(datasets) < len(SCALES[plan.scale].settings) else []
+
+
+def command(plan: Plan, tables: Sequence[str], datasets: Sequence[str], seeds: Sequence[int] = ()) -> str:
+    """The command of a sweep of some tables; `seeds` in place of the plan's."""
     words = ["user-llm", "sweep", f"--tables={','.join(tables)}", f"--scale={plan.scale}"]
     words += [f"--datasets={','.join(datasets)}"] if datasets else []
-    words += [f"--seeds={','.join(map(str, plan.seeds))}", "--out=…"]
+    words += [f"--seeds={','.join(map(str, seeds or plan.seeds))}", "--out=…"]
     words += ["--set", *(f"{key}={value}" for key, value in plan.settings)] if plan.settings else []
     return shlex.join(words).replace("'--out=…'", "--out=…")
 
@@ -76,7 +80,8 @@ def command(plan: Plan, tables: Sequence[str], datasets: Sequence[str]) -> str:
 def setting_note(plan: Plan, cells: Sequence[Cell]) -> str:
     """What stands for the paper's datasets at this scale, and its lengths where the table varies them."""
     scale = SCALES[plan.scale]
-    settings = [scale.settings[name] for name in dict.fromkeys(cell.dataset for cell in cells) if name]
+    places = dict.fromkeys((cell.dataset, cell.task or NEXT) for cell in cells if cell.dataset)
+    settings = list(dict.fromkeys(scale.settings[dataset][task] for dataset, task in places))
     if not settings:
         return ""
     if any("Len" in cell.column for cell in cells):

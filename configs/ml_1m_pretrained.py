@@ -1,0 +1,16 @@
+"""User-LLM and text prompts with a pretrained language model on MovieLens-1M:
+
+    user-llm sweep --tables=pretrained --scale=pretrained --out=runs/pretrained --raw movielens=ml-1m.zip \
+        --set llm.checkpoint=gemma-3-270m-q4_k_m.gguf llm.trim_vocabulary=true \
+        integration.first_layer=12 integration.every=2
+
+Data and encoder are those of `ml_1m_models`.
+"""
+
+from user_llm.command_line import load
+
+
+def get_config(task="next_item"):
+    config = load(f"ml_1m_models:{task}").unlock()
+    config.name = "ml_1m_pretrained"
+    return config

@@ -1,0 +1,67 @@
+"""How a model of the paper learns where a config's own way (`integration.*`, `encoder.stride`) is not for it."""
+
+from ml_collections import ConfigDict
+
+from user_llm.keys import DEFAULTS
+from user_llm.launch.models import Model
+
+Overrides = list[tuple[str, object]]
+
+_WITHOUT_TEXT = ("spelling_steps", "targets")  # read a text without a history
+_ONE_BY_ONE = (*_WITHOUT_TEXT, "label_contexts", "distillation")  # read an embedding of one event
+_TRAINING = "training.user_llm"
+
+
+def learnable(config: ConfigDict, model: Model, events: int = 0) -> Overrides:
+    """The keys of `integration` that a model cannot follow, at the schema's values, with as many texts a step.
+
+    Args:
+      config: of the run's file, without overrides.
+      events: of the history, written out in the prompt.
+    """
+    has_states = model.encoder not in (None, "dual_encoder") and not model.perceiver  # an embedding an event
+    unfit: set[str] = set() if has_states else {"newest"}
+    if not model.alone:
+        unfit |= set() if has_states and model.integration == "cross_attention" else {*_ONE_BY_ONE}
+        unfit |= {*_WITHOUT_TEXT} if events else set()
+        unfit |= set() if model.pretrained else {"distillation"}  # a random encoder has no opinion
+    own = config.integration
+    reset: Overrides = [
+        (f"integration.{key}", DEFAULTS[f"integration.{key}"])
+        for key in ("newest", *_ONE_BY_ONE)
+        if key in unfit and own[key] != DEFAULTS[f"integration.{key}"]
+    ]
+    if "integration.targets" in dict(reset):
+        reset.append((f"{_TRAINING}.batch_size", config.training.user_llm.batch_size * own.targets))
+    return reset
+
+
+def shortened(config: ConfigDict, part: int) -> Overrides:
+    """A `part`-th of the steps of the contextualised language model, looked at as often."""
+    own = config.training.user_llm
+    steps, every = max(own.steps // part, 1), max(own.eval_every // part, 1)
+    return [(f"{_TRAINING}.steps", steps), (f"{_TRAINING}.eval_every", every), (f"{_TRAINING}.checkpoint_every", every)]
+
+
+UNTRAINED: Overrides = [
+    (f"{_TRAINING}.steps", 1),
+    (f"{_TRAINING}.batch_size", 1),
+    (f"{_TRAINING}.learning_rate", 0.0),
+    (f"{_TRAINING}.keep_best", ""),
+]
+"""A training that changes nothing: one step at rate 0."""
+
+
+def strided(config: ConfigDict, kind: str, history: int) -> Overrides:
+    """The windows of an encoder of a `kind`, where a config learns each event once: as many events a step.
+
+    A dual encoder learns the one label of a window, and takes every window.
+    """
+    if config.encoder.stride != config.data.history_length or config.encoder.stride == 1:
+        return []
+    if kind == "dual_encoder":
+        return [("encoder.stride", 1)]
+    if history == config.data.history_length:
+        return []
+    batch = config.training.encoder.batch_size * config.data.history_length // history
+    return [("encoder.stride", history), ("training.encoder.batch_size", max(batch, 1))]
