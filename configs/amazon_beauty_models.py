@@ -1,21 +1,28 @@
-"""Every model of the paper on Amazon Beauty, within ten hours on two cores (with the rest):
+"""Every model of the paper on Amazon Beauty, whose dataset `amazon_beauty` says how to build:
 
     user-llm sweep --tables=2,5,8,7 --scale=workstation --datasets=amazon_reviews --jobs=2 --out=runs/workstation
 
-`amazon_beauty` says how its dataset is built. Its encoder and LLM are the same here; for the next item the LLM learns
-to spell, and to read the encoder's last state, as in `ml_1m`.
+Encoder and language model are those of `amazon_beauty`. For the next item the LLM learns as in `ml_1m_models`, in half
+of the steps, whose texts are twice as long: it spells titles first, then reads the encoder's last state.
 """
 
 from user_llm.command_line import load
+
+STEPS = ("steps", "eval_every", "checkpoint_every")
 
 
 def get_config(task="next_item"):
     config = load(f"amazon_beauty:{task}").unlock()
     config.name = "amazon_beauty_models"
+    learnt = load(f"ml_1m_models:{task}")
+    config.integration = learnt.integration
+    config.training.user_llm = learnt.training.user_llm
     if task == "next_item":
-        learnt = load(f"ml_1m:{task}")
-        config.integration = learnt.integration
-        config.training.user_llm = learnt.training.user_llm
-        config.evaluation.num_beams = learnt.evaluation.num_beams
-    config.evaluation.max_users = 2000
+        for budget, key in (
+            (config.integration, "spelling_steps"),
+            *((config.training.user_llm, key) for key in STEPS),
+        ):
+            budget[key] //= 2
+    config.evaluation.update({key: learnt.evaluation[key] for key in ("max_users", "max_validation", "max_fit")})
+    config.evaluation.num_beams = 20
     return config

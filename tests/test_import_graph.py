@@ -212,6 +212,7 @@ MAY_IMPORT = {
         "user_llm.paths",
         "user_llm.config",
         "user_llm.launch.resolve",
+        "user_llm.launch.recipe",
         *_WHAT_TO_RUN,
         "user_llm.launch.plan",
     ),

@@ -91,7 +91,7 @@ def run(workdir: pathlib.Path) -> None:
         **({"samples": samples} if task == "review_generation" else {}),
     }
     (workdir / "user_llm").mkdir(exist_ok=True)
-    curve = [{"step": step, "kind": "train", "loss": 1 / step} for step in (10, 20)]
+    curve = [{"step": step, "kind": "train", "loss": 1 / step, "seconds": step} for step in (10, 20)]
     (workdir / "user_llm" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in curve))
     return write(workdir / "results.json", results)
 

@@ -163,9 +163,11 @@ def test_a_scale_has_its_own_tables(tmp_path, capsys):
     flags = [f"--out={tmp_path}", "--scale=pretrained", "--write_commands"]
     assert local.main(["--tables=2", *flags], PYTHON) == 2
     assert "scale pretrained has no table 2: it has pretrained" in capsys.readouterr().err
+    assert local.main(["--tables=all", "--datasets=gift_cards", *flags], PYTHON) == 2
+    assert "scale pretrained has no dataset gift_cards: it has movielens" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
     assert local.main(["--tables=all", *flags], PYTHON) == 0
-    assert Plan.load(tmp_path).tables == ("pretrained",)
+    assert (Plan.load(tmp_path).tables, Plan.load(tmp_path).datasets) == (("pretrained",), ("movielens",))
 
 
 def test_a_folder_of_another_sweep_is_refused(tmp_path, capsys):

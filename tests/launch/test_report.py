@@ -19,11 +19,15 @@ from user_llm.launch.arguments import sweep_parser
 from user_llm.launch.plan import Plan
 from user_llm.launch.report import orderings as ordering
 from user_llm.launch.report import write_report
+from user_llm.launch.report.costs import cost_of, costs
 from user_llm.launch.report.document import compose
-from user_llm.launch.report.orderings import HOLDS, NOISE, REVERSED, best, in_words, orderings
+from user_llm.launch.report.notes import read_notes
+from user_llm.launch.report.orderings import HOLDS, NOISE, REVERSED, Ordering, best, decided, in_words, orderings
+from user_llm.launch.report.overview import overview
 from user_llm.launch.report.paper import paper_figure
 from user_llm.launch.report.results import Figure, Results, Sample
 from user_llm.launch.report.tables import cell_text
+from user_llm.launch.resolve import resolve
 from user_llm.launch.sweeps import TABLES
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
@@ -181,19 +185,107 @@ def test_an_ordering_of_the_paper_holds_is_reversed_or_is_noise(plan, user_llm, 
     assert strong == {HOLDS: {"USER-LLM"}, REVERSED: {"DualEnc"}}.get(verdict, set())
 
 
-def test_an_ordering_is_told_in_words(plan):
-    text = in_words(orderings(plan.cells("2"), Fixed({"USER-LLM": LOW, "DualEnc": HIGH, "Bert4Rec": HIGH})), "2")
-    first, _, *lines = text.splitlines()
+def test_a_table_is_told_in_one_sentence_and_what_is_decided_in_a_line_each(plan):
+    found = orderings(plan.cells("2"), Fixed({"USER-LLM": LOW, "DualEnc": HIGH, "Bert4Rec": HIGH}))
     # The paper: USER-LLM 0.243, DualEnc 0.206, Bert4Rec 0.158.
-    assert first == (
-        "3 orderings of the paper can be tested on these runs: **0** hold, **2** are reversed, **1** is within noise."
+    assert re.fullmatch(
+        r"Of 3 orderings of the paper that can be tested here \*\*0\*\* hold, \*\*2\*\* are reversed \(most clearly "
+        r"MovieLens, next item, @10: (DualEnc|Bert4Rec) ahead of USER-LLM\) and \*\*1\*\* stays open \(least clear "
+        r"MovieLens, next item, @10: DualEnc ahead of Bert4Rec\)\.",
+        in_words(found, "2"),
     )
+    lines = decided(found)
     pattern = (
         r"- MovieLens, next item, @10: \w+ is ahead of USER-LLM by 0\.500 \[0\.4\d\d, 0\.5\d\d\], "
         r"the other way round than in the paper \(200 users\)"
     )
     assert len(lines) == 2
     assert all(re.fullmatch(pattern, line) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "close"), [(-0.1, 0.9, True), (0.1, 1.1, True), (-1.1, -0.1, True), (-1, 1, False), (1, 2, False)]
+)
+def test_an_interval_that_ends_near_zero_is_close(plan, low, high, close):
+    one, other, *_ = plan.cells("2")
+    assert Ordering(one, other, (low + high) / 2, low, high, 10).is_close == close
+
+
+def test_the_first_page_counts_every_pair_once_and_names_what_another_seed_may_decide(plan):
+    columns = {"USER-LLM": LOW, "DualEnc": HIGH, "Bert4Rec": LOW, "Full PT": LOW, "Enc RD": HIGH, "Proj RD": HIGH}
+    found = {table: orderings(plan.cells(table), Fixed(columns)) for table in ("2", "13")}
+    near = dataclasses.replace(found["13"][0], value=0.4, low=-0.1, high=0.9)
+    found["13"] = [near, *found["13"][1:]]
+    found["14"] = found["13"]  # the same pairs in another table
+    _, table, settled, sentences, close, commands, _ = overview(plan, found, {"13": "Few\nsteps."})
+    both = [*found["2"], *found["13"]]
+    counts = " | ".join(str(sum(one.verdict == name for one in both)) for name in (HOLDS, REVERSED, NOISE))
+    assert table.splitlines()[-1] == f"| **All**, each pair once | {counts} |"
+    assert f"of {len(both)} are decided**" in settled
+    first, second, _ = sentences.splitlines()
+    assert first.startswith("- **Table 2.** Of 3 orderings")
+    assert first.endswith("No reason is written down yet (`notes.md`).")
+    assert second.endswith(" Reason: Few steps.")
+    assert close.startswith("<details><summary>1 of these have")
+    (line,) = commands.splitlines()
+    assert line.startswith(f"- Table 13, 1 of {len(found['13'])}: ")
+    flags = shlex.split(re.search("`user-llm sweep (.+)`", line)[1])
+    assert sweep_parser("", "").parse_args(flags).seeds == (2,)  # the plan has 0 and 1
+
+
+def test_notes_stand_with_their_tables_and_a_wrong_heading_is_named(tmp_path):
+    assert read_notes(tmp_path, ["2", "fig3"]) == {}
+    (tmp_path / "notes.md").write_text(
+        "## Table 2\n\nToo few steps:\n**seen** with twice as many.\n\n## Figure 3 \nx\n"
+    )
+    assert read_notes(tmp_path, ["2", "fig3"]) == {"2": "Too few steps:\n**seen** with twice as many.", "fig3": "x"}
+    for text, says in (
+        ("## Table 9\nx", r"notes\.md: `## Table 9` is no table of this scale; expected headings as `## Table 2`"),
+        ("## Table 2\nx\n## Table 2\ny", "stands there twice"),
+        ("Table 2: x", "text stands before the first heading"),
+    ):
+        (tmp_path / "notes.md").write_text(text)
+        with pytest.raises(ConfigError, match=says):
+            read_notes(tmp_path, ["2", "fig3"])
+
+
+def test_rows_say_what_they_cost_and_who_has_seen_fewer_texts(plan, results):
+    cells = [cell for cell in plan.cells("2") if cell.dataset == "movielens"]
+    *_, table, _, _ = costs(cells, results)
+    lines = dict(re.findall(r"\| MovieLens, next item \| ([\w-]+) \| (.+) \|", table))
+    (run, _) = cell_of(plan, "2", dataset="movielens", column="USER-LLM", metric="recall@1").runs
+    training = resolve(run.config, run.values(Path())).training.user_llm
+    assert lines["USER-LLM"] == f"{training.steps * training.batch_size:,} | 20 s | 1e+12"  # as the stand-in leaves
+    assert cost_of(cell_of(plan, "3", row="FLOPs reduction", column="Len50").runs[0], results) is None
+    (ours,) = {cell.runs for cell in cells if cell.column == "USER-LLM"}
+    shorter = dataclasses.replace(ours[0], overrides=(*ours[0].overrides, ("training.user_llm.steps", 7)))
+
+    class Both(Results):
+        def of(self, run):
+            return super().of(ours[0])
+
+        def metrics(self, run, stage, kind):
+            return []
+
+    text = next(
+        iter(costs([*cells, dataclasses.replace(cells[0], column="Short", runs=(shorter,))], Both(results.out)))
+    )
+    assert text == (
+        f"Not all rows learnt from as many texts. MovieLens, next item: Short ({7 * training.batch_size:,}), "
+        f"where the others saw {training.steps * training.batch_size:,}."
+    )
+
+
+def test_a_row_that_only_some_runs_have_is_shown_where_it_is(plan, out, results, markdown):
+    wanted = [cell.column for cell in plan.cells("baselines") if cell.optional and cell.metric == "recall@1"]
+    assert {"Followers", "USER-LLM fused", "USER-LLM re-ranking", "Two encoders"} <= set(wanted)
+    assert "USER-LLM fused" not in markdown
+
+    class Fused(Results):
+        def _sample(self, name, source, metric):
+            return super()._sample(name, "User-LLM" if "fused" in source else source, metric)
+
+    assert "USER-LLM fused" in compose(plan, Fused(out)).markdown
 
 
 def test_only_the_same_users_are_compared():
@@ -254,12 +346,16 @@ class Parser(html.parser.HTMLParser):
     def __init__(self):
         super().__init__()
         self.open, self.outside, self.tables, self.text = [], [], 0, ""
+        self.links, self.places = [], []
 
     def handle_starttag(self, tag, attributes):
         if tag not in ("meta", "img", "br", "hr"):
             self.open.append(tag)
         self.tables += tag == "table"
-        self.outside += [v for k, v in attributes if k in ("src", "href") and not v.startswith("data:image/svg+xml;")]
+        named = [value for key, value in attributes if key in ("src", "href")]
+        self.outside += [value for value in named if not value.startswith(("data:image/svg+xml;", "#"))]
+        self.links += [value[1:] for value in named if value.startswith("#")]
+        self.places += [value for key, value in attributes if key == "id"]
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -274,6 +370,8 @@ def test_the_page_is_whole_and_needs_no_network(out, markdown, page):
     assert parser.open == []
     assert parser.outside == []
     assert "url(" not in page
+    assert parser.links == parser.places  # the contents name every part once
+    assert len(parser.places) == len(re.findall(r"^## ", markdown, re.MULTILINE))
     assert parser.tables == len(re.findall(r"^\| ---", markdown, re.MULTILINE))
     figures = re.findall(r"!\[.+\]\(figures/(.+)\)", markdown)
     assert {path.name for path in (out / "figures").iterdir()} == set(figures)

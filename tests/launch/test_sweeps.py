@@ -255,6 +255,25 @@ def test_a_setting_reaches_the_runs_that_read_it():
         assert config.integration.first_layer == (0 if encoder or text else 12)
 
 
+def test_a_budget_of_the_user_s_is_what_the_tables_make_theirs_of():
+    settings = (("training.user_llm.steps", 64), ("integration.spelling_steps", 5), ("evaluation.answers", "beams"))
+    runs = Plan("workstation", (0,), settings, ("7",), ("movielens",)).runs()
+    found = {run.label.split(".", 2)[2]: config_of(run) for run in runs if config_of(run).stages == ("user_llm",)}
+    steps = {
+        label: (config.training.user_llm.steps, config.integration.spelling_steps) for label, config in found.items()
+    }
+    assert steps == {
+        "autoregressive.cross_attention.full.n50.seed0": (64, 5),
+        "autoregressive.cross_attention.text_short.full.n50.seed0": (64, 0),
+        "text_prompt.short.full.n50.seed0": (64, 0),
+        "text_prompt.all.full.n50.seed0": (
+            64 // dict(SCALES["workstation"].settings["movielens"]["next_item"].fewer)[50],
+            0,
+        ),
+    }
+    assert {config.evaluation.answers for config in found.values()} == {"beams"}
+
+
 def test_commands_that_build_a_dataset_are_those_of_its_config():
     said = " ".join(Path(config_file("amazon_beauty")).read_text().replace("\\\n", " ").split())
     assert BUILDS["custom/beauty"] in said

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from user_llm.config import ConfigError, refuse
 from user_llm.errors import UserError
 from user_llm.launch.plan import Plan
+from user_llm.launch.recipe import DERIVED
 from user_llm.launch.resolve import Overrides, parse_setting, resolve
 from user_llm.launch.runs import Run
 from user_llm.launch.scales import DATASETS, SCALES
@@ -45,21 +46,23 @@ def plan_of(arguments: argparse.Namespace, problems: Problems) -> Plan:
       problems: `experiment.validation.problems`, or what of it needs no JAX.
 
     Raises:
-      ConfigError: a table that the scale has not; a setting that is no key of the configs, or one that the tables vary
-        themselves; a run whose config cannot be; a folder that holds something else.
+      ConfigError: a table or dataset that the scale has not; a setting that is no key of the configs, or one that the
+        tables vary themselves; a run whose config cannot be; a folder that holds something else.
     """
-    tables = _tables(arguments)
+    scale = arguments.scale
+    tables = _there(scale, "table", arguments.tables, tuple(TABLES), tables_of(scale))
+    datasets = _there(scale, "dataset", arguments.datasets, DATASETS, tuple(SCALES[scale].settings))
     settings = tuple(parse_setting(setting) for setting in arguments.set)
     borrowed = tuple(setting for setting in settings if setting[0] == "llm.checkpoint")
-    bare = Plan(arguments.scale, arguments.seeds, borrowed, tables, arguments.datasets)
-    own = {key for run in bare.runs() for key, _ in run.values(Path())} - {key for key, _ in borrowed}
+    bare = Plan(scale, arguments.seeds, borrowed, tables, datasets)
+    own = {key for run in bare.runs() for key, _ in run.values(Path())} - {key for key, _ in borrowed} - DERIVED
     keys = [key for key, _ in settings]
     for key in keys:
         if key in own:
             raise ConfigError(f"--set {key}: the tables give {key} its values; leave it out")
         if keys.count(key) > 1:
             raise ConfigError(f"--set {key}: it has {keys.count(key)} values; name one")
-    plan = Plan(arguments.scale, arguments.seeds, settings, tables, arguments.datasets)
+    plan = Plan(scale, arguments.seeds, settings, tables, datasets)
     found: dict[str, str] = {}  # problem → the first run that has it
     for run in plan.runs():
         places = places_of(run, arguments.raw, arguments.data_dir)
@@ -71,13 +74,13 @@ def plan_of(arguments: argparse.Namespace, problems: Problems) -> Plan:
     return plan
 
 
-def _tables(arguments: argparse.Namespace) -> tuple[str, ...]:
-    known = tables_of(arguments.scale)
-    if arguments.tables == tuple(TABLES):
-        return known
-    if strange := [name for name in arguments.tables if name not in known]:
-        raise ConfigError(f"scale {arguments.scale} has no table {', '.join(strange)}: it has {', '.join(known)}")
-    return arguments.tables
+def _there(scale: str, what: str, asked: Sequence[str], every: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """What was asked for; of all, that which the scale has."""
+    if tuple(asked) == tuple(every):
+        return tuple(name for name in every if name in known)
+    if strange := [name for name in asked if name not in known]:
+        raise ConfigError(f"scale {scale} has no {what} {', '.join(strange)}: it has {', '.join(known)}")
+    return tuple(asked)
 
 
 def places_of(run: Run, raw: Mapping[str, str], data_dir: str) -> Overrides:

@@ -11,12 +11,22 @@ _WITHOUT_TEXT = ("spelling_steps", "targets")  # read a text without a history
 _ONE_BY_ONE = (*_WITHOUT_TEXT, "label_contexts", "distillation")  # read an embedding of one event
 _TRAINING = "training.user_llm"
 
+DERIVED = frozenset(
+    {
+        *("encoder.stride", "training.encoder.batch_size", "evaluation.answers"),
+        *(f"integration.{key}" for key in ("newest", *_ONE_BY_ONE)),
+        *(f"{_TRAINING}.{key}" for key in ("steps", "batch_size", "eval_every", "checkpoint_every")),
+        *(f"{_TRAINING}.{key}" for key in ("learning_rate", "keep_best")),
+    }
+)
+"""Keys that some models have values of their own for, made of the config's and the user's: a user may set them."""
+
 
 def learnable(config: ConfigDict, model: Model, events: int = 0) -> Overrides:
     """The keys of `integration` that a model cannot follow, at the schema's values, with as many texts a step.
 
     Args:
-      config: of the run's file, without overrides.
+      config: of the run's file, with what the user set.
       events: of the history, written out in the prompt.
     """
     has_states = model.encoder not in (None, "dual_encoder") and not model.perceiver  # an embedding an event

@@ -2,14 +2,14 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from user_llm.keys import as_flag
 from user_llm.launch.models import DUAL_ENCODER, USER_LLM, Model
-from user_llm.launch.recipe import UNTRAINED, learnable, shortened, strided
+from user_llm.launch.recipe import DERIVED, UNTRAINED, learnable, shortened, strided
 from user_llm.launch.resolve import Overrides, config_hash, resolve
 from user_llm.launch.scales import FAVORITE, NEXT, REVIEW, Scale, Setting
 
@@ -136,7 +136,7 @@ class Runs:
         overrides = [*self._lengths(model)]
         if events := {"": 0, "short": min(SHORT, history), "all": history}[model.text]:
             overrides += [("data.text_history", events), ("prompt.max_inputs", self._prompt(events))]
-            if 0 < self.setting.long_text < events:
+            if model.trained and 0 < self.setting.long_text < events:
                 overrides.append(("training.user_llm.accumulate", 4))
             part = max((part for least, part in self.setting.fewer if events >= least), default=1)
             overrides += shortened(config, part) if model.trained and part > 1 else []
@@ -148,11 +148,16 @@ class Runs:
             overrides += [("integration.perceiver.enabled", True)] if model.perceiver else []
         overrides += [("strategy", model.strategy), *learnable(config, model, events)]
         overrides += [] if model.trained else UNTRAINED
-        if self.scale.fused and self.task == NEXT and dataclasses.replace(model, length=0) == USER_LLM:
-            overrides += [("evaluation.answers", "fused")] if history == self.setting.history else []
+        if self._is_fused(model):
+            overrides.append(("evaluation.answers", "fused"))
         encoder = self._encoder(model) if model.encoder and model.pretrained else None
         llm = None if self._borrows_llm else self.llm()
         return self._run(self._label(model), self.task, "user_llm", overrides, encoder, llm, model)
+
+    def _is_fused(self, model: Model) -> bool:
+        usual = dataclasses.replace(model, length=0) == USER_LLM and self._history(model) == self.setting.history
+        wished = any(key == "evaluation.answers" for key, _ in self.settings)
+        return self.scale.fused and self.task == NEXT and usual and not wished
 
     def llm(self) -> Run:
         """The language model that all of the task's runs start from, where none is named."""
@@ -176,7 +181,8 @@ class Runs:
         return query + self.setting.tokens_per_event * events
 
     def _config(self, task: str) -> ConfigDict:
-        return _config_of(f"{self.setting.config}:{task}")
+        wished = tuple((key, value) for key, value in self.settings if key in DERIVED)
+        return _config_of(f"{self.setting.config}:{task}", wished)
 
     def _run(
         self,
@@ -197,21 +203,25 @@ class Runs:
             label=f"{self.dataset}.{task}.{label}.seed{self.seed}",
             dataset=self.dataset,
             config=f"{self.setting.config}:{task}",
-            overrides=(*common, *overrides, *self._wished(stage, model)),
+            overrides=(*common, *overrides, *self._wished(stage, model, {key for key, _ in overrides})),
             encoder=encoder,
             llm=llm,
         )
 
-    def _wished(self, stage: str, model: Model | None) -> Overrides:
-        """The user's settings, but for those that the run has no use for."""
+    def _wished(self, stage: str, model: Model | None, given: Collection[str]) -> Overrides:
+        """The user's settings, but for those that the run has no use for, and keys that are `given` their values."""
         useless = ["llm."] if stage == "encoder" else []
         if model is None or model.encoder is None:
             useless.append("integration.")
         elif model.integration != "cross_attention":
             useless += ["integration.first_layer", "integration.every"]
-        return tuple((key, value) for key, value in self.settings if not key.startswith(tuple(useless)))
+        return tuple(
+            (key, value)
+            for key, value in self.settings
+            if not key.startswith(tuple(useless)) and not (key in DERIVED and key in given)
+        )
 
 
 @functools.cache
-def _config_of(file: str) -> ConfigDict:
-    return resolve(file, ())
+def _config_of(file: str, settings: Overrides) -> ConfigDict:
+    return resolve(file, settings)

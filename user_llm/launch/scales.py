@@ -69,9 +69,10 @@ _MOVIELENS_1M = Setting(
     "MovieLens-1M (real)",
     "ml_1m_models",
     50,
-    tokens_per_event=11,
-    max_length=2304,
+    tokens_per_event=12,
+    max_length=2560,
     long_text=50,
+    fewer=((50, 6), (100, 16), (200, 32)),
 )
 _BEAUTY = Setting(
     "Amazon Beauty of 2014 (real)",
@@ -79,6 +80,8 @@ _BEAUTY = Setting(
     50,
     tokens_per_event=30,
     max_length=1664,
+    long_text=10,
+    fewer=((50, 4),),
 )
 _SIMULATED_GOOGLE = Setting("Google Local, simulated", "simulated", 20, "google_local/simulated", max_length=512)
 _SIMULATED_AMAZON = Setting("Amazon reviews, simulated", "simulated", 20, "amazon_reviews/simulated", max_length=512)

@@ -2,20 +2,24 @@
 
 import collections
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from user_llm.launch.board import duration
 from user_llm.launch.plan import Plan
 from user_llm.launch.report import plots
+from user_llm.launch.report.costs import costs
 from user_llm.launch.report.names import DATASETS, TASKS, curve_title, run_title, table_name
-from user_llm.launch.report.orderings import in_words, orderings
+from user_llm.launch.report.notes import read_notes
+from user_llm.launch.report.orderings import Ordering, decided, in_words, orderings
+from user_llm.launch.report.overview import overview
 from user_llm.launch.report.results import Results
 from user_llm.launch.report.tables import command, setting_note, table, what_to_run
 from user_llm.launch.runs import EFFICIENCY, Run, with_needs
 from user_llm.launch.scales import SCALES
-from user_llm.launch.sweeps import TABLES, Cell
+from user_llm.launch.sweeps import TABLES, Cell, tables_of
 
 _FAILED_LINES = 20
+_LISTED = 8  # orderings in a list; longer ones are folded
 _SAMPLES_HEAD = "| prompt | true | with the user | without |\n| --- | --- | --- | --- |"
 _STAGES = {"encoder": "encoder alone", "user_llm": "language model with its context"}
 _KINDS = {"train": "training", "validation": "validation"}
@@ -43,13 +47,22 @@ class Document:
 def compose(plan: Plan, results: Results) -> Document:
     """The report of a sweep, as far as its runs are finished."""
     document = Document(f"User-LLM: the paper's tables at {plan.scale} scale")
-    cells = {name: plan.cells(name) for name in TABLES}
+    cells = {name: plan.cells(name) for name in tables_of(plan.scale)}
     runs = with_needs([run for some in cells.values() for cell in some for run in cell.runs])
     finished = [run for run in runs if results.of(run)]
     document.add(f"# {document.title}", _head(plan, results, runs, finished), _HOW_TO_READ)
-    document.add("## What of the paper holds here", *_overview(plan, cells, results))
-    for name, some in cells.items():
+    found = {name: orderings(some, results) for name, some in cells.items()}
+    notes = read_notes(results.out, cells)
+    # Figure 3 draws what Table 11 counts.
+    shown = {name: some for name, some in found.items() if name != "11"}
+    document.add("## What of the paper holds here", *overview(plan, shown, notes))
+    for name, every in cells.items():
+        some = [cell for cell in every if not cell.optional or results.figure(cell)]
         _add_table(document, name, some, plan, results)
+        _add_orderings(document, name, found[name], notes)
+        if name != "fig3":  # whose rows are Table 11's
+            document.add(*costs(some, results))
+        document.add(what_to_run(some, plan, results))
         if name == "3":
             _add_costs(document, some, results)
     _add_learning_curves(document, plan.seeds[0], finished, results)
@@ -95,34 +108,25 @@ def _wall_clock(results: Results) -> str:
     )
 
 
-def _overview(plan: Plan, cells: dict[str, list[Cell]], results: Results) -> Iterator[str]:
-    lines = []
-    for name, some in cells.items():
-        verdicts = collections.Counter(one.verdict for one in orderings(some, results))
-        if verdicts and name != "11":  # which Figure 3 draws
-            counts = " | ".join(str(verdicts[verdict]) for verdict in ("holds", "is reversed", "is within noise"))
-            lines.append(f"| {table_name(name)} | {TABLES[name].title} | {counts} |")
-    if not lines:
-        yield "Nothing can be said yet: no two runs that the paper compares are finished."
-        return
-    yield "Pairs of models that the paper puts in an order, on the same test users of ours:"
-    yield "\n".join(["| | | hold | reversed | within noise |", "| --- | --- | ---: | ---: | ---: |", *lines])
-
-
 def _add_table(document: Document, name: str, cells: Sequence[Cell], plan: Plan, results: Results) -> None:
-    title = TABLES[name].title
-    document.add(f"## {title if name == 'baselines' else f'{table_name(name)}. {title}'}")
-    if name == "fig3":
-        drawn = plots.longer_histories(cells, results, SCALES[plan.scale])
-        if drawn:
-            document.add_figure(
-                "longer_histories.svg", drawn, "Recall by the length of histories, ours and the paper's"
-            )
-        document.add("The figures are those of Table 11.", setting_note(plan, cells))
-        document.add(what_to_run(cells, plan, results))
+    document.add(f"## {table_name(name)}. {TABLES[name].title}")
+    if name != "fig3":
+        document.add(table(cells, results), setting_note(plan, cells))
         return
-    document.add(table(cells, results), setting_note(plan, cells))
-    document.add(in_words(orderings(cells, results), name), what_to_run(cells, plan, results))
+    if drawn := plots.longer_histories(cells, results, SCALES[plan.scale]):
+        document.add_figure("longer_histories.svg", drawn, "Recall by the length of histories, ours and the paper's")
+    document.add("The figures are those of Table 11.", setting_note(plan, cells))
+
+
+def _add_orderings(document: Document, name: str, found: Sequence[Ordering], notes: Mapping[str, str]) -> None:
+    if name == "fig3":
+        document.add(notes.get(name, ""))
+        return
+    document.add(in_words(found, name), notes.get(name, ""))
+    if lines := decided(found):
+        folded = len(lines) > _LISTED
+        summary = f"<details><summary>All {len(lines)} that are decided</summary>"
+        document.add(*([summary] if folded else []), "\n".join(lines), *(["</details>"] if folded else []))
 
 
 def _add_costs(document: Document, cells: Sequence[Cell], results: Results) -> None:

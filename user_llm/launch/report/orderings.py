@@ -12,9 +12,10 @@ from user_llm.launch.report.paper import paper_figure
 from user_llm.launch.report.results import Results, Sample
 from user_llm.launch.sweeps import Cell
 
-_NO_ORDER = ("1", "3", "baselines")  # counts, and what is not the paper's
+_NO_ORDER = ("1", "3", "baselines", "pretrained")  # counts, and what is not the paper's
 
-HOLDS, REVERSED, NOISE = "holds", "is reversed", "is within noise"
+HOLDS, REVERSED, NOISE = "holds", "is reversed", "stays open"
+_CLOSE = 0.25  # of the interval's width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,22 @@ class Ordering:
     def verdict(self) -> str:
         """Whether ours has them in the same order, beyond chance."""
         return HOLDS if self.low > 0 else REVERSED if self.high < 0 else NOISE
+
+    @property
+    def clearness(self) -> float:
+        """How far the difference is from 0, in widths of its interval."""
+        return abs(self.value) / max(self.high - self.low, 1e-12)
+
+    @property
+    def is_close(self) -> bool:
+        """Whether a bound is near 0, so that another seed may well change the verdict."""
+        return 0 < min(abs(self.low), abs(self.high)) < _CLOSE * (self.high - self.low)
+
+    @property
+    def what(self) -> tuple:
+        """What is compared, whichever table it stands in."""
+        sides = [(tuple(run.name for run in cell.runs), cell.source) for cell in (self.ahead, self.behind)]
+        return (self.ahead.metric, *sides)
 
 
 def difference(sample: Sample, other: Sample) -> tuple[dict[str, float], int]:
@@ -89,21 +106,40 @@ def best(cells: Sequence[Cell], results: Results) -> set[Cell]:
 
 
 def in_words(found: Sequence[Ordering], table: str) -> str:
-    """A sentence of the counts, and a list of those that chance does not explain; Markdown."""
+    """One sentence: how many hold, are reversed and stay open, and the clearest of each; Markdown."""
     if table in _NO_ORDER:
         return ""
     if not found:
         return "None of the paper's orderings can be tested on these runs yet."
-    by_verdict = {name: [one for one in found if one.verdict == name] for name in (HOLDS, REVERSED, NOISE)}
-    counts = [f"**{len(some)}** {_verb(name, len(some))}" for name, some in by_verdict.items()]
+    parts = []
+    for name, some in by_verdict(found).items():
+        text = f"**{len(some)}** {_verb(name, len(some))}"
+        if some:
+            pick = (min if name == NOISE else max)(some, key=lambda one: one.clearness)
+            text += f" ({'least clear' if name == NOISE else 'most clearly'} {_pair(pick)})"
+        parts.append(text)
     orders = "orderings" if len(found) > 1 else "ordering"
-    text = f"{len(found)} {orders} of the paper can be tested on these runs: {', '.join(counts)}."
-    lines = [f"- {_line(one)}" for name in (HOLDS, REVERSED) for one in by_verdict[name]]
-    return "\n".join([text, "", *lines])
+    return f"Of {len(found)} {orders} of the paper that can be tested here {parts[0]}, {parts[1]} and {parts[2]}."
+
+
+def by_verdict(found: Sequence[Ordering]) -> dict[str, list[Ordering]]:
+    """Orderings that hold, that are reversed, that stay open."""
+    return {name: [one for one in found if one.verdict == name] for name in (HOLDS, REVERSED, NOISE)}
+
+
+def decided(found: Sequence[Ordering]) -> list[str]:
+    """A line for each ordering that chance does not explain, those that hold first; Markdown."""
+    verdicts = by_verdict(found)
+    return [f"- {_line(one)}" for name in (HOLDS, REVERSED) for one in verdicts[name]]
 
 
 def _verb(verdict: str, count: int) -> str:
-    return verdict if count == 1 else {HOLDS: "hold", REVERSED: "are reversed", NOISE: "are within noise"}[verdict]
+    return verdict if count == 1 else {HOLDS: "hold", REVERSED: "are reversed", NOISE: "stay open"}[verdict]
+
+
+def _pair(one: Ordering) -> str:
+    first, second = (one.ahead, one.behind) if one.value >= 0 else (one.behind, one.ahead)
+    return f"{row_name(one.ahead)}: {first.column} ahead of {second.column}"
 
 
 def _line(one: Ordering) -> str:
