@@ -24,5 +24,5 @@ def get_config(task="next_item"):
         ):
             budget[key] //= 2
     config.evaluation.update({key: learnt.evaluation[key] for key in ("max_users", "max_validation", "max_fit")})
-    config.evaluation.num_beams = 20
+    config.evaluation.num_beams = 20  # titles are long, and so is each beam
     return config

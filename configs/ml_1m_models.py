@@ -25,7 +25,7 @@ def get_config(task="next_item"):
         for budget, key in ((config.integration, "spelling_steps"), *((training, key) for key in STEPS)):
             budget[key] = 2 * budget[key] // 5
     else:
-        config.training.user_llm.update(steps=500, eval_every=100, checkpoint_every=100)
+        config.training.user_llm.update(steps=400, eval_every=100, checkpoint_every=100)
     config.evaluation.max_users = 1000  # the time of an LLM's row goes into its beams
     config.evaluation.max_validation = 1000
     config.evaluation.max_fit = 500

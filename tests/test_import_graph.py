@@ -225,6 +225,7 @@ MAY_IMPORT = {
     ),
     "user_llm.launch.malloc": (),
     "user_llm.launch.board": (),
+    "user_llm.launch.forecast": ("user_llm.launch.runs", "user_llm.launch.board"),
     "user_llm.launch.progress": (),
     "user_llm.launch.starts": ("user_llm.files", "user_llm.launch.kept"),
     "user_llm.launch.runner": (
@@ -257,6 +258,8 @@ MAY_IMPORT = {
         "user_llm.launch.runs",
         "user_llm.launch.arguments",
         "user_llm.launch.datasets",
+        "user_llm.launch.forecast",
+        "user_llm.launch.plan",
         "user_llm.launch.starts",
         "user_llm.launch.runner",
         "user_llm.launch.report",

@@ -44,6 +44,7 @@ def does(out, what, words):
 
 def test_runs_happen_once_over_tables_seeds_and_calls(tmp_path, capsys):
     assert sweep(tmp_path) == 0
+    assert "Forecast: 14 runs" in capsys.readouterr().out
     first = starts(tmp_path)
     names = [run.name for run in Plan.load(tmp_path).runs()]
     assert sorted(first) == sorted(names)
@@ -54,7 +55,9 @@ def test_runs_happen_once_over_tables_seeds_and_calls(tmp_path, capsys):
     assert len(set(starts(tmp_path))) == len(starts(tmp_path)) > len(first)
     assert "14 of 14 runs are finished" not in capsys.readouterr().out
     assert sweep(tmp_path) == 0
-    assert "14 of 14 runs are finished already" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "14 of 14 runs are finished already" in said
+    assert "Forecast: 0 runs" in said
     assert Plan.load(tmp_path) == plan  # less is asked for: nothing is forgotten
     assert [start["stopped"] for start in json.loads((tmp_path / "starts.json").read_text())] == [False] * 3
     assert {path.name for path in tmp_path.glob("report.*")} == {"report.md", "report.html"}

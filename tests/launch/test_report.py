@@ -26,7 +26,7 @@ from user_llm.launch.report.orderings import HOLDS, NOISE, REVERSED, Ordering, b
 from user_llm.launch.report.overview import overview
 from user_llm.launch.report.paper import paper_figure
 from user_llm.launch.report.results import Figure, Results, Sample
-from user_llm.launch.report.tables import cell_text
+from user_llm.launch.report.tables import cell_text, setting_note
 from user_llm.launch.resolve import resolve
 from user_llm.launch.sweeps import TABLES
 
@@ -150,6 +150,16 @@ def test_cells_are_ours_and_the_paper_s(plan):
     assert cell_text(train, Figure(74184)) == f"74,184 {BAR}13,821,405"
     baseline = cell_of(plan, "baselines", dataset="movielens", column="Popularity", metric="recall@1")
     assert cell_text(baseline, None) == "*not run*"
+
+
+def test_a_table_says_which_data_stand_where():
+    plan = Plan("workstation", (0,), (), ("4",), ("amazon_reviews", "gift_cards"))
+    assert setting_note(plan, plan.cells("4", plan.datasets)) == (
+        "Ours: Amazon (favourite category): Amazon Beauty of 2014 (real), N = 50; Amazon (reviews): Amazon reviews, "
+        "simulated, N = 20; Amazon gift cards of 2018 (real), N = 5."
+    )
+    lengths = "Len50 is 50 events, Len100 is 100 events, Len200 is 200 events"
+    assert setting_note(plan, plan.cells("11")) == f"Ours: MovieLens-1M (real); {lengths}."
 
 
 class Fixed:

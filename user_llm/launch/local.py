@@ -31,8 +31,10 @@ from user_llm.experiment.validation import problems
 from user_llm.files import replacing
 from user_llm.launch.arguments import places_of, plan_of, sweep_parser
 from user_llm.launch.datasets import unbuilt
+from user_llm.launch.forecast import forecast
+from user_llm.launch.plan import Plan
 from user_llm.launch.report import write_report
-from user_llm.launch.runner import Job, Runner
+from user_llm.launch.runner import FINISHED, Job, Runner
 from user_llm.launch.runs import Run
 from user_llm.launch.starts import noted
 from user_llm.locks import owned
@@ -73,7 +75,7 @@ def main(argv: Sequence[str] | None = None, python: Sequence[str] = PYTHON) -> i
     try:
         with owned(arguments.out):
             plan.save(arguments.out)
-            return _run(plan.runs(), arguments, python, console)
+            return _run(plan, arguments, python, console)
     except KeyboardInterrupt:
         print("Stopped. The same command goes on.", file=sys.stderr)
         return 130
@@ -81,13 +83,16 @@ def main(argv: Sequence[str] | None = None, python: Sequence[str] = PYTHON) -> i
         return show(error)
 
 
-def _run(runs: Sequence[Run], arguments: argparse.Namespace, python: Sequence[str], console: Console) -> int:
+def _run(plan: Plan, arguments: argparse.Namespace, python: Sequence[str], console: Console) -> int:
+    runs = plan.runs()
     out, raw, data_dir = arguments.out, arguments.raw, arguments.data_dir
     if arguments.write_commands:
         for path in write_commands(runs, out, raw, data_dir):
             print(path)
         return 0
     runner = Runner([_job(run, out, python, raw, data_dir) for run in runs], out)
+    waiting = [run for run in runs if runner.state(run.name) != FINISHED]
+    print(forecast(plan.scale, waiting, arguments.jobs))
     with noted(out, arguments.jobs):
         runner.execute(arguments.jobs, console)
     for path in write_report(out):

@@ -1,14 +1,15 @@
 """A table of the paper in Markdown, **ours | paper** in every cell."""
 
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 
 from user_llm.launch.plan import Plan
-from user_llm.launch.report.names import DATASETS, heading, row_name
+from user_llm.launch.report.names import DATASETS, TASKS, heading, row_name
 from user_llm.launch.report.orderings import best
 from user_llm.launch.report.paper import paper_figure
 from user_llm.launch.report.results import Figure, Results
-from user_llm.launch.scales import NEXT, SCALES
+from user_llm.launch.scales import NEXT, SCALES, Setting
 from user_llm.launch.sweeps import Cell
 
 NOT_RUN = "*not run*"
@@ -80,14 +81,20 @@ def command(plan: Plan, tables: Sequence[str], datasets: Sequence[str], seeds: S
 def setting_note(plan: Plan, cells: Sequence[Cell]) -> str:
     """What stands for the paper's datasets at this scale, and its lengths where the table varies them."""
     scale = SCALES[plan.scale]
-    places = dict.fromkeys((cell.dataset, cell.task or NEXT) for cell in cells if cell.dataset)
-    settings = list(dict.fromkeys(scale.settings[dataset][task] for dataset, task in places))
-    if not settings:
+    tasks: dict[tuple[str, Setting], list[str]] = {}
+    for dataset, task in dict.fromkeys((cell.dataset, cell.task or NEXT) for cell in cells if cell.dataset):
+        tasks.setdefault((dataset, scale.settings[dataset][task]), []).append(TASKS[task])
+    if not tasks:
         return ""
     if any("Len" in cell.column for cell in cells):
         lengths = ", ".join(f"Len{theirs} is {ours} events" for theirs, ours in scale.lengths.items())
-        return f"Ours: {settings[0].title}; {lengths}."
-    return f"Ours: {'; '.join(f'{setting.title}, N = {setting.history}' for setting in settings)}."
+        return f"Ours: {next(setting.title for _, setting in tasks)}; {lengths}."
+    several = [dataset for dataset, count in Counter(dataset for dataset, _ in tasks).items() if count > 1]
+    lines = []
+    for (dataset, setting), some in tasks.items():
+        which = f"{DATASETS[dataset]} ({', '.join(some)}): " if dataset in several else ""
+        lines.append(f"{which}{setting.title}, N = {setting.history}")
+    return f"Ours: {'; '.join(lines)}."
 
 
 def _alike(cells: Sequence[Cell]) -> list[tuple[str, list[Cell]]]:
