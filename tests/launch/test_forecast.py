@@ -17,8 +17,8 @@ def test_the_hours_are_those_of_the_kinds_that_were_measured(monkeypatch):
     ]
     text = forecast("laptop", runs, 2)  # one of an hour, two of a half
     assert text == (
-        "Forecast: 5 runs, about 60 min at --jobs=2 with a core of an AMD EPYC for each (without 2 of kinds that were "
-        "not measured)"
+        "Forecast: 5 runs, about 60 min at --jobs=2 with a core of an AMD EPYC for each, at the scale's own steps "
+        "(without 2 of kinds that were not measured)"
     )
     assert forecast("laptop", [], 2) == "Forecast: 0 runs, none of a kind that was measured"
 

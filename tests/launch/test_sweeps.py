@@ -272,6 +272,8 @@ def test_a_budget_of_the_user_s_is_what_the_tables_make_theirs_of():
         ),
     }
     assert {config.evaluation.answers for config in found.values()} == {"beams"}
+    favorites = Plan("workstation", (0,), settings, ("6",), ("movielens",)).runs()
+    assert {config_of(run).integration.spelling_steps for run in favorites if ".favorite_category." in run.name} == {0}
 
 
 def test_commands_that_build_a_dataset_are_those_of_its_config():

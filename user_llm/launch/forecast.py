@@ -21,7 +21,7 @@ SECONDS = (
     ("workstation", "movielens.favorite_category.llm.*", 400),
     ("workstation", "movielens.favorite_category.*.alone.*", 1200),
     ("workstation", "movielens.favorite_category.text_prompt.*", 900),
-    ("workstation", "movielens.favorite_category.*", 450),
+    ("workstation", "movielens.favorite_category.*", 350),
     ("workstation", "*.next_item.*.n5.*", 60),
     ("workstation", "*.next_item.*.n20.*", 150),
     ("workstation", "amazon_reviews.next_item.*.alone.*", 1200),
@@ -29,20 +29,24 @@ SECONDS = (
     ("workstation", "amazon_reviews.next_item.autoregressive.cross_attention.full.*", 2000),
     ("workstation", "amazon_reviews.next_item.*", 1100),
     ("workstation", "amazon_reviews.favorite_category.*.alone.*", 1200),
-    ("workstation", "amazon_reviews.favorite_category.*", 450),
+    ("workstation", "amazon_reviews.favorite_category.*", 400),
     ("workstation", "gift_cards.*", 120),
     ("workstation", "*.review_generation.*", 270),
 )
 
 
 def forecast(scale: str, runs: Sequence[Run], jobs: int) -> str:
-    """One line: how many runs there are, and the hours of those whose kind was measured, with `jobs` cores."""
+    """One line: how many runs there are, and the hours of those whose kind was measured, with `jobs` cores.
+
+    The hours are those of the scale's own steps, whatever a user has set.
+    """
     seconds = [line[-1] for run in runs if (line := line_of(scale, run))]
     text = f"Forecast: {len(runs)} runs"
     if not seconds:
         return f"{text}, none of a kind that was measured"
     unknown = len(runs) - len(seconds)
     text += f", about {duration(sum(seconds) / jobs)} at --jobs={jobs} with a core of an AMD EPYC for each"
+    text += ", at the scale's own steps"
     return f"{text} (without {unknown} of kinds that were not measured)" if unknown else text
 
 

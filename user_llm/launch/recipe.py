@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 from user_llm.keys import DEFAULTS
 from user_llm.launch.models import Model
+from user_llm.launch.scales import NEXT
 
 Overrides = list[tuple[str, object]]
 
@@ -33,6 +34,7 @@ def learnable(config: ConfigDict, model: Model, events: int = 0) -> Overrides:
     unfit: set[str] = set() if has_states else {"newest"}
     if not model.alone:
         unfit |= set() if has_states and model.integration == "cross_attention" else {*_ONE_BY_ONE}
+        unfit |= {*_ONE_BY_ONE} if config.task != NEXT else set()  # whose answers are no event's title
         unfit |= {*_WITHOUT_TEXT} if events else set()
         unfit |= set() if model.pretrained else {"distillation"}  # a random encoder has no opinion
     own = config.integration
@@ -41,7 +43,7 @@ def learnable(config: ConfigDict, model: Model, events: int = 0) -> Overrides:
         for key in ("newest", *_ONE_BY_ONE)
         if key in unfit and own[key] != DEFAULTS[f"integration.{key}"]
     ]
-    if "integration.targets" in dict(reset):
+    if "integration.targets" in dict(reset) and config.task == NEXT:
         reset.append((f"{_TRAINING}.batch_size", config.training.user_llm.batch_size * own.targets))
     return reset
 
