@@ -67,7 +67,10 @@ def costs(cells: Sequence[Cell], results: Results) -> Iterator[str]:
     yield "<details><summary>What these rows cost</summary>"
     head = "| | | learnt from | training | FLOPs, 6 N D |\n| --- | --- | ---: | ---: | ---: |"
     yield "\n".join([head, *lines])
-    yield "Encoders and language models that several rows start from are runs of their own (provenance)."
+    yield (
+        "Encoders learn from windows, language models from texts; what several rows start from is a run of its own "
+        "(provenance)."
+    )
     yield "</details>"
 
 
