@@ -37,15 +37,19 @@ def get_config(task="next_item"):
     )
     config.training.user_llm = schema.training(steps=3000, batch_size=128, keep_best="loss", **often)
     if task == "next_item":
-        # The LLM learns to spell the movies first, then reads the encoder's last state, for four movies a window.
+        # The LLM learns to spell the movies first, then reads the encoder's last state as it is, for sixteen movies a
+        # window, four of them whole. What it learns is what the encoder says of all of them.
         config.integration.newest = 1
-        config.integration.spelling_steps = 600
-        config.integration.targets = 4
+        config.integration.spelling_steps = 400
+        config.integration.targets = 16
+        config.integration.whole_every = 4
         config.integration.label_contexts = 0.1
-        config.integration.distillation = 0.5
-        config.integration.rates.encoder = 0.3
+        config.integration.distillation = 1.0
+        config.integration.encoder_dropout = False
+        config.integration.rates.encoder = 0.0
+        often = dict(eval_every=400, checkpoint_every=200)
         config.training.user_llm = schema.training(
-            steps=3000, batch_size=32, warmup_fraction=0.03, keep_best="loss", eval_every=600, checkpoint_every=600
+            steps=2000, batch_size=32, learning_rate=2e-3, warmup_fraction=0.03, keep_best="loss", **often
         )
     config.evaluation.batch_size = 128
     config.evaluation.exclude = "timeline"

@@ -96,6 +96,7 @@ RANGES = {
     "integration.rates.llm": _SHARE,
     "integration.connector_first": _SHARE_BUT_NOT_ALL,
     "integration.targets": _COUNT,
+    "integration.whole_every": _COUNT,
     "integration.distillation": _SHARE,
     "integration.label_contexts": _SHARE_BUT_NOT_ALL,
     "integration.stored_gib": (0.0, _NUMBER),

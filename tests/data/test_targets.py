@@ -46,3 +46,24 @@ def test_every_event_is_learnt_once_with_the_text_it_has_alone(table, parts, cou
             own = one["history/item"][expected]
             np.testing.assert_array_equal(read[read > 0], own[own > 0][-np.count_nonzero(read) :])
     assert sorted(seen) == sorted(one["label/item"])
+
+
+def test_of_most_texts_the_first_token_alone_is_learnt(table, parts):
+    several = SeveralTargets(windows(table, stride=4), *parts, 4)
+    some = SeveralTargets(windows(table, stride=4), *parts, 4, whole_every=2)
+    plain, batch = (source.gather(np.arange(len(several))) for source in (several, some))
+    assert set(batch) - set(plain) == {name for name in batch if name.startswith("first/decoder_")} != set()
+    width = batch["first/decoder_loss_weights"].shape[-1]
+    for name, values in plain.items():
+        if not name.startswith("decoder_"):
+            np.testing.assert_array_equal(batch[name], values, err_msg=name)
+            continue
+        np.testing.assert_array_equal(batch[name], values[:, 1::2], err_msg=name)
+        np.testing.assert_array_equal(batch[f"first/{name}"], values[:, ::2, :width], err_msg=name)
+    learnt = batch["first/decoder_loss_weights"]
+    np.testing.assert_array_equal(learnt.sum(axis=-1), plain["target/item"][:, ::2] > 0)
+    rows, texts, places = np.nonzero(learnt)
+    assert (places == batch["prompt_lengths"][:, ::2][rows, texts] - 1).all()
+    of_label, alone = (source.newest(source.gather(np.arange(len(source)))) for source in (some, several))
+    for name, values in alone.items():
+        np.testing.assert_array_equal(of_label[name], values, err_msg=name)

@@ -55,6 +55,8 @@ VARIANTS = {
         "integration.spelling_steps": 2,
         "integration.newest": 3,
         "integration.targets": 4,
+        "integration.whole_every": 2,
+        "integration.encoder_dropout": False,
         "integration.label_contexts": 0.25,
         "integration.distillation": 0.5,
         "integration.rates.encoder": 0.1,

@@ -118,3 +118,24 @@ def examples() -> Examples:
 def batch(examples) -> dict[str, np.ndarray]:
     """All examples at once."""
     return examples.gather(np.arange(len(examples)))
+
+
+@pytest.fixture(scope="session")
+def with_first_tokens():
+    """batch → its rows two by two as texts of one history; and the same, the first of each learnt up to one token."""
+
+    def make(batch):
+        names = [name for name in batch if name.startswith(("decoder_", "prompt_", "dropped_"))]
+        half = len(batch["prompt_lengths"]) // 2
+        plain = {name: values.reshape(half, 2, *values.shape[1:]) if name in names else values[:half]
+                 for name, values in batch.items()}  # fmt: skip
+        plain["target/item"] = batch["label/item"].reshape(half, 2)
+        decoder, width = [name for name in names if name.startswith("decoder_")], plain["prompt_tokens"].shape[2]
+        some = plain | {name: plain[name][:, 1:] for name in decoder}
+        some |= {f"first/{name}": plain[name][:, :1, :width] for name in decoder}
+        weights = plain["decoder_loss_weights"].copy()
+        places = np.arange(weights.shape[2])
+        weights[:, 0] *= places == plain["prompt_lengths"][:, 0, None] - 1
+        return {**plain, "decoder_loss_weights": weights}, some
+
+    return make

@@ -106,3 +106,11 @@ def test_the_loss_is_that_of_the_label_and_of_the_encoders_opinion(trie, lesson)
     assert float(objective(model, batch, None)[0]) == float(plain(model, batch, None)[0])  # a validation is not taught
     nothing = jax.jit(contextualised_objective(CHUNK, 0.0, Teacher(trie, 0.0)))(model, batch, jax.random.key(0))
     assert float(nothing[2]["loss"][0]) == pytest.approx(float(plain(model, batch, None)[0]), rel=1e-5)
+
+
+def test_texts_learnt_up_to_one_token_are_taught_that_token(trie, lesson, with_first_tokens):
+    model, batch = lesson
+    objective = jax.jit(contextualised_objective(CHUNK, 0.0, Teacher(trie, SHARE)))
+    expected, found = (objective(model, one, jax.random.key(0)) for one in with_first_tokens(batch))
+    assert float(found[1]) == float(expected[1])
+    assert float(found[2]["loss"][0]) == pytest.approx(float(expected[2]["loss"][0]), rel=1e-5)

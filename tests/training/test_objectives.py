@@ -207,6 +207,19 @@ def test_several_texts_of_a_history_each_read_it_up_to_their_event(lively, build
     assert weight == pytest.approx(batch["decoder_loss_weights"].sum(), rel=1e-6)
 
 
+def test_texts_learnt_up_to_one_token_are_those_whose_other_tokens_have_no_weight(user_llm, batch, with_first_tokens):
+    expected, found = (run(CONTEXTUALISED, user_llm, one) for one in with_first_tokens(batch))
+    assert found[1] == expected[1] < batch["decoder_loss_weights"].sum()
+    assert found[0] == pytest.approx(expected[0], rel=1e-5)
+
+
+def test_dropout_of_the_encoder_may_be_left_out(lively, build_user_llm, batch):
+    model, key = lively(functools.partial(build_user_llm, dropout=0.5)), jax.random.key(0)
+    calm = contextualised_objective(CHUNK, encoder_dropout=False)
+    plain = run(CONTEXTUALISED, model, batch)[0]
+    assert run(calm, model, batch, key)[0] == plain != run(CONTEXTUALISED, model, batch, key)[0]
+
+
 def test_tokens_behind_a_text_say_nothing(user_llm, batch):
     tokens = batch["decoder_input_tokens"]
     filled = {**batch, "decoder_input_tokens": np.where(tokens == 0, 3, tokens)}

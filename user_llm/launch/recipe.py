@@ -8,7 +8,7 @@ from user_llm.launch.scales import NEXT
 
 Overrides = list[tuple[str, object]]
 
-_WITHOUT_TEXT = ("spelling_steps", "targets")  # read a text without a history
+_WITHOUT_TEXT = ("spelling_steps", "targets", "whole_every")  # read a text without a history
 _ONE_BY_ONE = (*_WITHOUT_TEXT, "label_contexts", "distillation")  # read an embedding of one event
 _TRAINING = "training.user_llm"
 

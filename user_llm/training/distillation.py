@@ -97,7 +97,8 @@ class Taught(NamedTuple):
         of_groups = zip(*(deal(x, sizes) for x in (self.logits, self.labels, self.rows)), strict=True)
         for part, group in zip(parts, of_groups, strict=True):
             for soft in self.teacher.targets(*group):
-                loss += taught_cross_entropy(*part[:1], table, *part[1:], soft, **options)
+                if soft.start < part[0].shape[1]:
+                    loss += taught_cross_entropy(*part[:1], table, *part[1:], soft, **options)
             weight += part[2].sum()
         return loss, weight
 

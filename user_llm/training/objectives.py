@@ -19,7 +19,7 @@ from jax.tree_util import Partial
 
 from user_llm.errors import UserError
 from user_llm.models.language_model import causal_mask
-from user_llm.models.sharding import shard
+from user_llm.models.sharding import deal, shard
 from user_llm.models.user_encoder import Packing
 from user_llm.training.cross_entropy import chunked_cross_entropy, soft_cross_entropy
 from user_llm.training.distillation import Taught, Teacher
@@ -28,6 +28,7 @@ from user_llm.training.sampled_softmax import sampled_cross_entropy
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 Objective = Callable[[nnx.Module, Batch, jax.Array | None], tuple[jax.Array, jax.Array, Metrics]]
+_FIRST = "first/"  # of a batch's names: texts that are learnt up to the first token of their answer (`data.targets`)
 Draw = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 """A key → items int32 `[K]`, and the log of the chance of each: a `Partial` of `negatives.Negatives.draw`."""
 
@@ -223,7 +224,9 @@ def text_objective(chunk_rows: int) -> Objective:
     return Partial(objective)
 
 
-def contextualised_objective(chunk_rows: int, label_contexts: float = 0.0, teacher: Teacher | None = None) -> Objective:
+def contextualised_objective(
+    chunk_rows: int, label_contexts: float = 0.0, teacher: Teacher | None = None, encoder_dropout: bool = True
+) -> Objective:
     """Next-token prediction of the answer by the LLM that reads the user's embeddings (paper 3.2).
 
     Counts the events of a text history that did not fit into the prompt. A history may have several texts
@@ -235,6 +238,7 @@ def contextualised_objective(chunk_rows: int, label_contexts: float = 0.0, teach
         else: how a title is spelt is learnt beside what a user wants. Drawn from the key.
       teacher: in training, makes soft targets of what the encoder thinks comes next. The encoder's own loss is then
         added, so that it stays somebody to learn from.
+      encoder_dropout: whether, in training, dropout disturbs the embeddings that are read.
     """
 
     def objective(model, batch: Batch, key: jax.Array | None):
@@ -247,18 +251,19 @@ def contextualised_objective(chunk_rows: int, label_contexts: float = 0.0, teach
         if label_contexts and key is not None:
             key, own = jax.random.split(key)
             items = jnp.where(jax.random.bernoulli(own, label_contexts, labels.shape), labels, 0)
-        context = model.encode(features, mask, key=key, texts=texts, items=items)
+        context = model.encode(features, mask, key=key if encoder_dropout else None, texts=texts, items=items)
+        first_tokens = any(name.startswith(_FIRST) for name in batch)
         if "target/item" in batch:  # [B, K, …]
-            of_texts = [name for name in batch if name.startswith(("decoder_", "prompt_", "dropped_"))]
+            of_texts = [name for name in batch if name.startswith(("decoder_", "prompt_", "dropped_", _FIRST))]
             batch = {name: batch[name].reshape(-1, *batch[name].shape[2:]) for name in of_texts}
+            batch = _first_and_whole(batch) if first_tokens else batch
         metrics: Metrics = {}
         taught = None
         if teacher is not None and key is not None:
             asked = jnp.zeros(labels.shape, bool) if items is None else items > 0
             taught, metrics = _lesson(teacher, model.encoder, features, mask, labels, asked, chunk_rows)
-        loss, weight, of_text = _text_loss(
-            model, model.language_model, batch, chunk_rows, answers=True, context=context, taught=taught
-        )
+        options: dict[str, Any] = dict(context=context, taught=taught, first_tokens=first_tokens)
+        loss, weight, of_text = _text_loss(model, model.language_model, batch, chunk_rows, answers=True, **options)
         loss += sum(own for own, _ in metrics.values())
         rows = _example_weights(batch)
         dropped = jnp.sum(rows * batch["dropped_events"]), rows.sum()
@@ -287,20 +292,42 @@ def _lesson(teacher: Teacher, encoder, features, mask, labels, asked, chunk_rows
     return Taught(teacher, logits, labels, ~asked), {"loss/item": own}
 
 
+def _first_and_whole(batch: Batch) -> dict[str, Any]:
+    """A batch of texts whose `texts` are in two groups: those learnt up to the first token, and those learnt whole."""
+    groups = [
+        {name.removeprefix(start): values for name, values in batch.items() if name.startswith(f"{start}decoder_")}
+        for start in (_FIRST, "")
+    ]
+    lengths = deal(batch["prompt_lengths"], [len(group["decoder_input_tokens"]) for group in groups])
+    texts = tuple({**group, "prompt_lengths": own} for group, own in zip(groups, lengths, strict=True))
+    return {**{name: values for name, values in batch.items() if "decoder_" not in name}, "texts": texts}
+
+
 def _text_loss(
-    model, language_model, batch: Batch, chunk_rows: int, *, answers: bool = False, context=None, taught=None
+    model,
+    language_model,
+    batch: Mapping[str, Any],
+    chunk_rows: int,
+    *,
+    answers: bool = False,
+    context=None,
+    taught=None,
+    first_tokens: bool = False,
 ):
     """The loss over all text, or where all that is learnt are `answers`, over those alone.
 
-    A batch may bring its `texts` in groups that are padded to widths of their own (`data.by_length`).
+    A batch may bring its `texts` in groups that are padded to widths of their own (`data.by_length`); with
+    `first_tokens` the first group learns one token a text.
     """
     texts = batch.get("texts", (batch,))
     rows = [len(text["decoder_input_tokens"]) for text in texts]
     contexts = [None] * len(texts) if context is None else context.deal(rows)
-    room = None
+    rooms: list[int | None] = [None] * len(texts)
     if answers:  # A: the longest answer the batch has room for
         room = max(text["decoder_input_tokens"].shape[1] for text in texts) + 1 - batch["prompt_tokens"].shape[1]
-    parts = [_read(model, text, room, part) for text, part in zip(texts, contexts, strict=True)]
+        rooms = [room] * len(texts)
+        rooms[0] = 1 if first_tokens else room
+    parts = [_read(model, text, room, part) for text, room, part in zip(texts, rooms, contexts, strict=True)]
     table, cap = language_model.output_table(), language_model.config.final_softcap
     if taught is not None:
         loss, weight = taught.cross_entropy(parts, rows, table, chunk_rows=chunk_rows, softcap=cap)

@@ -34,6 +34,7 @@ _ONE_BY_ONE = {
     "label_contexts": 0.0,
     "distillation": 0.0,
     "targets": 1,
+    "whole_every": 1,
 }  # keys of it, and what they usually are
 
 
@@ -59,6 +60,12 @@ def _embeddings_one_by_one(config: ConfigDict) -> Iterator[str]:
             yield from (
                 f"{says(config, f'integration.{key}')} is for {what}: set {instead}" for key in keys if key in asked
             )
+
+
+def _texts_of(integration: ConfigDict) -> tuple[int, int]:
+    """How many texts of an example are learnt whole, and how many up to the first token."""
+    whole = integration.targets // integration.whole_every
+    return whole, integration.targets - whole
 
 
 class UserLLMStage(Stage):
@@ -96,12 +103,14 @@ class UserLLMStage(Stage):
 
     def source(self, experiment, split):
         """See `Stage`."""
-        targets = experiment.config.integration.targets
+        integration = experiment.config.integration
+        targets = integration.targets
         if split != "train" or targets == 1:
             return experiment.answered_prompts(split)
         (task,) = experiment.tasks
         windows = experiment.windows("train", stride=targets)
-        return SeveralTargets(windows, experiment.prompts(task.name), experiment.answers(task.name), targets)
+        words = experiment.prompts(task.name), experiment.answers(task.name)
+        return SeveralTargets(windows, *words, targets, integration.whole_every)
 
     def denser_batches(self, experiment, reader):
         """See `Stage`; items to spell come first."""
@@ -112,7 +121,8 @@ class UserLLMStage(Stage):
         # Of an item without events the encoder knows nothing.
         items = np.flatnonzero(experiment.item_counts[1:]) + 1
         texts = UserLLMSource(experiment.windows("train"), experiment.prompts(task.name), experiment.answers(task.name))
-        size, seed = experiment.config.training.user_llm.batch_size * integration.targets, experiment.config.seed
+        size = experiment.config.training.user_llm.batch_size * _texts_of(integration)[0]
+        seed = experiment.config.seed
         spelling = TrainBatches(Spelling(texts, items), size, seed, rows=local_rows(experiment.mesh, size))
         return OneAfterTheOther(spelling, batches, integration.spelling_steps)
 
@@ -135,7 +145,8 @@ class UserLLMStage(Stage):
                     f"{MOST_DENSE:,}, and {config.data.dataset} has {experiment.catalogue.num_items:,}: set 0"
                 )
             teacher = Teacher(experiment.answer_trie(task.name), share, experiment.cold_items)
-        return contextualised_objective(config.encoder.chunk_rows, config.integration.label_contexts, teacher)
+        own = config.integration
+        return contextualised_objective(config.encoder.chunk_rows, own.label_contexts, teacher, own.encoder_dropout)
 
     def paces(self, config):
         """See `Stage`: the connector, which nothing has trained yet, may move more, and alone at first."""
@@ -170,14 +181,16 @@ class UserLLMStage(Stage):
     def positions(self, experiment, sizes):
         """See `Stage`."""
         encoder = sum(size for path, size in sizes.items() if path.startswith("encoder/"))
-        tokens = experiment.answered_prompts("train").length - 1 + experiment.assembly.soft_prompt_length
-        tokens *= experiment.config.integration.targets
+        texts, integration = experiment.answered_prompts("train"), experiment.config.integration
+        whole, first = _texts_of(integration)
+        tokens = whole * (texts.length - 1 + experiment.assembly.soft_prompt_length) + first * texts.prompt_length
         return encoder * experiment.config.data.history_length + (sum(sizes.values()) - encoder) * tokens
 
     def softmax(self, assembly):
         """See `Stage`."""
         config = assembly.config
-        return config.prompt.max_targets * config.integration.targets, assembly.language_model_config.vocab_size
+        whole, first = _texts_of(config.integration)
+        return config.prompt.max_targets * whole + first, assembly.language_model_config.vocab_size
 
     def export(self, experiment, model):
         """See `Stage`."""
@@ -212,6 +225,9 @@ class UserLLMStage(Stage):
                 "no event: set --config.data.text_history, or take another kind"
             )
         yield from _embeddings_one_by_one(config)
+        if config.integration.targets % config.integration.whole_every:
+            targets, every = (says(config, f"integration.{key}") for key in ("targets", "whole_every"))
+            yield f"{every}: expected a divisor of {targets}"
         if config.integration.spelling_steps >= config.training.user_llm.steps:
             steps = says(config, "training.user_llm.steps")
             yield f"{says(config, 'integration.spelling_steps')}: expected fewer than {steps}, whose first they are"
