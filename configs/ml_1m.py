@@ -47,7 +47,7 @@ def get_config(task="next_item"):
         config.integration.distillation = 1.0
         config.integration.encoder_dropout = False
         config.integration.rates.encoder = 0.0
-        often = dict(eval_every=400, checkpoint_every=200)
+        often = dict(eval_every=400, checkpoint_every=400)
         config.training.user_llm = schema.training(
             steps=2000, batch_size=32, learning_rate=2e-3, warmup_fraction=0.03, keep_best="loss", **often
         )

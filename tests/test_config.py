@@ -173,7 +173,10 @@ def test_a_value_off_its_list_is_answered_with_the_nearest():
         (dict(encoder__softmax="sampled", encoder__kind="dual_encoder"), "set --config.encoder.softmax=full"),
         (dict(integration__spelling_steps=3), "config.integration.spelling_steps=3 is for encoders of items alone"),
         (dict(integration__spelling_steps=1000), "expected fewer than config.training.user_llm.steps="),
-        (dict(integration__targets=4, integration__whole_every=3), "expected a divisor of config.integration.targets=4"),
+        (
+            dict(integration__targets=4, integration__whole_every=3),
+            "expected a divisor of config.integration.targets=4",
+        ),
         (dict(integration__targets=51), "config.integration.targets=51 is more than config.data.history_length=50"),
         (dict(integration__kind="none", integration__perceiver__enabled=True), "leave it out"),
         (dict(integration__perceiver__num_heads=3), "expected a multiple of config.integration.perceiver.num_heads=3"),
