@@ -25,9 +25,9 @@ class SeveralTargets(UserLLMSource):
         prompts: without a history in words.
         answers: names of items.
         targets: K.
-        whole_every: n, which divides K. Every n-th text has its whole title, [B, K / n, …], the newest among them. Of the
-            others the first token alone is learnt: what the decoder reads and learns of them stands by itself, no longer
-            than the prompts, in `first/decoder_…` [B, K - K / n, P].
+        whole_every: n, which divides K. Every n-th text has its whole title, [B, K / n, …], the newest among them. Of
+            the others the first token alone is learnt: what the decoder reads and learns of them stands by itself, no
+            longer than the prompts, in `first/decoder_…` [B, K - K / n, P].
     """
 
     def __init__(self, windows: Windows, prompts: Prompts, answers: Answers, targets: int, whole_every: int = 1):
