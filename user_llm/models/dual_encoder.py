@@ -163,7 +163,7 @@ class DualEncoder(nnx.Module):
     @property
     def num_answers(self) -> int:
         """Items or categories (`label`), and the padding 0."""
-        return self.label_tower.table(self.config.label).shape[0]
+        return self.label_tower.num_classes(self.config.label)
 
     def query_logits(self, query: jax.Array, answers: jax.Array | None = None) -> jax.Array:
         """float32 [B, V], the logits of the next item, or of its category (`label`), or of some `answers` int [V].

@@ -9,9 +9,9 @@ import numpy as np
 from flax import nnx
 
 from user_llm.errors import UserError
-from user_llm.models.layers import Buffer, RMSNorm, cast, identities, lookup, normal, parameter
+from user_llm.models.layers import Buffer, Initializer, RMSNorm, cast, identities, normal, parameter
 from user_llm.models.linear import linear
-from user_llm.models.sharding import ANY, shard
+from user_llm.models.sharding import ANY, padded_rows, shard
 from user_llm.models.table_rows import take_rows
 
 FEATURES = ("item", "category", "rating")
@@ -45,9 +45,12 @@ class FeatureEmbeddings(nnx.Module):
             raise UserError(f"features {features}: expected one or more of {FEATURES}, each once.")
         self.features, self.dtype = tuple(features), dtype
         sizes = {"item": len(item_categories), "category": num_categories + 1, "rating": num_ratings + 1}
+        self._num_answers = sizes["item"]
         for feature in features:
-            axes = ("items" if feature == "item" else None, "user")
-            table = parameter(rngs, normal(TABLE_STDDEV), (sizes[feature], width), axes, param_dtype)
+            rows, axis, initializer = sizes[feature], None, normal(TABLE_STDDEV)
+            if feature == "item":
+                rows, axis, initializer = padded_rows(rows), "items", _zero_from(rows, initializer)
+            table = parameter(rngs, initializer, (rows, width), (axis, "user"), param_dtype)
             setattr(self, f"{feature}_VU", table)
         if "category" in features:
             if item_categories.max(initial=0) > num_categories:
@@ -55,20 +58,27 @@ class FeatureEmbeddings(nnx.Module):
             self.item_categories = Buffer(jnp.asarray(item_categories, jnp.int32), logical_axes=("items", None))
 
     def table(self, feature: str) -> nnx.Param:
-        """The embedding table [V, U] of a feature, a parameter."""
+        """The embedding table [V, U] of a feature, a parameter; of items it is padded (`padded_rows`)."""
         if feature not in self.features:
             raise ValueError(f"This encoder has no feature {feature!r}; it has {self.features}.")
         return getattr(self, f"{feature}_VU")
 
+    def num_classes(self, feature: str) -> int:
+        """How many of the first rows of a feature's table are classes, the padding id 0 among them."""
+        return self._num_answers if feature == "item" else self.table(feature).shape[0]
+
     def vectors(self, feature: str, ids: jax.Array | None = None) -> jax.Array:
-        """[V, U]: what a feature's classes are embedded as; or [..., U], of the `ids` int [...] alone."""
-        return _rows(self.table(feature), ids)
+        """[V, U]: what a feature's classes are embedded as, and zeros behind them (`num_classes`).
+
+        Or [..., U], of the `ids` int [...] alone; NaN for one that is no class.
+        """
+        return _rows(self.table(feature), self.num_classes(feature), ids)
 
     def embed(self, feature: str, history: Mapping[str, jax.Array]) -> jax.Array:
         """[..., U]: one feature of the events given as `item` and (where it is a feature) `rating`, int [...]."""
         if feature == "category":
             return self._categories(history["item"])
-        return lookup(self.table(feature), history[feature], self.dtype)
+        return shard(self.vectors(feature, history[feature]).astype(self.dtype), "batch", ...)
 
     def _categories(self, item: jax.Array) -> jax.Array:
         """[..., U]: the mean embedding of each item's categories; zero for an item that has none."""
@@ -90,8 +100,8 @@ class FeatureEmbeddings(nnx.Module):
 class EventEmbedding(FeatureEmbeddings):
     """One vector an event: the embeddings of its features, concatenated, projected where there are several, and normed.
 
-    With `item_text` an item's embedding is its own and a map of its name's vector, `item_text_IE` [I + 1, TEXT_WIDTH],
-    which is given and never trained (`experiment/item_text.py`).
+    With `item_text` an item's embedding is its own and a map of its name's vector, `item_text_IE` [V, TEXT_WIDTH],
+    which is given and never trained (`experiment/item_text.py`), with as many rows as the items' table.
 
     The projection begins as their sum, and an event is as large as what layers add to it. Else they drown it at the
     start, and with it what a tied softmax promises, that items are like those they are seen with: on Amazon Beauty,
@@ -126,13 +136,14 @@ class EventEmbedding(FeatureEmbeddings):
         """See `FeatureEmbeddings`; an item's with what its name gives, where the encoder reads it."""
         if feature != "item" or not self.item_text:
             return super().vectors(feature, ids)
-        return _rows(self.table("item"), ids) + linear(_rows(self.item_text_IE, ids), self.text_EU[...])
+        own, text = (_rows(table, self.num_classes("item"), ids) for table in (self.table("item"), self.item_text_IE))
+        return own + linear(text, self.text_EU[...])
 
     def embed(self, feature: str, history: Mapping[str, jax.Array]) -> jax.Array:
         """See `FeatureEmbeddings`."""
         if feature != "item" or not self.item_text:
             return super().embed(feature, history)
-        rows = take_rows(self.vectors("item"), history["item"])
+        rows = _rows(self.vectors("item"), self.num_classes("item"), history["item"])
         return shard(rows.astype(self.dtype), "batch", ...)
 
     def __call__(self, history: Mapping[str, jax.Array]) -> jax.Array:
@@ -143,6 +154,24 @@ class EventEmbedding(FeatureEmbeddings):
         return self.norm(x)
 
 
-def _rows(table: nnx.Param, ids: jax.Array | None) -> jax.Array:
-    """[V, U], or [..., U] of `ids` int [...]: its gradient is that of these rows, added at their places."""
-    return table[...] if ids is None else take_rows(table[...], ids)
+def _rows(table: nnx.Param | jax.Array, classes: int, ids: jax.Array | None) -> jax.Array:
+    """[V, U], or [..., U] of `ids` int [...]: its gradient is that of these rows, added at their places.
+
+    An id that is none of the `classes` gives NaN, though the table may have a row of padding there.
+    """
+    if ids is None:
+        return table[...]
+    if classes < len(table):
+        ids = jnp.where(ids < classes, ids, len(table))
+    return take_rows(table[...], ids)
+
+
+def _zero_from(classes: int, initializer: Initializer) -> Initializer:
+    """Like `initializer`, with zeros in the rows from `classes` on."""
+
+    def initialise(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+        # All rows are drawn: they lie as the table does, and the first have the numbers that they have without padding.
+        drawn = initializer(key, shape, dtype)
+        return drawn if classes == shape[0] else jnp.where(jnp.arange(shape[0])[:, None] < classes, drawn, 0)
+
+    return initialise

@@ -23,6 +23,16 @@ COPIES: Final = "copies"  # rows of a batch that devices have in common which cu
 CLASSES: Final = "classes"  # the rows of a table: see `class_axes`
 _CUT_BY_CLASS = ("fsdp", "tensor")
 LARGE = 2**19  # rows; a table of more, as no vocabulary of text has them, is not gathered
+_MULTIPLE = 512  # of rows of large tables: so many devices, or a part of them, can cut one
+
+
+def padded_rows(classes: int) -> int:
+    """How many rows [V] a table of `classes` is made with: a large one has some more, so that meshes divide them.
+
+    That is by its size alone: a checkpoint of one mesh is one of every other. What lies behind the classes is zero, is
+    never looked up, and is no class of a softmax.
+    """
+    return classes if classes <= LARGE else -(-classes // _MULTIPLE) * _MULTIPLE
 
 
 def class_axes(rows: int, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:

@@ -247,7 +247,10 @@ class EventEncoder(HistoryTransformer):
         return self.final_norm(self.embedding.embed("item", {"item": items}))
 
     def feature_table(self, feature: str, ids: jax.Array | None = None) -> jax.Array:
-        """[V, U]: the feature's embeddings, which are also its softmax weights; [..., U] of `ids` int [...] alone."""
+        """[V, U]: the feature's embeddings, which are also its softmax weights; [..., U] of `ids` int [...] alone.
+
+        Of items V may be more than `num_answers`: what lies behind is zero, and no class (`sharding.padded_rows`).
+        """
         return self.embedding.vectors(feature, ids)
 
     def feature_hidden(self, embeddings: jax.Array, feature: str) -> jax.Array:
@@ -260,7 +263,7 @@ class EventEncoder(HistoryTransformer):
     @property
     def num_answers(self) -> int:
         """I + 1: the items and the padding item 0."""
-        return self.embedding.table("item").shape[0]
+        return self.embedding.num_classes("item")
 
     def query_logits(self, query: jax.Array, answers: jax.Array | None = None) -> jax.Array:
         """float32 [B, I + 1], the logits of the item that comes next, or of some `answers`; see `UserEncoder`."""
@@ -273,4 +276,5 @@ class EventEncoder(HistoryTransformer):
         """
         table = self.feature_table("item", items).astype(self.config.dtype)
         hidden = self.feature_hidden(embeddings, "item")
-        return without_padding(jnp.einsum("...U,VU->...V", hidden, table, preferred_element_type=jnp.float32), items)
+        logits = jnp.einsum("...U,VU->...V", hidden, table, preferred_element_type=jnp.float32)
+        return without_padding(logits[..., : self.num_answers] if items is None else logits, items)

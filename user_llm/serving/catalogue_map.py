@@ -87,7 +87,7 @@ def _item_vectors(model: UserModel) -> np.ndarray | None:
     encoder = cast(UserLLM, model.contextualised.module()).encoder
     for _, part in () if encoder is None else nnx.iter_modules(cast(nnx.Module, encoder)):
         if isinstance(part, FeatureEmbeddings) and "item" in part.features:
-            return np.asarray(fetch(part.vectors("item")), np.float32)
+            return np.asarray(fetch(part.vectors("item"))[: part.num_classes("item")], np.float32)
     return None
 
 

@@ -35,6 +35,7 @@ def chunked_cross_entropy(
     *,
     chunk_rows: int = 512,
     first_class: int = 0,
+    num_classes: int | None = None,
     class_bias: jax.Array | None = None,
     softcap: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
@@ -50,13 +51,14 @@ def chunked_cross_entropy(
     Args:
       hidden: float `[..., U]`.
       table: float `[V, U]`, one row a class.
-      targets: int `[...]`, class ids. Where a weight is not 0 they must lie in `[first_class, V)`
+      targets: int `[...]`, class ids. Where a weight is not 0 they must lie in `[first_class, num_classes)`
         and be no dropped class.
       weights: float `[...]`; 0 leaves a position out.
       chunk_rows: most rows whose logits `[chunk_rows, V]` exist at once, over all devices. 320 to 640 is
         fastest on CPUs; the memory in use is about `8 * chunk_rows * V` bytes.
       first_class: classes below it (padding) are no part of the softmax.
-      class_bias: float `[V]`, added to every row's logits; -inf drops a class. A constant: it has no gradient.
+      num_classes: rows of the table from it on (`sharding.padded_rows`) are none either; None: all are classes.
+      class_bias: float `[num_classes]`, added to every row's logits; -inf drops a class. A constant, without gradient.
       softcap: logits become `softcap * tanh(logits / softcap)`, before any bias (Gemma 2); None leaves them.
 
     Returns:
@@ -68,14 +70,19 @@ def chunked_cross_entropy(
     _check(hidden, table, targets, weights, chunk_rows)
     if targets.shape != hidden.shape[:-1]:
         raise ValueError(f"targets must be one a row of hidden: {hidden.shape[:-1]}, got {targets.shape}.")
-    if not 0 <= first_class < table.shape[0]:
-        raise ValueError(f"first_class must be a class, 0 to {table.shape[0] - 1}, got {first_class}.")
-    if class_bias is not None and class_bias.shape != table.shape[:1]:
-        raise ValueError(f"class_bias must be one a class: {table.shape[:1]}, got {class_bias.shape}.")
+    num_classes = len(table) if num_classes is None else num_classes
+    if not 0 < num_classes <= len(table):
+        raise ValueError(f"num_classes must be 1 to {len(table)}, the rows of the table, got {num_classes}.")
+    if not 0 <= first_class < num_classes:
+        raise ValueError(f"first_class must be a class, 0 to {num_classes - 1}, got {first_class}.")
+    if class_bias is not None:
+        if class_bias.shape != (num_classes,):
+            raise ValueError(f"class_bias must be one a class: {(num_classes,)}, got {class_bias.shape}.")
+        class_bias = jnp.pad(class_bias, (0, len(table) - num_classes))
     if softcap is not None and softcap <= 0:
         raise ValueError(f"softcap must be positive, got {softcap}; None leaves the logits as they are.")
     shares = jnp.ones((*targets.shape, 1), jnp.float32)
-    options = chunk_rows, first_class, softcap
+    options = chunk_rows, range(first_class, num_classes), softcap
     return _loss_and_weight(options, hidden, table, targets[..., None], shares, weights, class_bias)
 
 
@@ -107,7 +114,7 @@ def soft_cross_entropy(
     size = present.sum(-1)
     shares = present / jnp.maximum(size, 1)[..., None].astype(jnp.float32)
     weights = jnp.where(size > 0, weights, 0.0)
-    return _loss_and_weight((chunk_rows, 1, None), hidden, table, targets, shares, weights, None)
+    return _loss_and_weight((chunk_rows, range(1, len(table)), None), hidden, table, targets, shares, weights, None)
 
 
 def logits_bytes(rows: int, classes: int, chunk_rows: int) -> int:
@@ -140,10 +147,11 @@ def _check(hidden: jax.Array, table: jax.Array, targets: jax.Array, weights: jax
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _cross_entropy(chunk_rows, first_class, cap, hidden, table, targets, shares, weights, bias):
+def _cross_entropy(chunk_rows, classes, cap, hidden, table, targets, shares, weights, bias):
     """hidden [M, U], table [V, U], targets and shares [C, M], weights float32 [M], bias [V] or None -> float32 scalar.
 
-    A row's target is spread over C classes by its shares, which sum to 1 where its weight is not 0.
+    The softmax is over the range of `classes`. A row's target is spread over C of them by its shares, which sum to 1
+    where its weight is not 0.
     """
     table = table.astype(hidden.dtype)
 
@@ -152,7 +160,7 @@ def _cross_entropy(chunk_rows, first_class, cap, hidden, table, targets, shares,
 
     def log_partition(index, log_partitions):
         logits = _capped(matmul("ru,vu->rv", chunks.chunk(hidden_chunks[index]), table), cap)
-        return log_partitions.at[index].set(_softmax_parts(logits, first_class, bias)[0])
+        return log_partitions.at[index].set(_softmax_parts(logits, classes, bias)[0])
 
     def target_logits(total, column):
         targets, shares = column
@@ -164,7 +172,7 @@ def _cross_entropy(chunk_rows, first_class, cap, hidden, table, targets, shares,
     return jnp.sum(weights * (chunks.join(log_partitions) - chosen))
 
 
-def _forward(chunk_rows, first_class, cap, hidden, table, targets, shares, weights, bias):
+def _forward(chunk_rows, classes, cap, hidden, table, targets, shares, weights, bias):
     cast_table = table.astype(hidden.dtype)
     chunks = RowChunks(weights, chunk_rows, len(table))
     hidden_chunks, weight_chunks = chunks.split(hidden), chunks.split(weights)
@@ -173,7 +181,7 @@ def _forward(chunk_rows, first_class, cap, hidden, table, targets, shares, weigh
         d_table, log_partitions, d_hiddens = carry
         hidden, weights = chunks.chunk(hidden_chunks[index]), chunks.chunk(weight_chunks[index])
         logits = _capped(matmul("ru,vu->rv", hidden, cast_table), cap)
-        log_partition, exponentials, partition = _softmax_parts(logits, first_class, bias)
+        log_partition, exponentials, partition = _softmax_parts(logits, classes, bias)
         scale = (weights / partition)[:, None]
         exponentials = (exponentials * _slope(logits, cap)).astype(hidden.dtype)
         d_hidden = scale * matmul("rv,vu->ru", exponentials, cast_table)
@@ -200,7 +208,7 @@ def _forward(chunk_rows, first_class, cap, hidden, table, targets, shares, weigh
     return loss, (d_hidden.astype(hidden.dtype), d_table.astype(table.dtype))
 
 
-def _backward(chunk_rows, first_class, cap, gradients, cotangent):
+def _backward(chunk_rows, classes, cap, gradients, cotangent):
     d_hidden, d_table = ((cotangent * gradient).astype(gradient.dtype) for gradient in gradients)
     return d_hidden, d_table, None, None, None, None
 
@@ -208,12 +216,16 @@ def _backward(chunk_rows, first_class, cap, gradients, cotangent):
 _cross_entropy.defvjp(_forward, _backward)
 
 
-def _softmax_parts(logits, first_class, bias):
-    """logits [R, V], bias [V] or None -> float32 log Z [R], exp(logits - max) [R, V] and its sum [R]."""
+def _softmax_parts(logits, classes, bias):
+    """logits [R, V], bias [V] or None -> float32 log Z [R], exp(logits - max) [R, V] of the `classes`, its sum [R]."""
     if bias is not None:
         logits = logits + bias
-    if first_class:
-        logits = jnp.where(jnp.arange(logits.shape[1]) >= first_class, logits, -jnp.inf)
+    if len(classes) < logits.shape[1]:
+        row = jnp.arange(logits.shape[1])
+        inside = row >= classes.start
+        if classes.stop < len(row):
+            inside &= row < classes.stop
+        logits = jnp.where(inside, logits, -jnp.inf)
     largest = logits.max(-1, keepdims=True)
     exponentials = jnp.exp(logits - largest)
     partition = exponentials.sum(-1)

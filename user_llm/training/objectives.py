@@ -121,7 +121,7 @@ class ItemClasses(NamedTuple):
             rows = shard(model.feature_table("item", targets), "batch", ...)
             classes = rows, model.feature_table("item", negatives), targets, negatives, log_probabilities
             return sampled_cross_entropy(hidden, *classes, weights, chunk_rows=chunk_rows)
-        options: dict[str, Any] = dict(chunk_rows=chunk_rows, first_class=1)
+        options: dict[str, Any] = dict(chunk_rows=chunk_rows, first_class=1, num_classes=model.num_answers)
         if self.dropped is not None:
             options["class_bias"] = jnp.where(self.dropped, -jnp.inf, 0.0)
         return chunked_cross_entropy(hidden, model.feature_table("item"), targets, weights, **options)
@@ -287,7 +287,8 @@ def _lesson(teacher: Teacher, encoder, features, mask, labels, asked, chunk_rows
     states = encoder(features, mask)[:, -count:].reshape(len(labels), -1)
     table, weights = encoder.feature_table("item"), (labels > 0).astype(jnp.float32)
     bias = None if teacher.dropped is None else jnp.where(teacher.dropped, -jnp.inf, 0.0)
-    own = chunked_cross_entropy(states, table, labels, weights, chunk_rows=chunk_rows, first_class=1, class_bias=bias)
+    options = dict(chunk_rows=chunk_rows, first_class=1, num_classes=encoder.num_answers, class_bias=bias)
+    own = chunked_cross_entropy(states, table, labels, weights, **options)
     logits = jax.lax.stop_gradient(encoder.item_logits(states))
     return Taught(teacher, logits, labels, ~asked), {"loss/item": own}
 

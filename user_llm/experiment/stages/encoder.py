@@ -18,6 +18,7 @@ from user_llm.experiment.item_text import item_text
 from user_llm.experiment.seal import check_kept
 from user_llm.experiment.stages.base import Stage
 from user_llm.models.model import Model
+from user_llm.models.sharding import padded_rows
 from user_llm.parallel.mesh import batch_shards
 from user_llm.parallel.own_devices import on_own_devices
 from user_llm.parallel.processes import several
@@ -67,7 +68,9 @@ class EncoderStage(Stage):
         """See `Stage`: what a language model makes of the items' names, where the encoder reads it."""
         if not experiment.config.encoder.item_text:
             return {}, {}
-        return {}, {"embedding/item_text_IE": jnp.asarray(item_text(experiment, finished))}
+        vectors = item_text(experiment, finished)
+        behind = padded_rows(len(vectors)) - len(vectors)
+        return {}, {"embedding/item_text_IE": jnp.asarray(np.pad(vectors, ((0, behind), (0, 0))))}
 
     def source(self, experiment, split):
         """See `Stage`."""
