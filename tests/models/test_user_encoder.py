@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from user_llm.models import parameters
+from user_llm.models import parameters, sharding
 from user_llm.models.autoregressive_encoder import AutoregressiveEncoder
 from user_llm.models.bert4rec import Bert4Rec
 from user_llm.models.dual_encoder import DualEncoder, DualEncoderConfig
@@ -79,6 +79,26 @@ def test_next_items_are_ranked_without_the_padding(output):
     assert (logits.shape, logits.dtype) == ((3, 6), jnp.float32)
     assert jnp.all(logits[:, 0] == -jnp.inf)
     assert jnp.all(jnp.isfinite(logits[:, 1:]))
+
+
+def test_rows_behind_the_items_are_never_read(kind, encoder, output, history, monkeypatch):
+    monkeypatch.setattr(sharding, "LARGE", len(ITEM_CATEGORIES) - 1)
+    graphdef, shapes, buffers = parameters.split(parameters.abstract(build(kind)))
+    _, values, given = parameters.split(encoder)
+    drawn = parameters.split(build(kind)(nnx.Rngs(0)))[1]
+    tables = {path for path in values if path.endswith(("item_VU", "item_text_IE"))}
+    for path in tables:
+        assert not drawn[path][len(ITEM_CATEGORIES) :].any()
+        room = shapes[path].shape[0] - len(values[path])
+        assert room == 512 - len(ITEM_CATEGORIES)
+        values[path] = jnp.pad(values[path], ((0, room), (0, 0)), constant_values=100.0)
+    assert tables
+    assert buffers.keys() == given.keys()
+    padded = parameters.merge(graphdef, values, given)
+    for found, expected in zip(run(padded, history, history["item"] > 0), output, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    behind = {**history, "item": jnp.where(history["item"] > 0, len(ITEM_CATEGORIES), 0)}
+    assert jnp.isnan(run(padded, behind, history["item"] > 0)[0][0, -1]).any()
 
 
 def test_what_is_masked_changes_nothing(encoder, output, history):

@@ -12,6 +12,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
 from user_llm.checkpoints.transfer import initialise
+from user_llm.evaluation import ranks
+from user_llm.evaluation.users import encoder_scores
 from user_llm.models import parameters, sharding
 from user_llm.models.autoregressive_encoder import AutoregressiveEncoder, EncoderConfig
 from user_llm.models.model import Model
@@ -26,6 +28,7 @@ from user_llm.training.optimizer import make_optimizer
 from user_llm.training.trainable import EVERYTHING
 
 LARGE, ROWS, U, B, S = 1000, 1024, 16, 16, 5  # `ROWS` of the table, as many as no other array has
+PRIME = 1009  # items and the padding, in a table of `ROWS`
 NAMED = {
     "data": dict(data=8, fsdp=1, tensor=1),
     "fsdp": dict(data=1, fsdp=8, tensor=1),
@@ -57,10 +60,22 @@ def batch(rows):
 
 
 @functools.cache
-def step(softmax, sizes, rows=ROWS):
-    """Of two steps: the loss of each, and in the end parameters and what the optimizer holds; and the program."""
+def step(softmax, sizes, rows=ROWS, padded=True):
+    """Of two steps: the loss of each, and in the end parameters and what the optimizer holds; and the program.
+
+    `softmax`: full, without the items that are "dropped", or sampled with tables that move row by row.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "LARGE", LARGE if padded else rows)
+        return _step(softmax, sizes, rows)
+
+
+def _step(softmax, sizes, rows):
     mesh = meshes.one_device() if sizes is None else meshes.make_mesh(NAMED[sizes])
-    draw = None
+    draw, dropped = None, None
+    if softmax == "dropped":
+        dropped = ~np.isin(np.arange(rows), batch(rows)["history/item"]) & (np.arange(rows) % 3 == 0)
+        dropped &= ~np.isin(np.arange(rows), batch(rows)["label/item"])
     if softmax == "sampled":
         negatives = Negatives.by_popularity(np.arange(rows - 1))
         draw = Partial(functools.partial(Negatives.draw, count=32), negatives)
@@ -70,7 +85,7 @@ def step(softmax, sizes, rows=ROWS):
     graphdef, values, buffers = initialise(of_rows, 0, mesh)
     values = {path: 3 * value for path, value in values.items()}  # gradients far above what rounding does
     axes = parameters.logical_axes(parameters.abstract(of_rows))
-    objective = meshes.put_whole(autoregressive_objective(16, draw=draw), mesh)
+    objective = meshes.put_whole(autoregressive_objective(16, dropped, draw), mesh)
     model = Model(graphdef, values, buffers, mesh)
     run = loop.TrainingRun("encoder", config, model, axes, EVERYTHING, objective, batches=None)
     optimizer = make_optimizer(config, axes)
@@ -81,6 +96,11 @@ def step(softmax, sizes, rows=ROWS):
         state, metrics = program(state, *given)
         losses.append(float(metrics["loss"][0]))
     return losses, jax.tree.map(np.asarray, (state["parameters"], state["optimizer"])), program.as_text()
+
+
+def largest(program):
+    """The numbers in the largest array of a compiled program."""
+    return max(math.prod(map(int, shape.split(","))) for shape in re.findall(r"\w+\[([\d,]+)\]", program))
 
 
 @pytest.mark.parametrize("sizes", NAMED)
@@ -96,11 +116,10 @@ def test_a_step_over_a_mesh_is_that_of_one_device(softmax, sizes):
 @pytest.mark.parametrize("sizes", NAMED)
 @pytest.mark.parametrize("softmax", ["full", "sampled"])
 def test_no_device_holds_as_much_as_the_table(softmax, sizes):
-    shapes = re.findall(r"\w+\[([\d,]+)\]", step(softmax, sizes)[2])
-    largest = max(math.prod(map(int, shape.split(","))) for shape in shapes)
-    assert (largest < ROWS * U) == (sizes != "data")
+    most = largest(step(softmax, sizes)[2])
+    assert (most < ROWS * U) == (sizes != "data")
     if sizes in SPARES:
-        assert largest <= ROWS * U // 2
+        assert most <= ROWS * U // 2
 
 
 def test_scores_of_all_and_of_some_items_are_those_of_one_device():
@@ -121,11 +140,36 @@ def test_scores_of_all_and_of_some_items_are_those_of_one_device():
     np.testing.assert_allclose(scores[0][0], scores[1][0], rtol=1e-5, atol=1e-5)
 
 
-def test_rows_that_do_not_divide_are_cut_as_before():
-    (losses, state, _), (expected, one, _) = step("full", "fsdp", ROWS + 1), step("full", None, ROWS + 1)
+@pytest.mark.parametrize("sizes", [None, *SPARES])
+@pytest.mark.parametrize("softmax", ["full", "dropped", "sampled"])
+def test_steps_know_nothing_of_the_rows_behind_the_items(softmax, sizes):
+    (losses, state, program), (expected, without, _) = step(softmax, sizes, PRIME), step(softmax, None, PRIME, False)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
-    for found, value in zip(jax.tree.leaves(state), jax.tree.leaves(one), strict=True):
+    padded = 0
+    for found, value in zip(jax.tree.leaves(state), jax.tree.leaves(without), strict=True):
+        if np.shape(value)[:1] == (PRIME,):
+            assert len(found) == ROWS
+            assert not found[PRIME:].any()
+            found, padded = found[:PRIME], padded + 1
         np.testing.assert_allclose(found, value, rtol=1e-4, atol=1e-5)
+    assert padded == (2 if softmax == "sampled" else 3)  # the table and its moments
+    if sizes is not None:
+        assert largest(program) <= ROWS * U // 2
+
+
+@pytest.mark.parametrize("sizes", [None, *SPARES])
+def test_ranks_know_nothing_of_the_rows_behind_the_items(sizes, monkeypatch):
+    mesh = meshes.one_device() if sizes is None else meshes.make_mesh(NAMED[sizes])
+    monkeypatch.setattr(ranks, "BLOCK", 500)
+    found = []
+    for place, large in ((meshes.one_device(), PRIME), (mesh, LARGE)):
+        monkeypatch.setattr(sharding, "LARGE", large)
+        scores = encoder_scores(Model(*initialise(functools.partial(build, rows=PRIME), 0, place), place))(batch(PRIME))
+        found.append((np.asarray(scores.all()), ranks.rank_labels(scores, batch(PRIME)["label/item"])))
+    (without, expected), (scores, ranking) = found
+    assert scores.shape == (B, PRIME)
+    np.testing.assert_allclose(scores, without, rtol=1e-5, atol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, ranking, expected)
 
 
 def test_large_tables_alone_are_cut_by_their_rows(caplog):
@@ -138,9 +182,17 @@ def test_large_tables_alone_are_cut_by_their_rows(caplog):
         (ROWS + 1, ("items", "user"), PartitionSpec("tensor", "fsdp")),
     ]:
         assert partition_spec("x", (rows, U), axes, mesh) == spec, (rows, axes)
+    # That no table of items has, unless fsdp times tensor has a factor of 3, say.
     assert caplog.messages == ["x: its 1025 rows are no multiple of fsdp times tensor (8): each device gathers them"]
     without = meshes.make_mesh(NAMED["tensor"])
     assert partition_spec("x", (ROWS, U), ("items", "user"), without) == PartitionSpec("tensor", "fsdp")
+
+
+@pytest.mark.parametrize(
+    ("classes", "rows"), [(1, 1), (LARGE, LARGE), (LARGE + 1, 1024), (1024, 1024), (1025, 1536), (10**7, 10_000_384)]
+)
+def test_rows_of_large_tables_are_so_many_that_meshes_divide_them(classes, rows):
+    assert sharding.padded_rows(classes) == rows
 
 
 @pytest.mark.parametrize("shape", [(8, 3), (13,)])

@@ -117,6 +117,26 @@ def test_soft_cap_and_class_bias_equal_the_dense_loss(softcap, biased):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("first_class", [0, 1])
+def test_rows_of_the_table_behind_the_classes_are_none(first_class, biased):
+    hidden, table, targets, weights = make_inputs((6, 5), 40, 8, first_class=first_class)
+    bias = jnp.where(jnp.arange(40) % 7 == 3, -jnp.inf, 0.0) if biased else None
+    weights = weights if bias is None else weights * (bias[targets] == 0)
+
+    def loss(hidden, table):
+        options = dict(first_class=first_class, num_classes=40, class_bias=bias, chunk_rows=10)
+        return chunked_cross_entropy(hidden, table, targets, weights, **options)[0]
+
+    longer = jnp.concatenate([table, jnp.full((9, 8), 5.0)])
+    found, (d_hidden, d_table) = jax.value_and_grad(loss, (0, 1))(hidden, longer)
+    expected, (wanted_hidden, wanted_table) = jax.value_and_grad(loss, (0, 1))(hidden, table)
+    np.testing.assert_allclose([found, loss(hidden, longer)], expected, rtol=1e-6)
+    np.testing.assert_allclose(d_hidden, wanted_hidden, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(d_table[:40], wanted_table, rtol=1e-5, atol=1e-6)
+    assert not d_table[40:].any()
+
+
 def test_rows_that_are_left_out_may_name_any_class():
     hidden, table, targets, weights = make_inputs((12,), 30, 8)
     weights = jnp.where(jnp.arange(12) < 6, 1.0, 0.0)
@@ -324,6 +344,8 @@ def test_soft_cross_entropy_equals_dense_loss_and_gradients_in_bounded_memory():
         ({"weights": jnp.zeros((2, 1))}, r"weights must be one a row of hidden: \(2,\)"),
         ({"chunk_rows": 0}, "chunk_rows must be at least 1, got 0"),
         ({"first_class": 5}, "first_class must be a class, 0 to 4, got 5"),
+        ({"first_class": 3, "num_classes": 3}, "first_class must be a class, 0 to 2, got 3"),
+        ({"num_classes": 6}, "num_classes must be 1 to 5, the rows of the table, got 6"),
         ({"class_bias": jnp.zeros((4,))}, r"class_bias must be one a class: \(5,\), got \(4,\)"),
         ({"softcap": 0.0}, "softcap must be positive, got 0.0; None leaves"),
     ],

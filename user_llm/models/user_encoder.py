@@ -14,6 +14,7 @@ from user_llm.models.event_embedding import FEATURES, EventEmbedding
 from user_llm.models.event_times import BUCKETS, bucket, following, since_previous
 from user_llm.models.layers import RMSNorm, cast, dropout, identities, normal, parameter
 from user_llm.models.linear import linear
+from user_llm.models.sharding import shard
 from user_llm.models.stack import StackConfig, apply_layers, init_layers
 
 History = Mapping[str, jax.Array]
@@ -277,4 +278,7 @@ class EventEncoder(HistoryTransformer):
         table = self.feature_table("item", items).astype(self.config.dtype)
         hidden = self.feature_hidden(embeddings, "item")
         logits = jnp.einsum("...U,VU->...V", hidden, table, preferred_element_type=jnp.float32)
-        return without_padding(logits[..., : self.num_answers] if items is None else logits, items)
+        if items is None and len(table) > self.num_answers:
+            # Whole first: into a slice that devices share unevenly XLA scatters wrong numbers (docs/architecture.md).
+            logits = shard(logits, "batch", ...)[..., : self.num_answers]
+        return without_padding(logits, items)
