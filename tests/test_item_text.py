@@ -1,11 +1,15 @@
 """Vectors of items' names: what they promise, and that they are computed once."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from user_llm.errors import UserError
 from user_llm.experiment import item_text
 from user_llm.experiment.item_text import name_vectors
+from user_llm.experiment.stages import encoder
+from user_llm.models import sharding
 from user_llm.models.event_embedding import TEXT_WIDTH
 
 
@@ -47,6 +51,18 @@ def test_few_items_have_few_directions(words):
     assert np.isfinite(vectors).all()
     assert (np.abs(vectors).max(axis=0) > 1e-3).sum() == 2  # three points, centred
     assert (vectors_of(["w1", "w1"], words) == 0).all()
+
+
+def test_a_padded_table_has_zeros_behind_the_items(words, monkeypatch):
+    vectors = vectors_of(["w1", "w2", "w3 w4"], words)
+    monkeypatch.setattr(sharding, "LARGE", len(vectors) - 1)
+    monkeypatch.setattr(encoder, "item_text", lambda experiment, finished: vectors)
+    reading = SimpleNamespace(config=SimpleNamespace(encoder=SimpleNamespace(item_text=True)))
+    _, given = encoder.EncoderStage().pretrained(reading, {})
+    (padded,) = given.values()
+    np.testing.assert_array_equal(padded[: len(vectors)], vectors)
+    assert padded.shape == (512, TEXT_WIDTH)
+    assert not padded[len(vectors) :].any()
 
 
 def test_they_are_computed_once_and_damage_is_named(tmp_path, monkeypatch):

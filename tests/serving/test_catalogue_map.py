@@ -8,6 +8,7 @@ import pytest
 
 from tests.user_models import HISTORY, ITEMS, _lively, made_up
 from user_llm.errors import UserError
+from user_llm.models import sharding
 from user_llm.serving import catalogue_map
 from user_llm.serving.catalogue_map import CatalogueMap
 
@@ -55,6 +56,15 @@ def test_all_items_lie_where_the_covariance_says(model):
     names = model.catalogue.category_names[1:]
     assert [names[index] for index in found["categories"]] == [f"Genre {item % 6}" for item in range(ITEMS)]
     assert CatalogueMap(model).points() == found
+
+
+def test_rows_behind_the_items_are_no_points(model, monkeypatch):
+    monkeypatch.setattr(sharding, "LARGE", ITEMS)
+    padded, shown = with_encoder(model), np.arange(1, ITEMS + 1)
+    vectors = table(padded, "embedding/item_VU")
+    assert vectors[ITEMS + 1 :].any()
+    wanted = by_hand(vectors[: ITEMS + 1], shown)[shown]
+    np.testing.assert_allclose(CatalogueMap(padded).points()["points"], wanted, atol=1.1e-4)
 
 
 def test_a_large_catalogue_is_shown_in_part(model, monkeypatch):

@@ -50,7 +50,7 @@ class Recorder:
     """A model that notes what it is asked, and whose embedding of a slot is one-hot in the slot's number."""
 
     def __init__(self, *features):
-        self.config = SimpleNamespace(features=features)
+        self.config, self.num_answers = SimpleNamespace(features=features), ITEMS + 1
 
     def __call__(self, events, mask, *, masked, key):
         self.events, self.mask, self.masked, self.key = events, np.asarray(mask), np.asarray(masked), key
