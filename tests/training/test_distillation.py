@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from user_llm.decoding.catalogue_trie import CatalogueTrie
+from user_llm.models import sharding
 from user_llm.models.language_model import causal_mask
 from user_llm.training.distillation import Teacher
 from user_llm.training.objectives import contextualised_objective
@@ -58,10 +59,12 @@ def test_soft_targets_are_what_the_encoder_says_of_all_titles_below(trie):
                 assert found == pytest.approx(wanted, rel=1e-4, abs=1e-7)
 
 
-@pytest.fixture(scope="module")
-def lesson(lively, build_user_llm, batch):
-    """A model of items alone, and a batch whose answers are the titles of its labels."""
-    model = lively(functools.partial(build_user_llm, features=("item",)))
+@pytest.fixture(scope="module", params=[sharding.LARGE, ITEMS], ids=["", "padded"])
+def lesson(request, lively, build_user_llm, batch):
+    """A model of items alone, its table padded or not, and a batch whose answers are the titles of its labels."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "LARGE", request.param)
+        model = lively(functools.partial(build_user_llm, features=("item",)))
     rows, length = batch["decoder_input_tokens"].shape
     prompts, tokens = batch["prompt_lengths"], np.zeros((rows, length + 1), np.int32)
     weights = np.zeros((rows, length), np.float32)
