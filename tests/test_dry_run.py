@@ -145,18 +145,17 @@ def test_a_table_moved_by_its_rows_needs_a_float_for_each(name, capsys):
 
 
 def test_a_large_table_is_counted_as_it_is_cut_by_its_rows(capsys):
-    """Of 800,000 rows each of eight devices holds an eighth; of one more, a quarter: `tensor` does not divide them."""
-    mesh = {f"compute__mesh__{axis}": size for axis, size in {"data": 1, "fsdp": 4, "tensor": 2}.items()}
+    """Of as many rows as its own are rounded up to each of eight devices holds an eighth, whatever the catalogue."""
+    mesh = {"data": 1, "fsdp": 4, "tensor": 2}
+    of_mesh = {f"compute__mesh__{axis}": size for axis, size in mesh.items()}
     data = dict(stages=("encoder",), data__dataset="movielens/simulated", training__encoder__tables="rowwise")
-    found = {}
     for items in (799_999, 800_000):
-        config = changed(**mesh, **data, data__simulated__num_items=items)
+        config = changed(**of_mesh, **data, data__simulated__num_items=items)
         config.name = "ml20m"
-        found[items] = printed(config, capsys)["encoder"]["total"][2:]
-        here = sum(here for _, here in held(assembly_of(config).encoder, {"data": 1, "fsdp": 4, "tensor": 2}).values())
-        assert found[items][0] == pytest.approx(here * 4 / 2**20, abs=0.051)
-    by_rows, by_width = (found[items][0] for items in (799_999, 800_000))
-    assert by_width - by_rows == pytest.approx(800_000 * 128 * 4 / 8 / 2**20, rel=0.01)  # odd: not over `tensor`
+        found = printed(config, capsys)["encoder"]["total"][2:]
+        cut = held(assembly_of(config).encoder, mesh)
+        assert cut["embedding/item_VU"] == (800_256 * 128, 800_256 * 128 / 8)
+        assert found[0] == pytest.approx(sum(here for _, here in cut.values()) * 4 / 2**20, abs=0.051)
 
 
 @pytest.mark.parametrize(("softmax", "items"), [("full", 27_279), ("sampled", 8192)])
