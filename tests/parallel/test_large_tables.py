@@ -17,7 +17,7 @@ from user_llm.evaluation.users import encoder_scores
 from user_llm.models import parameters, sharding
 from user_llm.models.autoregressive_encoder import AutoregressiveEncoder, EncoderConfig
 from user_llm.models.model import Model
-from user_llm.models.table_rows import add_rows, take_rows
+from user_llm.models.table_rows import add_rows, put_rows, take_rows
 from user_llm.parallel import mesh as meshes
 from user_llm.parallel.rules import partition_spec
 from user_llm.schema import training
@@ -207,14 +207,18 @@ def test_rows_are_read_and_added_where_they_lie(sizes, shape):
     @jax.jit
     def run(table, ids, given):
         rows, pull = jax.vjp(lambda table: take_rows(table, ids), table)
-        return rows, pull(given)[0], add_rows(table, ids.ravel(), given.reshape(-1, U))
+        once = jnp.unique(ids, size=50, fill_value=10 * ROWS)
+        put = put_rows(table, once, 2.0 * once[:, None] + jnp.arange(U))
+        return rows, pull(given)[0], add_rows(table, ids.ravel(), given.reshape(-1, U)), put
 
-    rows, gradient, added = run(placed, ids, given)
+    rows, gradient, added, put = run(placed, ids, given)
     expected = np.zeros_like(table)
     np.add.at(expected, ids, given)
     np.testing.assert_array_equal(rows, table[ids])
     np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(added, table + expected, rtol=1e-5, atol=1e-6)
+    of_ids = np.isin(np.arange(ROWS), ids)[:, None]
+    np.testing.assert_array_equal(put, np.where(of_ids, 2 * np.arange(ROWS)[:, None] + np.arange(U), table))
     outside = np.where(ids == ids.flat[0], ROWS, ids)
     np.testing.assert_array_equal(np.isnan(run(placed, outside, given)[0][..., 0]), outside == ROWS)
     assert gradient.sharding.is_equivalent_to(placed.sharding, 2)

@@ -143,8 +143,7 @@ class EventEmbedding(FeatureEmbeddings):
         """See `FeatureEmbeddings`."""
         if feature != "item" or not self.item_text:
             return super().embed(feature, history)
-        rows = _rows(self.vectors("item"), self.num_classes("item"), history["item"])
-        return shard(rows.astype(self.dtype), "batch", ...)
+        return shard(self.vectors("item", history["item"]).astype(self.dtype), "batch", ...)
 
     def __call__(self, history: Mapping[str, jax.Array]) -> jax.Array:
         """[..., U] of events given as `item` and (where it is a feature) `rating`, int [...]."""
@@ -154,16 +153,17 @@ class EventEmbedding(FeatureEmbeddings):
         return self.norm(x)
 
 
-def _rows(table: nnx.Param | jax.Array, classes: int, ids: jax.Array | None) -> jax.Array:
+def _rows(table: nnx.Param, classes: int, ids: jax.Array | None) -> jax.Array:
     """[V, U], or [..., U] of `ids` int [...]: its gradient is that of these rows, added at their places.
 
     An id that is none of the `classes` gives NaN, though the table may have a row of padding there.
     """
     if ids is None:
         return table[...]
-    if classes < len(table):
-        ids = jnp.where(ids < classes, ids, len(table))
-    return take_rows(table[...], ids)
+    rows = table.get_value()
+    if isinstance(rows, jax.Array) and classes < len(rows):
+        ids = jnp.where(ids < classes, ids, len(rows))
+    return take_rows(rows, ids)
 
 
 def _zero_from(classes: int, initializer: Initializer) -> Initializer:

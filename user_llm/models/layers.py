@@ -71,7 +71,7 @@ def cast(weight: nnx.Variable, dtype: str) -> jax.Array:
 
 def lookup(table: nnx.Param, ids: jax.Array, dtype: str) -> jax.Array:
     """Rows of `table` [V, D] for `ids` int [...]; an id outside the table gives NaN, never another's row."""
-    return shard(take_rows(table[...], ids).astype(dtype), "batch", ...)
+    return shard(take_rows(table.get_value(), ids).astype(dtype), "batch", ...)
 
 
 def round_to_dtype(x: jax.Array) -> jax.Array:

@@ -2,6 +2,9 @@
 each reads the rows that it has for everybody, and what all have read is summed.
 """
 
+import dataclasses
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
@@ -11,8 +14,30 @@ from user_llm.models.sharding import ANY, BATCH, batch_shards, cut_by_class, sha
 _WHOLE = PartitionSpec()
 
 
-def take_rows(table: jax.Array, ids: jax.Array) -> jax.Array:
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TableRows:
+    """Some rows of a table, in its place: of a parameter that is read by ids alone, and by these (`training/lazy.py`).
+
+    Attributes:
+      ids: int [M], ascending.
+      rows: float [M, U].
+    """
+
+    ids: jax.Array
+    rows: jax.Array
+
+    def take(self, ids: jax.Array) -> jax.Array:
+        """Rows [..., U] for `ids` int [...]; NaN where an id is none of ours."""
+        place = jnp.searchsorted(self.ids, ids)
+        ours = self.ids[jnp.minimum(place, len(self.ids) - 1)] == ids
+        return jnp.take(self.rows, jnp.where(ours, place, len(self.ids)), axis=0, mode="fill")
+
+
+def take_rows(table: jax.Array | TableRows, ids: jax.Array) -> jax.Array:
     """Rows [..., U] of `table` [V, U] for `ids` int [...]; an id outside the table gives NaN, never another's row."""
+    if isinstance(table, TableRows):
+        return table.take(ids)
     axes = cut_by_class(table, len(table))
     if not axes:
         # Rows are gathered whole: cut by their width as the table is, all rows of the batch would be moved afterwards.
@@ -32,14 +57,23 @@ def take_rows(table: jax.Array, ids: jax.Array) -> jax.Array:
 
 def add_rows(table: jax.Array, ids: jax.Array, rows: jax.Array) -> jax.Array:
     """`table` [V, U] plus `rows` [M, U] at their `ids` int [M]."""
+    return _write(table, ids, rows, lambda table, places, rows: table.at[places].add(rows, mode="drop"))
+
+
+def put_rows(table: jax.Array, ids: jax.Array, rows: jax.Array) -> jax.Array:
+    """`table` [V, U] with `rows` [M, U] in place of its own at their `ids` int [M], distinct where within the table."""
+    return _write(table, ids, rows, lambda table, places, rows: table.at[places].set(rows, mode="drop"))
+
+
+def _write(table: jax.Array, ids: jax.Array, rows: jax.Array, write: Callable[..., jax.Array]) -> jax.Array:
     axes = cut_by_class(table, len(table))
     if not axes:
-        return table.at[ids].add(rows)
+        return write(table, ids, rows)
     batch, cut = _batch(ids, table), PartitionSpec(axes)
 
     def local(table: jax.Array, ids: jax.Array, rows: jax.Array) -> jax.Array:
         place, mine = _places(len(table), _of_all(ids, batch, BATCH), axes)
-        return table.at[place].add(jnp.where(mine[:, None], _of_all(rows, batch, BATCH), 0))
+        return write(table, jnp.where(mine, place, len(table)), _of_all(rows, batch, BATCH))
 
     # What is gathered of all is the same everywhere, which JAX does not know.
     options = dict(mesh=_mesh(table), in_specs=(cut, batch, batch), out_specs=cut, check_vma=False)

@@ -29,6 +29,7 @@ from user_llm.models.model import Model
 from user_llm.models.parameters import Parameters
 from user_llm.parallel.mesh import put_batch
 from user_llm.parallel.processes import Interrupt, Preempted, is_lead, lead_says
+from user_llm.training.lazy import MetRows, met_rows
 from user_llm.training.metric_writer import MetricWriter
 from user_llm.training.objectives import Objective
 from user_llm.training.optimizer import Pace, learning_rate_schedule, make_optimizer
@@ -172,11 +173,12 @@ def make_train_step(run: TrainingRun, optimizer: optax.GradientTransformation, s
     """Compiles `(state, frozen, buffers, batch) -> (state, metrics)`; the state's buffers are reused.
 
     Given the run's objective as a last argument, the program has no constants of the arrays in it.
+    Of tables that are moved lazily (`training/lazy.py`), gradients and updates are of the rows that the step meets.
     """
     accumulate = run.config.accumulate
 
-    def loss(tuned: Parameters, frozen: Parameters, buffers: Parameters, batch, key, objective):
-        model = parameters.merge(run.model.graphdef, {**tuned, **frozen}, buffers)
+    def loss(tuned: Parameters, met: MetRows, frozen: Parameters, buffers: Parameters, batch, key, objective):
+        model = parameters.merge(run.model.graphdef, {**met.stand_in(tuned), **frozen}, buffers)
         total, weight, metrics = objective(model, batch, key)
         return total, (weight, metrics)
 
@@ -184,37 +186,40 @@ def make_train_step(run: TrainingRun, optimizer: optax.GradientTransformation, s
 
     @functools.partial(jax.jit, donate_argnums=0)
     def train_step(state, frozen, buffers, batch, objective=run.objective):
-        tuned = state["parameters"]
         key = jax.random.fold_in(jax.random.key(seed), state["step"])
+        keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(accumulate))  # of microbatches
+        whole = state["parameters"], state["optimizer"]
+        met = met_rows(run.config, run.axes, whole[0], objective, batch, keys)
+        tuned, moments = met.take(whole)
 
-        def microbatch(rows, index):
-            own = jax.random.fold_in(key, index)
-            (_, (weight, metrics)), grads = gradients(tuned, frozen, buffers, rows, own, objective)
+        def microbatch(rows, own):
+            (_, (weight, metrics)), grads = gradients(tuned, met, frozen, buffers, rows, own, objective)
             return grads, weight, metrics
 
         if accumulate == 1:
-            grads, weight, metrics = microbatch(batch, 0)
+            grads, weight, metrics = microbatch(batch, keys[0])
         else:
             # Microbatch i takes rows i, i + accumulate, …: every device keeps its share of each.
             rows = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
             # Added in float32, whatever they are: a bfloat16 sum soon is too large for the next part to change it.
-            shapes = jax.eval_shape(microbatch, jax.tree.map(lambda x: x[0], rows), 0)
+            shapes = jax.eval_shape(microbatch, jax.tree.map(lambda x: x[0], rows), keys[0])
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), shapes)
 
             def add(total, part):
                 return jax.tree.map(jnp.add, total, microbatch(*part)), None
 
-            sums, _ = jax.lax.scan(add, zeros, (rows, jnp.arange(accumulate)))
+            sums, _ = jax.lax.scan(add, zeros, (rows, keys))
             grads, weight, metrics = jax.tree.map(lambda total, x: total.astype(x.dtype), sums, shapes)
 
         grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1e-9).astype(g.dtype), grads)
         norm = optax.tree.norm(grads)
-        updates, optimizer_state = optimizer.update(grads, state["optimizer"], tuned)
+        updates, moments = optimizer.update(grads, moments, tuned)
         bad = ~(jnp.isfinite(norm) & jnp.isfinite(metrics["loss"][0]))
         first_bad = jnp.where((state["first_bad_step"] < 0) & bad, state["step"], state["first_bad_step"])
+        values, moments = met.put(whole, (optax.apply_updates(tuned, updates), moments))
         new_state = {
-            "parameters": optax.apply_updates(tuned, updates),
-            "optimizer": optimizer_state,
+            "parameters": values,
+            "optimizer": moments,
             "step": state["step"] + 1,
             "first_bad_step": first_bad,
         }

@@ -7,6 +7,7 @@ An objective is a pytree of the arrays that it holds for each item of a catalogu
 millions of numbers are no constants to compile.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -48,13 +49,10 @@ def autoregressive_objective(chunk_rows: int, dropped: np.ndarray | None = None,
     """Next-event prediction at every position, one tied softmax a feature (paper 3.1).
 
     Histories may share rows (`data.packing`). Items where bool `dropped` [I + 1] are no class of their softmax.
-    With `draw` the softmax of the items is over what it draws (`sampled_softmax.py`): in training from the key, so that
-    a step always draws the same; without a key always the same for all batches.
+    With `draw` the softmax of the items is over what it draws (`sampled_softmax.py`).
     """
 
-    def objective(dropped, draw, model, batch: Batch, key: jax.Array | None):
-        drawn, key = _drawn(draw, key)
-        items = ItemClasses(dropped, drawn)
+    def loss(items: ItemClasses, model, batch: Batch, key: jax.Array | None):
         features, mask = history(batch)
         if "history/user" in batch:
             embeddings = model(features, mask, packing=Packing(batch["history/user"], batch["history/age"]), key=key)
@@ -65,7 +63,7 @@ def autoregressive_objective(chunk_rows: int, dropped: np.ndarray | None = None,
         targets = {feature: next_event(batch, feature) for feature in ("item", "rating")}
         return _event_loss(model, embeddings, targets, weights, chunk_rows, items)
 
-    return Partial(objective, dropped, draw)
+    return ItemObjective(loss, dropped, draw)
 
 
 def masked_objective(
@@ -83,8 +81,7 @@ def masked_objective(
     if not 0 < mask_rate <= 1:
         raise UserError(f"mask_rate is the share of events to mask, above 0 and at most 1, got {mask_rate}.")
 
-    def objective(dropped, draw, model, batch: Batch, key: jax.Array | None):
-        drawn, key = _drawn(draw, key)
+    def loss(items: ItemClasses, model, batch: Batch, key: jax.Array | None):
         events = {feature: next_event(batch, feature) for feature in ("item", "rating")}
         mask = events["item"] > 0
         length = mask.shape[1]
@@ -103,9 +100,9 @@ def masked_objective(
         targets = {feature: jnp.take_along_axis(ids, slots, axis=1) for feature, ids in events.items()}
         embeddings = jnp.take_along_axis(embeddings, slots[..., None], axis=1)
         weights = _example_weights(batch)[:, None] * chosen
-        return _event_loss(model, embeddings, targets, weights, chunk_rows, ItemClasses(dropped, drawn))
+        return _event_loss(model, embeddings, targets, weights, chunk_rows, items)
 
-    return Partial(objective, dropped, draw)
+    return ItemObjective(loss, dropped, draw)
 
 
 class ItemClasses(NamedTuple):
@@ -127,14 +124,48 @@ class ItemClasses(NamedTuple):
         return chunked_cross_entropy(hidden, model.feature_table("item"), targets, weights, **options)
 
 
-def _drawn(draw: Draw | None, key: jax.Array | None) -> tuple[tuple[jax.Array, jax.Array] | None, jax.Array | None]:
-    """What is drawn, if anything is, and the key that is left for dropout."""
-    if draw is None:
-        return None, key
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ItemObjective:
+    """An `Objective` whose softmax of the items is over all but those dropped, or over what is drawn.
+
+    Attributes:
+      loss: an `Objective` with the `ItemClasses` as its first argument.
+      dropped: bool [I + 1], or None.
+      draw: in training from the key, so that a step always draws the same; without one always the same for all batches.
+    """
+
+    loss: Callable[..., tuple[jax.Array, jax.Array, Metrics]] = dataclasses.field(metadata={"static": True})
+    dropped: np.ndarray | None
+    draw: Draw | None
+
+    def __call__(self, model, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array, Metrics]:
+        drawn = None
+        if self.draw is not None:
+            own, key = _key_of_draw(key)
+            drawn = self.draw(own)
+        return self.loss(ItemClasses(self.dropped, drawn), model, batch, key)
+
+    def items_read(self, batch: Batch, keys: jax.Array) -> jax.Array | None:
+        """int [M], the only items whose rows of tables are read for the microbatches of a batch; None: all are.
+
+        Args:
+          keys: [accumulate], of the microbatches.
+        """
+        draw = self.draw
+        if draw is None:
+            return None
+        negatives = jax.lax.map(lambda key: draw(_key_of_draw(key)[0])[0], keys)
+        of_batch = [ids for name, ids in batch.items() if name.endswith("/item")]
+        return jnp.concatenate([ids.reshape(-1) for ids in (*of_batch, negatives)])
+
+
+def _key_of_draw(key: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
+    """What negatives are drawn from, and the key that is left for masks and dropout."""
     if key is None:
-        return draw(jax.random.key(0)), None
+        return jax.random.key(0), None
     key, own = jax.random.split(key)
-    return draw(own), key
+    return own, key
 
 
 def _event_loss(model, embeddings, targets, weights, chunk_rows: int, items: ItemClasses):
