@@ -189,7 +189,7 @@ def make_train_step(run: TrainingRun, optimizer: optax.GradientTransformation, s
         key = jax.random.fold_in(jax.random.key(seed), state["step"])
         keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(accumulate))  # of microbatches
         whole = state["parameters"], state["optimizer"]
-        met = met_rows(run.config, run.axes, whole[0], objective, batch, keys)
+        met = met_rows(run.config, run.axes, whole[0], objective, batch, keys, run.model.mesh)
         tuned, moments = met.take(whole)
 
         def microbatch(rows, own):
