@@ -144,6 +144,17 @@ def test_a_table_moved_by_its_rows_needs_a_float_for_each(name, capsys):
     assert printed(config, capsys)["encoder"]["total"][-1] == pytest.approx(expected, abs=0.051)
 
 
+def test_gradients_of_rows_that_are_gathered_are_as_many(capsys):
+    """Of a sampled softmax: two steps' worth of negatives, histories of 50 and labels. With more, the whole table's."""
+    sampled = dict(training__encoder__tables="rowwise", encoder__softmax="sampled", encoder__negatives=100)
+    data = dict(stages=("encoder",), data__dataset="movielens/25m", training__encoder__accumulate=2)
+    for batch, gathered in ((64, 64 * 51 + 200), (32_768, 62_424)):
+        config = changed(**data, **sampled, training__encoder__batch_size=batch)
+        config.name = "ml20m"
+        held, gradients = printed(config, capsys)["encoder"]["total"][2:4]
+        assert held - gradients == pytest.approx((62_424 - gathered) * 128 * 4 / 2**20, abs=0.11)
+
+
 def test_a_large_table_is_counted_as_it_is_cut_by_its_rows(capsys):
     """Of as many rows as its own are rounded up to each of eight devices holds an eighth, whatever the catalogue."""
     mesh = {"data": 1, "fsdp": 4, "tensor": 2}

@@ -18,7 +18,7 @@ def training(**values) -> ConfigDict:
             warmup_fraction=0.1,  # share of the steps
             weight_decay=1e-3,  # AdamW; never on norms, biases and gates
             clip_norm=1.0,  # global gradient norm; 0 = no clipping
-            tables="adam",  # how embeddings of items and pieces move: adam | rowwise (one float of state a row)
+            tables="adam",  # how items and pieces move: adam | rowwise (a float of state a row; sampled: rows met only)
             log_every=10,  # steps between rows of metrics.jsonl and TensorBoard
             eval_every=200,  # steps between evaluations on the validation windows; 0 = never
             checkpoint_every=200,  # steps between checkpoints (one more is written at the end)

@@ -16,6 +16,7 @@ from user_llm.models.parameters import Shaped
 from user_llm.parallel.processes import is_lead
 from user_llm.parallel.rules import partition_spec
 from user_llm.training.cross_entropy import logits_bytes
+from user_llm.training.lazy import gathers
 from user_llm.training.optimizer import is_table
 from user_llm.training.trainable import trainable
 
@@ -49,10 +50,13 @@ def print_parameter_table(
         dtype = jnp.dtype(config.compute.param_dtype if trains[path] else config.compute.frozen_dtype)
         held = math.prod(shape.shape) // cut * dtype.itemsize
         counts = [math.prod(shape.shape), trains[path] * math.prod(shape.shape)]
-        state = 2 * held
+        gradients, state = held, 2 * held
         if config.training[stage.name].tables == "rowwise" and is_table(axes[path]):
-            state = 4 * shape.shape[0] // cut_rows
-        rows[stage.component(path)] += [*counts, held, trains[path] * held, trains[path] * state]
+            table_rows, read = shape.shape[0], stage.rows_read(config)
+            state = 4 * table_rows // cut_rows
+            if axes[path][0] == "items" and read is not None and gathers(read, table_rows, mesh):
+                gradients = read * math.prod(shape.shape[1:]) * dtype.itemsize
+        rows[stage.component(path)] += [*counts, held, trains[path] * gradients, trains[path] * state]
     rows["total"] = sum(rows.values(), start=np.zeros(len(_HEADINGS), np.int64))
     devices = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     strategy = f", strategy {config.strategy}" if stage.name == "user_llm" else ""

@@ -98,6 +98,11 @@ class Stage(abc.ABC):
     def softmax(self, assembly: Assembly) -> tuple[int, int]:
         """Rows of logits that an example has in the loss, at most, and the classes of the widest."""
 
+    def rows_read(self, config: ConfigDict) -> int | None:
+        """Rows of the table of the items that a step reads, at most; None where it reads all."""
+        del config
+        return None
+
     def export(self, experiment: Experiment, model: Model) -> str | None:
         """Leaves its finished model for others to load, in a format that is not ours alone.
 

@@ -100,6 +100,14 @@ class EncoderStage(Stage):
             items = config.encoder.negatives
         return config.data.history_length, max(items, assembly.num_categories + 1)
 
+    def rows_read(self, config):
+        """See `Stage`: of histories, labels and negatives."""
+        if config.encoder.softmax == "full":
+            return None
+        training = config.training.encoder
+        events = training.batch_size * (config.data.history_length + 1)
+        return events + training.accumulate * config.encoder.negatives
+
     def validation(self, experiment, objective, reader):
         """The loss, and for an encoder of items how it ranks them."""
         config, source = experiment.config, self.validation_source(experiment, reader)
