@@ -81,10 +81,10 @@ def met_rows(
       batch, keys: of the step; a key a microbatch.
       mesh: of the tables.
     """
-    paths = tuple(path for path in tuned if is_table(axes[path]) and axes[path][0] == "items")
     ids = objective.items_read(batch, keys) if isinstance(objective, ItemObjective) else None
     if ids is None or config.tables != "rowwise":
         return MetRows((), (), jnp.zeros(0, jnp.int32))
+    paths = tuple(path for path in tuned if is_table(axes[path]) and axes[path][0] == "items")
     size = min([len(ids), *(len(tuned[path]) for path in paths)])  # no more are distinct
     gathered = tuple(path for path in paths if gathers(len(ids), len(tuned[path]), mesh))
     return MetRows(paths, gathered, jnp.unique(ids, size=size, fill_value=jnp.iinfo(ids.dtype).max))
