@@ -139,12 +139,6 @@ class EventEmbedding(FeatureEmbeddings):
         own, text = (_rows(table, self.num_classes("item"), ids) for table in (self.table("item"), self.item_text_IE))
         return own + linear(text, self.text_EU[...])
 
-    def embed(self, feature: str, history: Mapping[str, jax.Array]) -> jax.Array:
-        """See `FeatureEmbeddings`."""
-        if feature != "item" or not self.item_text:
-            return super().embed(feature, history)
-        return shard(self.vectors("item", history["item"]).astype(self.dtype), "batch", ...)
-
     def __call__(self, history: Mapping[str, jax.Array]) -> jax.Array:
         """[..., U] of events given as `item` and (where it is a feature) `rating`, int [...]."""
         x = jnp.concatenate([self.embed(feature, history) for feature in self.features], axis=-1)
