@@ -125,7 +125,7 @@ class ItemClasses(NamedTuple):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)  # as a function, not by the arrays in it: `jax.jit` hashes what it is given
+@dataclasses.dataclass(frozen=True, eq=False)  # hashed as a function is, for `jax.jit`, not by its arrays
 class ItemObjective:
     """An `Objective` whose softmax of the items is over all but those dropped, or over what is drawn.
 
