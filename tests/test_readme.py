@@ -4,6 +4,7 @@ What trains is not run but held against the schema: the same config, with the sa
 """
 
 import functools
+import itertools
 import os
 import re
 import shlex
@@ -163,13 +164,17 @@ def test_the_readme_builds_a_dataset_of_ones_own(tmp_path):
 def test_other_builds_are_understood(tmp_path):
     for _, words in commands("user-llm", "build"):
         if words[0] != "custom/my_movies":
-            build(*words, folder=tmp_path).check(1, "ml-latest-small.zip")  # which is not there: all else was taken
+            lacking = "interactions.csv" if words[0] == "custom/beauty" else "ml-latest-small.zip"
+            build(*words, folder=tmp_path).check(1, lacking)  # which is not there: all else was taken
 
 
 @pytest.mark.parametrize("words", cases("user-llm", "sweep"))
 def test_sweeps_can_be_planned(words, tmp_path):
     out = tmp_path / "out"
     words = [f"--out={out}" if word.startswith("--out=") else word for word in words if word != "--write_commands"]
+    behind = itertools.dropwhile(lambda word: word != "--raw", words)
+    for word in itertools.takewhile(lambda word: not word.startswith("--"), itertools.islice(behind, 1, None)):
+        (tmp_path / word.partition("=")[2]).touch()
     command("user_llm.launch.local", *words, "--write_commands", folder=tmp_path).check(0, "wave1.txt", "wave2.txt")
     assert (out / "wave1.txt").read_text()
 

@@ -18,6 +18,7 @@ from user_llm.evaluation.evaluator import rank_by_scores
 from user_llm.evaluation.ranks import TOP, best, rank_labels
 from user_llm.evaluation.scores import ItemScores
 from user_llm.evaluation.users import encoder_scores
+from user_llm.models.event_embedding import FeatureEmbeddings
 from user_llm.parallel.mesh import make_mesh
 
 
@@ -169,6 +170,7 @@ def test_no_array_of_an_encoders_ranking_is_as_large_as_users_times_items(encode
     assert table.shape[0] == 13
     many = jax.ShapeDtypeStruct((30 * size, table.shape[1]), table.dtype)
     large = encoder.with_parameters({**encoder.parameters, "embedding/item_VU": many})
+    monkeypatch.setattr(FeatureEmbeddings, "num_classes", lambda self, feature: self.table(feature).shape[0])
     query, first = jax.ShapeDtypeStruct((rows, 8), jnp.float32), np.int32(0)
     block = jax.make_jaxpr(lambda *args: users._query_logits(*args, count=size))(large, query, first)
     assert max(sizes(block.jaxpr)) == rows * size

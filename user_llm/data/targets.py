@@ -45,7 +45,7 @@ class SeveralTargets(UserLLMSource):
         each["label/rating"] = np.zeros_like(each["label/item"])
         texts = answered_batch(self.sequences(each, np.zeros(items.size, np.int64)))
         texts = {name: values.reshape(len(items), count, *values.shape[1:]) for name, values in texts.items()}
-        return {**batch, "target/item": items, **texts, **self._cut(texts)}
+        return {**batch, "target/item": items, **texts, **self.cut(texts)}
 
     def newest(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """A batch with the texts of its windows' labels alone, as `UserLLMSource` has it."""
@@ -53,7 +53,7 @@ class SeveralTargets(UserLLMSource):
         whole = {name: values for name, values in batch.items() if not name.startswith(FIRST)}
         return {name: values if name in of_windows else values[:, -1] for name, values in whole.items()}
 
-    def _cut(self, texts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def cut(self, texts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What the decoder reads [B, K, T], of the texts with whole titles, and of the others up to the first token."""
         if self.whole_every == 1:
             return {}

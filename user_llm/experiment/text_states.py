@@ -24,6 +24,7 @@ from user_llm.checksums import are_intact, checksums, read_intact, write_signed
 from user_llm.data.mixture import Mixture
 from user_llm.data.pipeline import Source
 from user_llm.data.sources import UserLLMSource
+from user_llm.data.targets import SeveralTargets
 from user_llm.decoding.catalogue_trie import CatalogueTrie
 from user_llm.decoding.text_states import TextStates, name_rows, read_texts
 from user_llm.experiment.assembly import Assembly
@@ -141,12 +142,13 @@ class StatesSource:
         batch, tasks = self._source.gather(ids), np.zeros(len(ids), int)
         if isinstance(self._source, Mixture):
             tasks, _ = self._source.owners(ids)
-        shape = (*batch["decoder_input_tokens"].shape, self._tables[0].shape[1])
-        states = np.empty(shape, self._tables[0].dtype)
+        labels = batch["label/answer"]
+        states = np.empty((*labels.shape, self._rows[0].shape[1], self._tables[0].shape[1]), self._tables[0].dtype)
         for task, (table, rows) in enumerate(zip(self._tables, self._rows, strict=True)):
             mine = tasks == task
-            states[mine] = table[rows[batch["label/answer"][mine]]]
-        return {**batch, "decoder_states": states}
+            states[mine] = table[rows[labels[mine]]]
+        texts = {"decoder_states": states}
+        return {**batch, **texts, **(self._source.cut(texts) if isinstance(self._source, SeveralTargets) else {})}
 
 
 def with_states(run: Run, model: Model, source: UserLLMSource | Mixture) -> Source:

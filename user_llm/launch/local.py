@@ -92,8 +92,8 @@ def _run(plan: Plan, arguments: argparse.Namespace, python: Sequence[str], conso
         return 0
     runner = Runner([_job(run, out, python, raw, data_dir) for run in runs], out)
     waiting = [run for run in runs if runner.state(run.name) != FINISHED]
-    print(forecast(plan.scale, waiting, arguments.jobs))
     with noted(out, arguments.jobs):
+        print(forecast(plan.scale, waiting, arguments.jobs))
         runner.execute(arguments.jobs, console)
     for path in write_report(out):
         print(f"Report: {path}")
