@@ -4,7 +4,6 @@ What trains is not run but held against the schema: the same config, with the sa
 """
 
 import functools
-import itertools
 import os
 import re
 import shlex
@@ -168,13 +167,14 @@ def test_other_builds_are_understood(tmp_path):
             build(*words, folder=tmp_path).check(1, lacking)  # which is not there: all else was taken
 
 
-@pytest.mark.parametrize("words", cases("user-llm", "sweep"))
+# A sweep that reads a pretrained model is planned in tests/launch: it wants a file that is not here.
+@pytest.mark.parametrize("words", [case for case in cases("user-llm", "sweep") if ".gguf" not in str(case.values)])
 def test_sweeps_can_be_planned(words, tmp_path):
     out = tmp_path / "out"
     words = [f"--out={out}" if word.startswith("--out=") else word for word in words if word != "--write_commands"]
-    behind = itertools.dropwhile(lambda word: word != "--raw", words)
-    for word in itertools.takewhile(lambda word: not word.startswith("--"), itertools.islice(behind, 1, None)):
-        (tmp_path / word.partition("=")[2]).touch()
+    for name in ("ml-1m.zip", "FOLDER_WITH_THE_TWO_FILES"):
+        (tmp_path / name).mkdir()
+        words = [word.replace(f"={name}", f"={tmp_path / name}") for word in words]
     command("user_llm.launch.local", *words, "--write_commands", folder=tmp_path).check(0, "wave1.txt", "wave2.txt")
     assert (out / "wave1.txt").read_text()
 
