@@ -9,8 +9,8 @@ twenty minutes: Recall@10 .332 and NDCG@10 .192 of all users (three seeds), what
 tells it when the asked event was (as HSTU is told), .377 and .228.
 docs/results/log.md has what these figures rest on.
 
-With all three stages (leave --config.stages out) it takes two hours. How the LLM learns was changed on 2026-11-23 and is
-not measured to its end; before that User-LLM had Recall@10 .246 and NDCG@10 .143 of 2,000 users
+With all three stages (leave --config.stages out) it takes two hours. How the LLM learns was changed on 2026-11-23
+and is not measured to its end; before that User-LLM had Recall@10 .246 and NDCG@10 .143 of 2,000 users
 (--config.evaluation.max_users=2000), and with ten beams in place of fifty .202 and .129.
 """
 
