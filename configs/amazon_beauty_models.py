@@ -6,9 +6,8 @@ Encoder and language model are those of `amazon_beauty`. For the next item the L
 of the steps, whose texts are twice as long: it spells titles first, then reads the encoder's last state.
 """
 
+from user_llm import schema
 from user_llm.command_line import load
-
-STEPS = ("steps", "eval_every", "checkpoint_every")
 
 
 def get_config(task="next_item"):
@@ -18,11 +17,7 @@ def get_config(task="next_item"):
     config.integration = learnt.integration
     config.training.user_llm = learnt.training.user_llm
     if task == "next_item":
-        for budget, key in (
-            (config.integration, "spelling_steps"),
-            *((config.training.user_llm, key) for key in STEPS),
-        ):
-            budget[key] //= 2
+        schema.shorten(config, 1, of=2)
     config.evaluation.update({key: learnt.evaluation[key] for key in ("max_users", "max_validation", "max_fit")})
     config.evaluation.num_beams = 20  # titles are long, and so is each beam
     return config

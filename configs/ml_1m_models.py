@@ -4,14 +4,14 @@
         --out=runs/workstation [--raw movielens=ml-1m.zip]
 
 Encoder and language model are those of `ml_1m`, which has 200 events: an encoder's step learns as many events here. The
-LLM rows have two fifths of its steps, so that all of them end in some hours on two cores. docs/reproduce.md says which
-models cannot follow how that config learns, and what each of them gets instead.
+LLM rows have two fifths of its steps, so that all of them end in some hours on two cores, and move the encoder too.
+docs/reproduce.md says which models cannot follow how that config learns, and what each of them gets instead.
 """
 
+from user_llm import schema
 from user_llm.command_line import load
 
 EVENTS = 50
-STEPS = ("steps", "eval_every", "checkpoint_every")
 
 
 def get_config(task="next_item"):
@@ -21,9 +21,8 @@ def get_config(task="next_item"):
     config.data.history_length = EVENTS
     config.encoder.stride = EVENTS
     if task == "next_item":
-        training = config.training.user_llm
-        for budget, key in ((config.integration, "spelling_steps"), *((training, key) for key in STEPS)):
-            budget[key] = 2 * budget[key] // 5
+        schema.shorten(config, 2, of=5)
+        config.integration.rates.encoder = 0.3  # strategies, and a random encoder, are compared: it has to move
     else:
         config.training.user_llm.update(steps=400, eval_every=100, checkpoint_every=100)
     config.evaluation.max_users = 1000  # the time of an LLM's row goes into its beams

@@ -8,18 +8,15 @@ Data and encoder are those of `ml_1m_models`; the language model sees a quarter 
 and fewer users are asked. Not run by us to the end yet.
 """
 
+from user_llm import schema
 from user_llm.command_line import load
-
-STEPS = ("steps", "eval_every", "checkpoint_every")
 
 
 def get_config(task="next_item"):
     config = load(f"ml_1m_models:{task}").unlock()
     config.name = "ml_1m_pretrained"
-    training = config.training.user_llm
-    for budget, key in ((config.integration, "spelling_steps"), *((training, key) for key in STEPS)):
-        budget[key] //= 4
-    training.batch_size //= 4
+    schema.shorten(config, 1, of=4)
+    config.training.user_llm.batch_size //= 4
     config.evaluation.max_users = 500
     config.evaluation.max_validation = 200
     config.evaluation.num_beams = 20

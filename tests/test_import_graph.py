@@ -190,7 +190,7 @@ MAY_IMPORT = {
     "user_llm.launch.models": (),
     "user_llm.launch.kept": ("user_llm.config",),
     "user_llm.launch.resolve": ("user_llm.keys", "user_llm.config", "user_llm.command_line"),
-    "user_llm.launch.recipe": ("user_llm.keys", "user_llm.launch.scales", "user_llm.launch.models"),
+    "user_llm.launch.recipe": ("user_llm.config", "user_llm.keys", "user_llm.launch.scales", "user_llm.launch.models"),
     "user_llm.launch.runs": (
         "user_llm.keys",
         "user_llm.launch.scales",

@@ -197,6 +197,11 @@ def task_names(config: ConfigDict) -> tuple[str, ...]:
     return tuple(name.strip() for name in config.task.split(","))
 
 
+def whole_titles(config: ConfigDict) -> int:
+    """Titles that an example of stage `user_llm` teaches whole; of its other targets it teaches the first token."""
+    return config.integration.targets // config.integration.whole_every
+
+
 def task_rates(config: ConfigDict) -> tuple[float, ...]:
     """How much of the training each task has, in proportion to their sum; `config.task_rates`, or all the same."""
     return tuple(config.task_rates) or (1.0,) * len(task_names(config))

@@ -6,6 +6,8 @@ Everything that can change a reported number is here; wiring of the host (reader
 
 from ml_collections import ConfigDict
 
+_STEPS = ("steps", "eval_every", "checkpoint_every")
+
 
 def training(**values) -> ConfigDict:
     """Keys of one stage of training."""
@@ -29,6 +31,13 @@ def training(**values) -> ConfigDict:
     with stage.unlocked():
         stage.update(values)
     return stage
+
+
+def shorten(config: ConfigDict, part: int, of: int) -> None:
+    """Leaves `part / of` of the steps of stage `user_llm`, those that spell among them, looked at as often."""
+    training_ = config.training.user_llm
+    for budget, key in ((config.integration, "spelling_steps"), *((training_, key) for key in _STEPS)):
+        budget[key] = part * budget[key] // of
 
 
 def get_config() -> ConfigDict:

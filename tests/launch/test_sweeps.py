@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.timelines import make_table
-from user_llm.config import ConfigError
+from user_llm.config import ConfigError, whole_titles
 from user_llm.data.windows import Windows
 from user_llm.experiment.validation import validate
 from user_llm.launch.plan import Plan
@@ -200,11 +200,15 @@ def test_what_the_paper_compares_has_seen_as_many_texts_but_for_long_prompts():
             config = config_of(run)
             if config.task == task and config.stages == ("user_llm",) and ".text_prompt." not in run.name:
                 training = config.training.user_llm
-                texts.setdefault(run.dataset, set()).add(
-                    training.steps * training.batch_size * config.integration.targets
-                )
+                texts.setdefault(run.dataset, set()).add(training.steps * training.batch_size * whole_titles(config))
         assert set(texts) == {"movielens", "amazon_reviews"}
         assert all(len(numbers) == 1 for numbers in texts.values()), texts
+
+
+def test_what_strategies_train_can_move():
+    for scale, runs in RUNS.items():
+        rates = {config.integration.rates.encoder for config in map(config_of, runs) if config.stages == ("user_llm",)}
+        assert min(rates) > 0, scale
 
 
 def test_each_kind_of_encoder_of_a_length_learns_its_own_windows_and_as_many_events():

@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 
+from user_llm.config import whole_titles
 from user_llm.keys import DEFAULTS
 from user_llm.launch.models import Model
 from user_llm.launch.scales import NEXT
@@ -24,7 +25,7 @@ DERIVED = frozenset(
 
 
 def learnable(config: ConfigDict, model: Model, events: int = 0) -> Overrides:
-    """The keys of `integration` that a model cannot follow, at the schema's values, with as many texts a step.
+    """The keys of `integration` that a model cannot follow, at the schema's values, with as many whole titles a step.
 
     Args:
       config: of the run's file, with what the user set.
@@ -44,7 +45,7 @@ def learnable(config: ConfigDict, model: Model, events: int = 0) -> Overrides:
         if key in unfit and own[key] != DEFAULTS[f"integration.{key}"]
     ]
     if "integration.targets" in dict(reset) and config.task == NEXT:
-        reset.append((f"{_TRAINING}.batch_size", config.training.user_llm.batch_size * own.targets))
+        reset.append((f"{_TRAINING}.batch_size", config.training.user_llm.batch_size * whole_titles(config)))
     return reset
 
 

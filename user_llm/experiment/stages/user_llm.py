@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from user_llm.checkpoints import huggingface
 from user_llm.checkpoints.adapters import load_adapters, save_adapters
 from user_llm.checkpoints.transfer import with_prefix, without_prefix
-from user_llm.config import ConfigError, reads_pretrained_encoder, says, task_names, task_rates
+from user_llm.config import ConfigError, reads_pretrained_encoder, says, task_names, task_rates, whole_titles
 from user_llm.data.pipeline import TrainBatches
 from user_llm.data.sources import UserLLMSource
 from user_llm.data.spelling import OneAfterTheOther, Spelling
@@ -60,12 +60,6 @@ def _embeddings_one_by_one(config: ConfigDict) -> Iterator[str]:
             yield from (
                 f"{says(config, f'integration.{key}')} is for {what}: set {instead}" for key in keys if key in asked
             )
-
-
-def _texts_of(integration: ConfigDict) -> tuple[int, int]:
-    """How many texts of an example are learnt whole, and how many up to the first token."""
-    whole = integration.targets // integration.whole_every
-    return whole, integration.targets - whole
 
 
 class UserLLMStage(Stage):
@@ -121,7 +115,7 @@ class UserLLMStage(Stage):
         # Of an item without events the encoder knows nothing.
         items = np.flatnonzero(experiment.item_counts[1:]) + 1
         texts = UserLLMSource(experiment.windows("train"), experiment.prompts(task.name), experiment.answers(task.name))
-        size = experiment.config.training.user_llm.batch_size * _texts_of(integration)[0]
+        size = experiment.config.training.user_llm.batch_size * whole_titles(experiment.config)
         seed = experiment.config.seed
         spelling = TrainBatches(Spelling(texts, items), size, seed, rows=local_rows(experiment.mesh, size))
         return OneAfterTheOther(spelling, batches, integration.spelling_steps)
@@ -182,15 +176,19 @@ class UserLLMStage(Stage):
         """See `Stage`."""
         encoder = sum(size for path, size in sizes.items() if path.startswith("encoder/"))
         texts, integration = experiment.answered_prompts("train"), experiment.config.integration
-        whole, first = _texts_of(integration)
+        whole = whole_titles(experiment.config)
+        first = integration.targets - whole
         tokens = whole * (texts.length - 1 + experiment.assembly.soft_prompt_length) + first * texts.prompt_length
         return encoder * experiment.config.data.history_length + (sum(sizes.values()) - encoder) * tokens
 
     def softmax(self, assembly):
         """See `Stage`."""
         config = assembly.config
-        whole, first = _texts_of(config.integration)
-        return config.prompt.max_targets * whole + first, assembly.language_model_config.vocab_size
+        whole = whole_titles(config)
+        return (
+            config.prompt.max_targets * whole + config.integration.targets - whole,
+            assembly.language_model_config.vocab_size,
+        )
 
     def export(self, experiment, model):
         """See `Stage`."""

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from user_llm.config import whole_titles
 from user_llm.launch.board import duration
 from user_llm.launch.report.names import DATASETS, TASKS
 from user_llm.launch.report.results import Results
@@ -17,7 +18,7 @@ class Cost:
     """Of one run, without those that it needs.
 
     Attributes:
-        examples: that it learnt from; of an encoder windows, of a language model texts.
+        examples: that it learnt from; of an encoder windows, of a language model texts with whole answers.
         seconds: of training, by the run's own clock.
         flops: 6 N D.
     """
@@ -38,10 +39,10 @@ def cost_of(run: Run, results: Results) -> Cost | None:
 
 
 def examples_of(run: Run) -> int:
-    """Windows that an encoder is trained on, or texts that a language model is."""
+    """Windows that an encoder is trained on, or texts with whole answers that a language model is."""
     config = resolve(run.config, run.values(Path()))
     (stage,) = config.stages
-    texts = config.integration.targets if stage == "user_llm" else 1
+    texts = whole_titles(config) if stage == "user_llm" else 1
     return config.training[stage].steps * config.training[stage].batch_size * texts
 
 
@@ -68,8 +69,8 @@ def costs(cells: Sequence[Cell], results: Results) -> Iterator[str]:
     head = "| | | learnt from | training | FLOPs, 6 N D |\n| --- | --- | ---: | ---: | ---: |"
     yield "\n".join([head, *lines])
     yield (
-        "Encoders learn from windows, language models from texts; what several rows start from is a run of its own "
-        "(provenance)."
+        "Encoders learn from windows, language models from texts with whole answers; what several rows start from is a "
+        "run of its own (provenance)."
     )
     yield "</details>"
 
