@@ -122,6 +122,10 @@ def test_a_value_off_its_list_is_answered_with_the_nearest():
         (dict(stages=("encoder", "llm")), "each once and in this order"),
         (dict(stages=("llm", "decoder")), "each once and in this order"),
         (dict(stages=("llm", "user_llm")), "--config.encoder.init=random"),
+        (
+            dict(stages=("encoder", "user_llm"), integration__rates__llm=0.0),
+            "config.integration.rates.llm=0.0 freezes a language model that nothing has trained",
+        ),
         (dict(stages=("encoder", "user_llm"), strategy="enc"), "--config.llm.checkpoint=FOLDER"),
         (dict(data__min_history=51), "config.data.min_history=51 is more than config.data.history_length=50"),
         (dict(data__dataset="movielens/simulated", data__raw_path="."), "writes its own files"),

@@ -137,7 +137,7 @@ def get_config() -> ConfigDict:
             spelling_steps=0,  # the stage's first, in which it reads no user, but embeddings that ask for an item each
             label_contexts=0.0,  # share of the training examples that read an embedding of their label, and no user
             stored_gib=4.0,  # room for what frozen layers below make of texts, computed once; 0 = in every step
-            rates=ConfigDict(  # shares of the stage's learning rate; the connector has all of it
+            rates=ConfigDict(  # shares of the stage's learning rate; the connector has all of it; 0 = frozen
                 dict(
                     encoder=1.0,  # of the encoder
                     llm=1.0,  # of the LLM, or of its adapters

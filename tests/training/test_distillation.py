@@ -105,6 +105,11 @@ def test_the_loss_is_that_of_the_label_and_of_the_encoders_opinion(trie, lesson)
     assert float(metrics["loss/item"][0]) == pytest.approx(own, rel=1e-4)
     assert float(loss) == pytest.approx(expected + own, rel=1e-4)
     assert float(weight) == batch["decoder_loss_weights"].sum()
+    frozen, _, metrics = jax.jit(contextualised_objective(CHUNK, 0.0, Teacher(trie, SHARE, learns=False)))(
+        model, batch, jax.random.key(0)
+    )
+    assert "loss/item" not in metrics
+    assert float(frozen) == pytest.approx(expected, rel=1e-4)
     plain = jax.jit(contextualised_objective(CHUNK))
     assert float(objective(model, batch, None)[0]) == float(plain(model, batch, None)[0])  # a validation is not taught
     nothing = jax.jit(contextualised_objective(CHUNK, 0.0, Teacher(trie, 0.0)))(model, batch, jax.random.key(0))

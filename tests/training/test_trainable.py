@@ -2,7 +2,9 @@
 
 import pytest
 
+from user_llm.experiment.stages import STAGES
 from user_llm.models import parameters
+from user_llm.schema import get_config
 from user_llm.training.trainable import EVERYTHING, STRATEGIES, trainable
 
 TRAINED = {
@@ -28,6 +30,19 @@ def test_a_strategy_covers_every_parameter_and_trains_its_components(strategy, p
     assert list(trains) == list(paths)
     for path, answer in trains.items():
         assert answer == (path.split("/")[0] in TRAINED[strategy]), path
+
+
+@pytest.mark.parametrize("strategy", TRAINED)
+@pytest.mark.parametrize(
+    "rates", [{"encoder": 0.0}, {"llm": 0.0}, {"encoder": 0.0, "llm": 0.0}, {"encoder": 0.1}], ids=str
+)
+def test_parts_without_a_rate_do_not_train(strategy, rates, paths):
+    config = get_config()
+    config.strategy = strategy
+    config.integration.rates.update(rates)
+    at_rest = {{"llm": "language_model"}.get(part, part) for part, rate in rates.items() if not rate}
+    for path, answer in trainable(paths, STAGES["user_llm"].rules(config)).items():
+        assert answer == (path.split("/")[0] in TRAINED[strategy] - at_rest), path
 
 
 def test_a_model_trained_alone_trains_whole(paths):

@@ -40,10 +40,11 @@ class Teacher:
       trie: of the titles.
       share: of the encoder's distribution in the targets; the rest is the label's.
       dropped: bool [I + 1], items that the encoder has learnt nothing of; None: none.
+      learns: whether the encoder moves while it teaches.
     """
 
-    def __init__(self, trie: CatalogueTrie, share: float, dropped: np.ndarray | None = None):
-        self._trie, self._share, self.dropped = trie, share, dropped
+    def __init__(self, trie: CatalogueTrie, share: float, dropped: np.ndarray | None = None, learns: bool = True):
+        self._trie, self._share, self.dropped, self.learns = trie, share, dropped, learns
 
     def targets(self, logits: jax.Array, labels: jax.Array, taught: jax.Array) -> list[SoftTargets]:
         """Soft targets of texts whose answers are the titles of `labels` int [b].

@@ -267,8 +267,8 @@ def contextualised_objective(
       chunk_rows: of the softmax.
       label_contexts: share of the examples that, in training, read one embedding that asks for their label and nothing
         else: how a title is spelt is learnt beside what a user wants. Drawn from the key.
-      teacher: in training, makes soft targets of what the encoder thinks comes next. The encoder's own loss is then
-        added, so that it stays somebody to learn from.
+      teacher: in training, makes soft targets of what the encoder thinks comes next. The own loss of an encoder that
+        moves is then added, so that it stays somebody to learn from.
       encoder_dropout: whether, in training, dropout disturbs the embeddings that are read.
     """
 
@@ -316,12 +316,14 @@ def _lesson(teacher: Teacher, encoder, features, mask, labels, asked, chunk_rows
     """
     count = len(labels) // len(mask)
     states = encoder(features, mask)[:, -count:].reshape(len(labels), -1)
+    taught = Taught(teacher, jax.lax.stop_gradient(encoder.item_logits(states)), labels, ~asked)
+    if not teacher.learns:
+        return taught, {}
     table, weights = encoder.feature_table("item"), (labels > 0).astype(jnp.float32)
     bias = None if teacher.dropped is None else jnp.where(teacher.dropped, -jnp.inf, 0.0)
     options = dict(chunk_rows=chunk_rows, first_class=1, num_classes=encoder.num_answers, class_bias=bias)
     own = chunked_cross_entropy(states, table, labels, weights, **options)
-    logits = jax.lax.stop_gradient(encoder.item_logits(states))
-    return Taught(teacher, logits, labels, ~asked), {"loss/item": own}
+    return taught, {"loss/item": own}
 
 
 def _first_and_whole(batch: Batch) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from user_llm.parallel.processes import is_lead
 from user_llm.training.distillation import Teacher
 from user_llm.training.objectives import contextualised_objective
 from user_llm.training.optimizer import Pace
-from user_llm.training.trainable import STRATEGIES
+from user_llm.training.trainable import STRATEGIES, Rules
 
 _ONE_BY_ONE = {
     "spelling_steps": 0,
@@ -62,6 +62,14 @@ def _embeddings_one_by_one(config: ConfigDict) -> Iterator[str]:
             )
 
 
+def _at_rest(config: ConfigDict) -> Rules:
+    """What the strategy might train, and `integration.rates` leaves where it is."""
+    rates = config.integration.rates
+    return tuple(
+        (f"{part}/.*", False) for part, rate in (("encoder", rates.encoder), ("language_model", rates.llm)) if not rate
+    )
+
+
 class UserLLMStage(Stage):
     """The contextualised LLM. Its adapters, if any, are left in PEFT's layout, `<workdir>/user_llm/adapters`."""
 
@@ -75,7 +83,7 @@ class UserLLMStage(Stage):
 
     def rules(self, config):
         """See `Stage`."""
-        return STRATEGIES[config.strategy]
+        return (*_at_rest(config), *STRATEGIES[config.strategy])
 
     def pretrained(self, experiment, finished):
         """See `Stage`."""
@@ -138,7 +146,8 @@ class UserLLMStage(Stage):
                     f"config.integration.distillation={share} asks the encoder about all titles, at most "
                     f"{MOST_DENSE:,}, and {config.data.dataset} has {experiment.catalogue.num_items:,}: set 0"
                 )
-            teacher = Teacher(experiment.answer_trie(task.name), share, experiment.cold_items)
+            learns = config.strategy != "proj" and config.integration.rates.encoder > 0
+            teacher = Teacher(experiment.answer_trie(task.name), share, experiment.cold_items, learns)
         own = config.integration
         return contextualised_objective(config.encoder.chunk_rows, own.label_contexts, teacher, own.encoder_dropout)
 
@@ -229,8 +238,10 @@ class UserLLMStage(Stage):
         if config.integration.spelling_steps >= config.training.user_llm.steps:
             steps = says(config, "training.user_llm.steps")
             yield f"{says(config, 'integration.spelling_steps')}: expected fewer than {steps}, whose first they are"
-        if config.strategy != "full" and not config.llm.checkpoint and "llm" not in config.stages:
+        llm_rests = config.strategy != "full" or not config.integration.rates.llm
+        if llm_rests and not config.llm.checkpoint and "llm" not in config.stages:
+            why = says(config, "strategy" if config.strategy != "full" else "integration.rates.llm")
             yield (
-                f"config.strategy={config.strategy!r} freezes a language model that nothing has trained: add 'llm' to "
+                f"{why} freezes a language model that nothing has trained: add 'llm' to "
                 "config.stages, or name a pretrained one with --config.llm.checkpoint=FOLDER"
             )
