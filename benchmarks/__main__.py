@@ -52,6 +52,7 @@ OF_THE_PEAK = {"encoder", "llm"}  # parts whose rows say what share of the machi
 DATA_SIZES = "1,20,200"  # millions of events
 TITLES = "10000,100000,1000000,10000000"
 SCALE_FIT, SCALE_SIZES = "5000,30000", "20000,60000,200000"  # users
+SCALE_CATALOGUES = "100000,1000000,10000000"
 
 REFERENCE = Entry(report.REFERENCE, main_python, "jax_encoder", {"loss": "chunked", "microbatch": 32})
 RIVALS = (
@@ -183,6 +184,8 @@ def main() -> None:
                         help=f"part scale: users of the runs that rates are of ({SCALE_FIT})")  # fmt: skip
     parser.add_argument("--scale_sizes", type=numbers, default=numbers(SCALE_SIZES),
                         help=f"part scale: users of the runs that are predicted ({SCALE_SIZES})")  # fmt: skip
+    parser.add_argument("--scale_catalogues", type=numbers, default=numbers(SCALE_CATALOGUES),
+                        help=f"part scale: catalogues of the encoder's steps ({SCALE_CATALOGUES})")  # fmt: skip
     arguments = parser.parse_args()
     if wrong := set(arguments.scale_fit) & set(arguments.scale_sizes):
         parser.error(f"--scale_sizes: {min(wrong)} is among --scale_fit: a prediction is tested at other sizes")
@@ -233,7 +236,10 @@ def main() -> None:
         arguments.run.resolve(), arguments.seconds or (4.0 if arguments.quick else 15.0)
     )
     parts["scale"] = lambda: measure_scale(
-        arguments.scale_fit, arguments.scale_sizes, arguments.data_dir.resolve() / "scale"
+        arguments.scale_fit,
+        arguments.scale_sizes,
+        arguments.scale_catalogues,
+        arguments.data_dir.resolve() / "scale",
     )
     parts["trie"] = lambda: measure_trie(arguments.titles, 3 if arguments.quick else 9)
     measured = {name: parts[name]() for name in chosen}

@@ -1,12 +1,9 @@
 """What a training step of the encoder costs with catalogues of a hundred thousand to ten million items.
 
-    python -m benchmarks.catalogue_steps [--sizes=100000,1000000,10000000] [--rounds=5]
-
 By softmax (`encoder.softmax`) and by how the table of the items moves (`training.encoder.tables`). Each row is a
 process of its own, which ends before the next begins: a table of ten million items is gigabytes.
 """
 
-import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -17,7 +14,6 @@ from benchmarks.markdown import skipped, table
 from benchmarks.protocol import Contender, ContenderFailed, main_python
 from benchmarks.workload import Workload
 
-SIZES = (100_000, 1_000_000, 10_000_000)
 KINDS = (("full", "adam"), ("sampled", "adam"), ("sampled", "rowwise"))  # softmax, tables
 _FULL = 100_000  # items; a full softmax over more takes minutes a step on two cores
 _HEADINGS = ("items", "softmax", "tables", "ms a step", "GB by XLA")
@@ -56,15 +52,3 @@ def _costs(row: dict[str, Any]) -> list[str]:
     if "skipped" in row:
         return [skipped(row)]
     return [f"{median(row['seconds']) * 1e3:,.0f}", f"{row['bytes'] / 1e9:,.2f}"]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.catalogue_steps", description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", default=",".join(map(str, SIZES)), help="items of the catalogues, with commas")
-    parser.add_argument("--rounds", type=int, default=5, help="steps that are timed")
-    arguments = parser.parse_args()
-    print(markdown(measure_catalogues([int(size) for size in arguments.sizes.split(",")], arguments.rounds)))
-
-
-if __name__ == "__main__":
-    main()

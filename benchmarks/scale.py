@@ -1,9 +1,11 @@
 """From measured rates to hosts and hours: what small runs take, what larger ones should take by that, and what they do.
 
-    python -m benchmarks --only=scale [--scale_sizes=20000,60000,200000] [--scale_fit=5000,30000]
+    python -m benchmarks --only=scale [--scale_sizes=20000,60000,200000] [--scale_fit=5000,30000] \
+        [--scale_catalogues=100000,1000000,10000000]
 
 The rates are of runs at the sizes of `--scale_fit`. A size is predicted before its run starts. Seconds are those of
-cores, not of the clock: another program on the machine then changes them little.
+cores, not of the clock: another program on the machine then changes them little. Steps of large catalogues are timed
+by the clock.
 """
 
 import dataclasses
@@ -12,24 +14,29 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cached_files import say
+from benchmarks.catalogue_steps import measure_catalogues
 from benchmarks.scale_hosts import BILLION, V5E, plan
 from benchmarks.scale_model import LINES, Held, Size, fit, hold, predict
 from benchmarks.scale_rates import measure_rates
 from benchmarks.scale_runs import make_run, measure_run
 
 EVENTS_PER_USER, ITEMS = 45, 2_000
+_CATALOGUE_ROUNDS = 5
 
 
-def measure_scale(fitted: Sequence[int], tested: Sequence[int], folder: Path) -> dict[str, Any]:
+def measure_scale(
+    fitted: Sequence[int], tested: Sequence[int], catalogues: Sequence[int], folder: Path
+) -> dict[str, Any]:
     """Rates, predictions beside what was measured, and what a billion users take by the rates.
 
     Args:
       fitted: users of the runs that the rates are of; at least two.
       tested: users of the runs that are predicted; none of `fitted`.
+      catalogues: items that a step of the encoder is timed with.
       folder: for all files; the run that makes vectors is kept there for the next time.
 
     Returns:
-      JSON values. Measurements that need no runs, as step times by the catalogue's size, belong beside its `held`.
+      JSON values.
 
     Raises:
       ValueError: a size is fitted and tested, or too few are fitted.
@@ -58,4 +65,5 @@ def measure_scale(fitted: Sequence[int], tested: Sequence[int], folder: Path) ->
         "runs": {str(users): run for users, run in runs.items()},
         "held": [{**dataclasses.asdict(one), "ratio": one.ratio, "within": one.within} for one in held],
         "billion": [dataclasses.asdict(step) for step in plan(of_all, BILLION, V5E)],
+        "catalogues": measure_catalogues(catalogues, _CATALOGUE_ROUNDS),
     }

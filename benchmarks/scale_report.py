@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks.catalogue_steps import markdown
 from benchmarks.markdown import table
 
 _RATES = ("what", "by the rates")
@@ -17,6 +18,7 @@ def sections(found: Mapping[str, Any]) -> list[str]:
     lines: dict[tuple[str, str], list[str]] = {}
     for one in found["held"]:
         lines.setdefault((one["line"], one["unit"]), []).append(_held(one))
+    steps = f"**Scale: a training step of the encoder by the catalogue's size**\n\n{markdown(found['catalogues'])}"
     return [
         f"**Scale, rates**, of runs of {fitted} users.",
         table(_RATES, [[line, _rates(names, found["rates"])] for line, names in found["names"].items()]),
@@ -27,6 +29,7 @@ def sections(found: Mapping[str, Any]) -> list[str]:
         ),
         "**10⁹ users, 10¹¹ events**: computed by rates of all these runs, not run.",
         table(_STEPS, [_step(step) for step in found["billion"]]),
+        *([steps] if found["catalogues"] else []),
     ]
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import sys
+from typing import Any
 
 import pytest
 
@@ -123,6 +124,10 @@ def test_a_plan_by_hand():
     assert [step.hours for step in halved][5] == pytest.approx(2 * full.hours)
 
 
+def catalogue_step(items: int) -> dict[str, Any]:
+    return {"items": items, "softmax": "sampled", "tables": "rowwise", "seconds": [items / 1e6], "bytes": 2e9}
+
+
 @pytest.fixture
 def runs(monkeypatch) -> list[int]:
     """Runs that are made up, in the order in which they come; nothing is started."""
@@ -135,13 +140,15 @@ def runs(monkeypatch) -> list[int]:
     monkeypatch.setattr(scale, "make_run", lambda size, folder: None)
     monkeypatch.setattr(scale, "measure_run", measure)
     monkeypatch.setattr(scale, "measure_rates", lambda size, folder: dict.fromkeys(MORE_RATES, 1e-6))
+    monkeypatch.setattr(scale, "measure_catalogues", lambda sizes, rounds: [catalogue_step(size) for size in sizes])
     return found
 
 
 def test_the_command_writes_predictions_of_other_sizes(runs, monkeypatch, tmp_path, capsys):
     output = tmp_path / "scale.json"
-    flags = ["--scale_fit=100,400", "--scale_sizes=200,1000,2000", f"--output={output}", f"--data_dir={tmp_path}"]
-    monkeypatch.setattr(sys, "argv", ["benchmarks", "--only=scale", *flags])
+    flags = ["--scale_fit=100,400", "--scale_sizes=200,1000,2000", "--scale_catalogues=5000,70000"]
+    files = [f"--output={output}", f"--data_dir={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--only=scale", *flags, *files])
     command.main()
     found = json.loads(output.read_text())["scale"]
     assert runs == [100, 400, 200, 1000, 2000]
@@ -155,6 +162,7 @@ def test_the_command_writes_predictions_of_other_sizes(runs, monkeypatch, tmp_pa
     # 1 + 2 millionths of 9,000, 45,000 and 90,000 events.
     assert "| build | core s | 1.02, 1.02, 1.00 | 1.09, 1.09, 1.00 | 1.18, 1.18, 1.00 |" in printed
     assert "| `build_start` 1 + `build_event` 2e-06 |" in printed
+    assert "| 70,000 | sampled | rowwise | 70 | 2.00 |" in printed
 
 
 def test_a_run_that_takes_longer_is_said(runs, monkeypatch, tmp_path):
@@ -165,7 +173,7 @@ def test_a_run_that_takes_longer_is_said(runs, monkeypatch, tmp_path):
         return {name: value * (slower[name] if late else 1) for name, value in made_up(size).items()}
 
     monkeypatch.setattr(scale, "measure_run", measure)
-    found = scale.measure_scale([100, 400], [1_000, 2_000], tmp_path)
+    found = scale.measure_scale([100, 400], [1_000, 2_000], [], tmp_path)
     assert "**1.30**" in "".join(scale_report.sections(found))
     assert [(one["line"], one["users"]) for one in found["held"] if not one["within"]] == [("audit", 2_000)]
     assert next(one for one in found["held"] if not one["within"])["ratio"] == pytest.approx(1 + 0.3, abs=WITHIN / 10)
