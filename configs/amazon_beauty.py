@@ -12,6 +12,7 @@ with .0986 and .0597: docs/results/log.md. All three stages take an hour; what t
 """
 
 from user_llm import schema
+from user_llm.command_line import load
 
 
 def get_config(task="next_item"):
@@ -31,11 +32,19 @@ def get_config(task="next_item"):
     config.encoder.stride = 50
     config.llm.num_layers = 3
     often = dict(eval_every=200, checkpoint_every=200)
-    config.training.llm = schema.training(steps=2000, batch_size=128, learning_rate=2e-3, keep_best="loss", **often)
+    config.training.llm = schema.training(steps=1000, batch_size=128, learning_rate=2e-3, keep_best="loss", **often)
     config.training.encoder = schema.training(
         steps=2500, batch_size=256, learning_rate=1e-2, weight_decay=1e-2, keep_best="recall@10", **often
     )
     config.training.user_llm = schema.training(steps=3000, batch_size=128, keep_best="loss", **often)
+    if task == "next_item":
+        # As in `ml_1m`, with four products of a window, as most users have few, and longer titles to spell.
+        learnt = load("ml_1m")
+        config.integration, config.training.user_llm = learnt.integration, learnt.training.user_llm
+        config.integration.targets = 4
+        config.integration.spelling_steps = 6000
+        config.training.user_llm.update(steps=14000, batch_size=32, eval_every=2000, checkpoint_every=2000)
     config.evaluation.batch_size = 256
     config.evaluation.exclude = "timeline"
+    config.evaluation.num_beams = 50
     return config
