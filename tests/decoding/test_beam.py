@@ -93,6 +93,23 @@ def test_narrow_constrained_beams_are_those_of_a_plain_beam_search(truth, catalo
         assert [tuple(tokens[: len(s)]) for tokens, s in zip(result.tokens[row], spelled, strict=True)] == spelled
 
 
+@pytest.mark.parametrize(("num_beams", "num_best"), [(4, 1), (12, 3), (12, 12), (50, 7)])
+def test_the_best_are_the_same_wherever_the_search_ends(truth, trie, num_beams, num_best):
+    options = dict(num_beams=num_beams, max_steps=5, trie=trie)
+    for field, found, whole in zip(
+        ("tokens", "scores", "items"),
+        search(truth, num_best=num_best, **options),
+        search(truth, **options),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(found, whole[:, :num_best], err_msg=field)
+
+
+def test_more_than_all_beams_are_no_answer(truth, trie):
+    with pytest.raises(ValueError, match="num_best=5 is more than num_beams=4"):
+        search(truth, num_beams=4, max_steps=5, trie=trie, num_best=5)
+
+
 def open_titles(catalogue, excluded):
     """Item → title of what is not excluded."""
     return {item: title for item, title in catalogue.titles.items() if item not in excluded}

@@ -18,6 +18,7 @@ from user_llm.decoding.paths import Excluded
 from user_llm.decoding.prefill import Context, DecodingModel, Prompt, extend, prefill
 from user_llm.decoding.prior import DensePrior, TopPrior
 from user_llm.decoding.text_states import TextStates, reading
+from user_llm.errors import UserError
 from user_llm.models.attention import Cache
 
 _NARROW = 64  # children: levels that branch no wider are computed as if they were all as wide
@@ -27,10 +28,10 @@ class BeamResult(NamedTuple):
     """Hypotheses, best first.
 
     Attributes:
-        tokens: int32 `[B, J, steps]`, EOS included, `pad_id` behind it; unfinished when there is no EOS.
-        scores: float32 `[B, J]`, log-probability of the tokens, mixed with the prior's where there is one; -inf where
-            fewer than J hypotheses exist.
-        items: int32 `[B, J]`, the lowest item of a finished title that is not excluded; 0 for none, and in free search.
+        tokens: int32 `[B, K, steps]`, EOS included, `pad_id` behind it; unfinished when there is no EOS.
+        scores: float32 `[B, K]`, log-probability of the tokens, mixed with the prior's where there is one; -inf where
+            fewer than K hypotheses exist.
+        items: int32 `[B, K]`, the lowest item of a finished title that is not excluded; 0 for none, and in free search.
     """
 
     tokens: jax.Array
@@ -48,7 +49,7 @@ class _Beams(NamedTuple):
     finished: jax.Array  # [B, J]
 
 
-@functools.partial(jax.jit, static_argnames=("num_beams", "max_steps"))
+@functools.partial(jax.jit, static_argnames=("num_beams", "max_steps", "num_best"))
 def beam_search(
     model: DecodingModel[Context],
     prompt_tokens: jax.Array,
@@ -64,14 +65,16 @@ def beam_search(
     states: TextStates | None = None,
     prior: DensePrior | TopPrior | None = None,
     weight: jax.Array | float = 1.0,
+    num_best: int | None = None,
 ) -> BeamResult:
     """Searches the likeliest continuations of each prompt.
 
     A score is the exact log-probability of the tokens including EOS, normalised over the whole vocabulary
     (not over the trie) and not divided by length: the ranking is by p(title). Finished hypotheses stay among
-    the beams, their score frozen, until all J are finished or `max_steps` are done.
+    the beams, their score frozen, until the best K are finished or `max_steps` are done: no score ever rises, so
+    that nothing behind these can pass them.
 
-    With a trie, every hypothesis is a title of the catalogue, and exactly min(J, titles left) of them come back
+    With a trie, every hypothesis is a title of the catalogue, and exactly min(K, titles left) of them come back
     if `max_steps` is at least the longest title with its EOS (more steps cost nothing).
 
     Args:
@@ -84,13 +87,17 @@ def beam_search(
         prior: a second opinion on the trie's nodes. What it gives nothing is closed, and what is excluded must be that.
         weight: w, 0 to 1: a score is w times the log-probability of the tokens so far, and 1 - w times the log-mass of
             the node that they lead to.
+        num_best: K, how many hypotheses are asked for; None: J. The long titles of a wide beam then cost nothing.
 
     Raises:
         UserError: an argument is out of range.
         ValueError: items are excluded, or states or a prior are given, without a trie.
     """
-    for name, value in (("num_beams", num_beams), ("max_steps", max_steps)):
+    num_best = num_beams if num_best is None else num_best
+    for name, value in (("num_beams", num_beams), ("max_steps", max_steps), ("num_best", num_best)):
         whole(name, value, 1)
+    if num_best > num_beams:
+        raise UserError(f"num_best={num_best} is more than num_beams={num_beams}.")
     if excluded_items is not None and trie is None:
         raise ValueError("excluded_items needs trie=: free beams know no items")
     if (states is not None or prior is not None) and trie is None:
@@ -152,12 +159,13 @@ def beam_search(
         return jax.lax.switch(jnp.array(width_of_level)[last], choices, beams, hidden), cache
 
     def running(state: tuple[_Beams, Cache]) -> jax.Array:
-        beams, _ = state
-        return (beams.step < steps) & jnp.any(~beams.finished & (beams.scores > -jnp.inf))
+        beams, _ = state  # best first
+        going_on = ~beams.finished & (beams.scores > -jnp.inf)
+        return (beams.step < steps) & jnp.any(going_on[:, :num_best])
 
     beams = choose(_start(prompt, steps, pad_id), prompt.hidden, root)
     beams, _ = jax.lax.while_loop(running, advance, (beams, prompt.cache))
-    return _result(beams, trie, excluded_items, pad_id)
+    return jax.tree.map(lambda x: x[:, :num_best], _result(beams, trie, excluded_items, pad_id))
 
 
 def _start(prompt: Prompt[Any], steps: int, pad_id: int) -> _Beams:

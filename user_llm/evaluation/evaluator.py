@@ -91,7 +91,7 @@ def rank_by_beams(
     mesh: Mesh | None = None,
     read: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks `[n]` (inf: no beam found the label) and the items `[n, J]` of the beams, best first.
+    """Ranks `[n]` (inf: none of the beams that came back is the label) and the items `[n, K]` of the beams, best first.
 
     Items whose titles have the same tokens are one hypothesis, which counts as many of them as may be answered: the
     ranks are those of `rank_by_scores` as far as the beams reach.
@@ -99,7 +99,7 @@ def rank_by_beams(
     Args:
       beams: batch → (`BeamResult`, the items `[B, S]` that are no answer, 0-padded; a label is one all the same).
       mesh: see `Share`; the beams may lie on it, or on devices of this process.
-      read: for free beams, which come without items: tokens `[B, J, T]` → item ids `[B, J]`, 0 = no title.
+      read: for free beams, which come without items: tokens `[B, K, T]` → item ids `[B, K]`, 0 = no title.
 
     Raises:
       UserError: a score is NaN.
@@ -145,7 +145,7 @@ def _but(seen: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.where(seen == labels[:, None], 0, seen)
 
 
-_BEAM_OPTIONS = ("num_beams", "max_steps", "eos_id", "constrained", "with_context")
+_BEAM_OPTIONS = ("num_beams", "max_steps", "num_best", "eos_id", "constrained", "with_context")
 
 
 @functools.partial(jax.jit, static_argnames=_BEAM_OPTIONS)
@@ -190,13 +190,15 @@ def user_llm_beams(
     states: TextStates | None = None,
     prior: LogPrior | None = None,
     weight: float = 1.0,
+    num_best: int | None = None,
 ) -> Beams:
     """Beams of the contextualised LLM, or with `with_context=False` of its LLM alone, on the prompt and no user.
 
     `constrained` beams answer titles of the catalogue and nothing else; `states` (see `beam_search`) speed them up.
     A `prior` is a second opinion on the items, which counts `1 - weight`; it needs constrained beams.
+    Where the best `num_best` are all that is asked for, the search ends with them.
     """
-    options = dict(num_beams=num_beams, max_steps=max_steps, eos_id=eos_id)
+    options = dict(num_beams=num_beams, max_steps=max_steps, num_best=num_best, eos_id=eos_id)
     options |= dict(constrained=constrained, with_context=with_context)
 
     def beams(batch: Mapping[str, np.ndarray]) -> tuple[BeamResult, np.ndarray]:

@@ -5,7 +5,7 @@ stands behind every item of the same score, so that a constant score earns nothi
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -56,12 +56,14 @@ def ndcg_at_k(ranks: np.ndarray, k: int) -> np.ndarray:
     return np.where(ranks <= k, 1.0 / np.log2(1.0 + ranks), 0.0)
 
 
-METRICS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
+METRICS: Mapping[str, functools.partial] = {
     "recall@1": functools.partial(recall_at_k, k=1),
     "recall@5": functools.partial(recall_at_k, k=5),
     "recall@10": functools.partial(recall_at_k, k=10),
     "ndcg@10": functools.partial(ndcg_at_k, k=10),
 }
+DEEPEST_CUT: int = max(metric.keywords["k"] for metric in METRICS.values())
+"""Ranks behind it count for no metric."""
 
 
 def ranking_metrics(ranks: np.ndarray) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ from user_llm.data.pipeline import Source
 from user_llm.errors import UserError
 from user_llm.evaluation.evaluator import Beams, Subset, rank_by_beams, user_llm_beams
 from user_llm.evaluation.fusion import Fusion, LogPrior, best_weight, log_prior, share_of
-from user_llm.evaluation.metrics import METRICS
+from user_llm.evaluation.metrics import DEEPEST_CUT, METRICS
 from user_llm.evaluation.users import encoder_scores
 from user_llm.models.model import Model
 from user_llm.tasks.base import Study
@@ -17,7 +17,7 @@ from user_llm.tasks.rows import FUSED, RERANKED, columns_of
 RERANKED_ITEMS = 100  # of the encoder's that the LLM is left with, in a row
 
 Ranks = tuple[np.ndarray, np.ndarray]
-"""Ranks float `[n]` of the labels, and items int `[n, J]`."""
+"""Ranks float `[n]` of the labels, and items int `[n, K]`."""
 
 
 def item_beams(study: Study, task: str, model: Model, *, num_beams: int, **options: Any) -> Beams:
@@ -38,7 +38,8 @@ def rank_items(study: Study, task: str, model: Model, source: Source, row: str, 
     """Ranks labels by `item_beams`, as the config says."""
     config = study.config.evaluation
     exclude = config.exclude != "nothing"
-    beams = item_beams(study, task, model, num_beams=config.num_beams, exclude_seen=exclude, **options)
+    options = {"num_beams": config.num_beams, "num_best": DEEPEST_CUT, "exclude_seen": exclude, **options}
+    beams = item_beams(study, task, model, **options)
     trie = study.answer_trie(task)
     return rank_by_beams(beams, source, trie=trie, batch_size=config.batch_size, mesh=study.mesh, description=row)
 

@@ -14,7 +14,7 @@ from user_llm.evaluation.baselines import category_popularity_scores, popularity
 from user_llm.evaluation.blocks import label_blocks
 from user_llm.evaluation.evaluator import Subset, rank_by_beams, rank_by_scores, seen_items, user_llm_scores
 from user_llm.evaluation.fusion import LogPrior, fused_scores, mean_of
-from user_llm.evaluation.metrics import ranking_metrics
+from user_llm.evaluation.metrics import DEEPEST_CUT, ranking_metrics
 from user_llm.evaluation.neighbours import followers, neighbour_scores, similar_items
 from user_llm.evaluation.places import Places
 from user_llm.evaluation.report import ranking_predictions
@@ -203,13 +203,13 @@ class NextItem(Task):
     def _by_beams(self, study: Study, model: Model, k: int, **mixed) -> Asker:
         titles = study.catalogue.titles
         num_beams = min(max(k, study.config.evaluation.num_beams), study.answer_trie(self.name).num_titles)
-        beams = item_beams(study, self.name, model, num_beams=num_beams, **mixed)
+        beams = item_beams(study, self.name, model, num_beams=num_beams, num_best=min(k, num_beams), **mixed)
 
         def ask(batch: Batch) -> list[list[Answer]]:
             result, _ = beams(batch)
             rows = zip(np.asarray(result.items).tolist(), np.asarray(result.scores).tolist(), strict=True)
             return [
-                [Answer(titles[item], score) for item, score in zip(items, scores, strict=True) if item][:k]
+                [Answer(titles[item], score) for item, score in zip(items, scores, strict=True) if item]
                 for items, scores in rows
             ]
 
@@ -234,7 +234,7 @@ class NextItem(Task):
         return ask
 
     def _rank(self, study: Study, model: Model, row: LLMRow, read: TitleReader | None) -> tuple[np.ndarray, np.ndarray]:
-        """Ranks `[n]` and items `[n, J]` by beams (free ones are read with `read`), or by every title's probability."""
+        """Ranks `[n]` and items `[n, K]` by beams (free ones are read with `read`), or by every title's probability."""
         config, trie = study.config.evaluation, study.answer_trie(self.name)
         shown = dict(batch_size=config.batch_size, mesh=study.mesh, description=row.name)
         if config.answers == "exact":
@@ -246,6 +246,7 @@ class NextItem(Task):
             self.name,
             model,
             num_beams=config.num_beams,
+            num_best=DEEPEST_CUT if read is None else None,  # free beams may spell a title more than once
             constrained=read is None,
             exclude_seen=config.exclude != "nothing",
             with_context=row.with_context,
