@@ -181,6 +181,8 @@ def test_a_value_off_its_list_is_answered_with_the_nearest():
             dict(integration__targets=4, integration__whole_every=3),
             "expected a divisor of config.integration.targets=4",
         ),
+        (dict(integration__within_catalogue=True, task="favorite_category"), "is for answers that are items"),
+        (dict(integration__within_catalogue=True, evaluation__constrained=False), "free beams know no catalogue"),
         (dict(integration__targets=51), "config.integration.targets=51 is more than config.data.history_length=50"),
         (dict(integration__kind="none", integration__perceiver__enabled=True), "leave it out"),
         (dict(integration__perceiver__num_heads=3), "expected a multiple of config.integration.perceiver.num_heads=3"),

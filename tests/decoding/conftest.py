@@ -1,6 +1,7 @@
 """A tiny contextualised model, and what it says of every short continuation by full forward passes alone."""
 
 import itertools
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,8 +36,14 @@ class Truth:
     eos_id: int = EOS
     rows: range = field(default=range(3))
 
-    def log_prob(self, row: int, tokens: Prefix) -> float:
-        return sum(self.next_log_probs[row][tokens[:n]][token] for n, token in enumerate(tokens))
+    def log_prob(self, row: int, tokens: Prefix, within: Collection[Prefix] | None = None) -> float:
+        """Of tokens behind the prompt; each weighed against all, or `within` titles against what these go on with."""
+        total = 0.0
+        for n, token in enumerate(tokens):
+            log_probs = self.next_log_probs[row][tokens[:n]]
+            following = {title[n] for title in within if title[:n] == tokens[:n]} if within else set()
+            total += log_probs[token] - (np.log(sum(np.exp(log_probs[t]) for t in following)) if within else 0.0)
+        return total
 
 
 @jax.jit

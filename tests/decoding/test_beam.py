@@ -93,6 +93,19 @@ def test_narrow_constrained_beams_are_those_of_a_plain_beam_search(truth, catalo
         assert [tuple(tokens[: len(s)]) for tokens, s in zip(result.tokens[row], spelled, strict=True)] == spelled
 
 
+def test_within_the_catalogue_a_token_without_rivals_costs_nothing(truth, catalogue, trie):
+    titles = [(*title, truth.eos_id) for title in catalogue.titles.values()]
+    excluded = np.zeros((3, 20), np.int32)
+    excluded[1] = np.arange(1, 21)  # what is no answer for somebody is a title all the same
+    result = search(truth, num_beams=50, max_steps=9, trie=trie, within_catalogue=True, excluded_items=excluded)
+    for row in truth.rows:
+        left = open_titles(catalogue, excluded[row]).values()
+        ranking = sorted(
+            {(truth.log_prob(row, (*t, truth.eos_id), titles), (*t, truth.eos_id)) for t in left}, reverse=True
+        )
+        assert_same(result, row, ranking)
+
+
 @pytest.mark.parametrize(("num_beams", "num_best"), [(4, 1), (12, 3), (12, 12), (50, 7)])
 def test_the_best_are_the_same_wherever_the_search_ends(truth, trie, num_beams, num_best):
     options = dict(num_beams=num_beams, max_steps=5, trie=trie)

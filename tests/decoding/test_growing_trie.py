@@ -88,10 +88,12 @@ def test_beams_are_those_of_a_trie_that_was_built_of_all(truth, grown, catalogue
     assert (found.items > 30).any()
 
 
-def test_every_title_is_as_likely_as_in_a_trie_that_was_built_of_all(truth, grown):
+@pytest.mark.parametrize("within", [False, True])
+def test_every_title_is_as_likely_as_in_a_trie_that_was_built_of_all(truth, grown, within):
     _, last, fresh = grown
+    options = dict(eos_id=EOS, nodes_per_chunk=16, within_catalogue=within)
     found, wanted = (
-        rank_catalogue(truth.model, truth.prompts, truth.lengths, truth.context, trie, eos_id=EOS, nodes_per_chunk=16)
+        rank_catalogue(truth.model, truth.prompts, truth.lengths, truth.context, trie, **options)
         for trie in (last.trie, fresh)
     )
     np.testing.assert_allclose(found[:, : wanted.shape[1]], wanted, rtol=1e-5, atol=1e-5)

@@ -32,6 +32,19 @@ def test_every_title_has_its_exact_log_probability(truth, catalogue, trie, nodes
         np.testing.assert_allclose(scores[row, 1:], expected, atol=2e-5)
 
 
+@pytest.mark.parametrize("nodes_per_chunk", [7, 1000])
+def test_within_the_catalogue_titles_share_all_there_is(truth, catalogue, trie, nodes_per_chunk):
+    titles = {(*title, truth.eos_id) for title in catalogue.titles.values()}
+    prompts = truth.prompts, truth.lengths, truth.context
+    options = dict(eos_id=truth.eos_id, nodes_per_chunk=nodes_per_chunk, within_catalogue=True)
+    scores = np.asarray(rank_catalogue(truth.model, *prompts, trie, **options))
+    assert (scores[:, 0] == -np.inf).all()
+    for row in truth.rows:
+        expected = [truth.log_prob(row, (*title, truth.eos_id), titles) for title in catalogue.titles.values()]
+        np.testing.assert_allclose(scores[row, 1:], expected, atol=2e-5)
+        assert sum(np.exp(truth.log_prob(row, title, titles)) for title in titles) == pytest.approx(1)
+
+
 def test_titles_of_one_token(truth):
     trie = CatalogueTrie.build(np.array([[0], [5], [3]]), np.array([0, 1, 1]), truth.eos_id)
     scores = rank_catalogue(truth.model, truth.prompts, truth.lengths, truth.context, trie, eos_id=truth.eos_id)

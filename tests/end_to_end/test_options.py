@@ -59,6 +59,7 @@ VARIANTS = {
         "integration.encoder_dropout": False,
         "integration.label_contexts": 0.25,
         "integration.distillation": 0.5,
+        "integration.within_catalogue": True,
         "integration.rates.encoder": 0.1,
         "integration.connector_first": 0.5,
         "integration.first_layer": 1,

@@ -77,19 +77,24 @@ def lesson(request, lively, build_user_llm, batch):
     return model, {**batch, **texts, "decoder_loss_weights": weights}
 
 
+@jax.jit
+def predicted(model, batch):
+    """Logits of the texts' tokens [b, A, V], and of the items [b, I + 1]; of texts that ask for items, in place of
+    histories, the latter are 0."""
+    tokens, items = batch["decoder_input_tokens"], jnp.zeros((len(batch["label/item"]), ITEMS + 1))
+    if "history/item" in batch:
+        history = {name: batch[f"history/{name}"] for name in ("item", "rating")}
+        mask = history["item"] > 0
+        context, items = model.encode(history, mask), model.encoder.query_logits(model.encoder.query(history, mask))
+    else:
+        context = model.item_context(batch["label/item"])
+    hidden, _ = model(tokens, batch["decoder_positions"], causal_mask(tokens > 0), context=context)
+    return model.logits(hidden), items
+
+
 def test_the_loss_is_that_of_the_label_and_of_the_encoders_opinion(trie, lesson):
     model, batch = lesson
-    history = {name: batch[f"history/{name}"] for name in ("item", "rating")}
-
-    @jax.jit
-    def predict(model):
-        mask, tokens = history["item"] > 0, batch["decoder_input_tokens"]
-        hidden, _ = model(
-            tokens, batch["decoder_positions"], causal_mask(tokens > 0), context=model.encode(history, mask)
-        )
-        return model.logits(hidden), model.encoder.query_logits(model.encoder.query(history, mask))
-
-    logits, items = (np.asarray(x, np.float64) for x in predict(model))
+    logits, items = (np.asarray(x, np.float64) for x in predicted(model, batch))
     expected = own = 0.0
     for row, label in enumerate(batch["label/item"]):
         prompt, title = batch["prompt_lengths"][row], TITLES[label - 1]
@@ -114,6 +119,29 @@ def test_the_loss_is_that_of_the_label_and_of_the_encoders_opinion(trie, lesson)
     assert float(objective(model, batch, None)[0]) == float(plain(model, batch, None)[0])  # a validation is not taught
     nothing = jax.jit(contextualised_objective(CHUNK, 0.0, Teacher(trie, 0.0)))(model, batch, jax.random.key(0))
     assert float(nothing[2]["loss"][0]) == pytest.approx(float(plain(model, batch, None)[0]), rel=1e-5)
+
+
+@pytest.mark.parametrize(("histories", "share"), [(True, SHARE), (True, 0.0), (False, SHARE)])
+def test_within_the_catalogue_a_token_is_weighed_against_those_that_may_follow(trie, lesson, histories, share):
+    model, batch = lesson
+    if not histories:
+        batch = {name: values for name, values in batch.items() if not name.startswith("history/")}
+    logits, items = (np.asarray(x, np.float64) for x in predicted(model, batch))
+    taught, of_labels = 0.0, 0.0
+    for row, label in enumerate(batch["label/item"]):
+        prompt, title = batch["prompt_lengths"][row], TITLES[label - 1]
+        for place in np.flatnonzero(batch["decoder_loss_weights"][row]):
+            said = opinion(items[row], title[: place - prompt + 1])
+            following = {token: logits[row, place, token] for token in said}
+            rivals = np.log(sum(np.exp(logit) for logit in following.values()))
+            own = rivals - following[batch["decoder_target_tokens"][row, place]]
+            opinions = sum(part * (rivals - following[token]) for token, part in said.items())
+            of_labels += own
+            taught += (1 - share) * own + share * opinions if histories else own
+    objective = jax.jit(contextualised_objective(CHUNK, 0.0, Teacher(trie, share, learns=False, within_catalogue=True)))
+    assert float(objective(model, batch, jax.random.key(0))[0]) == pytest.approx(taught, rel=1e-4)
+    assert float(objective(model, batch, None)[0]) == pytest.approx(of_labels, rel=1e-4)
+    assert of_labels < float(jax.jit(contextualised_objective(CHUNK))(model, batch, None)[0])
 
 
 def test_texts_learnt_up_to_one_token_are_taught_that_token(trie, lesson, with_first_tokens):

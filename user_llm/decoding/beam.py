@@ -49,7 +49,7 @@ class _Beams(NamedTuple):
     finished: jax.Array  # [B, J]
 
 
-@functools.partial(jax.jit, static_argnames=("num_beams", "max_steps", "num_best"))
+@functools.partial(jax.jit, static_argnames=("num_beams", "max_steps", "num_best", "within_catalogue"))
 def beam_search(
     model: DecodingModel[Context],
     prompt_tokens: jax.Array,
@@ -66,13 +66,14 @@ def beam_search(
     prior: DensePrior | TopPrior | None = None,
     weight: jax.Array | float = 1.0,
     num_best: int | None = None,
+    within_catalogue: bool = False,
 ) -> BeamResult:
     """Searches the likeliest continuations of each prompt.
 
     A score is the exact log-probability of the tokens including EOS, normalised over the whole vocabulary
-    (not over the trie) and not divided by length: the ranking is by p(title). Finished hypotheses stay among
-    the beams, their score frozen, until the best K are finished or `max_steps` are done: no score ever rises, so
-    that nothing behind these can pass them.
+    (or over the trie, `within_catalogue`) and not divided by length: the ranking is by p(title). Finished
+    hypotheses stay among the beams, their score frozen, until the best K are finished or `max_steps` are done: no
+    score ever rises, so that nothing behind these can pass them.
 
     With a trie, every hypothesis is a title of the catalogue, and exactly min(K, titles left) of them come back
     if `max_steps` is at least the longest title with its EOS (more steps cost nothing).
@@ -87,11 +88,13 @@ def beam_search(
         prior: a second opinion on the trie's nodes. What it gives nothing is closed, and what is excluded must be that.
         weight: w, 0 to 1: a score is w times the log-probability of the tokens so far, and 1 - w times the log-mass of
             the node that they lead to.
+        within_catalogue: each token is weighed against those that go on with a title of the trie, whoever may be
+            answered: where one alone does, it costs nothing.
         num_best: K, how many hypotheses are asked for; None: J. The long titles of a wide beam then cost nothing.
 
     Raises:
         UserError: an argument is out of range.
-        ValueError: items are excluded, or states or a prior are given, without a trie.
+        ValueError: items are excluded, states or a prior are given, or `within_catalogue` is asked, without a trie.
     """
     num_best = num_beams if num_best is None else num_best
     for name, value in (("num_beams", num_beams), ("max_steps", max_steps), ("num_best", num_best)):
@@ -100,8 +103,8 @@ def beam_search(
         raise UserError(f"num_best={num_best} is more than num_beams={num_beams}.")
     if excluded_items is not None and trie is None:
         raise ValueError("excluded_items needs trie=: free beams know no items")
-    if (states is not None or prior is not None) and trie is None:
-        raise ValueError("states and prior need trie=: they are those of its nodes")
+    if (states is not None or prior is not None or within_catalogue) and trie is None:
+        raise ValueError("states, prior and within_catalogue need trie=: they are those of its nodes")
     steps = max_steps if trie is None else min(max_steps, len(trie.fan_out))
     excluded = None  # with a prior it is that which closes
     if trie is not None and excluded_items is not None and prior is None:
@@ -112,18 +115,18 @@ def beam_search(
     def choose(beams: _Beams, hidden: jax.Array, fan_out: int | None) -> _Beams:
         """One more token for the beams `[B, K]` whose last states are `hidden`; leaves `[B, J]`."""
         logits = model.logits(hidden)
-        normaliser = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
         if trie is None:
             children = mass = None
-            scores = logits - normaliser
+            scores = jax.nn.log_softmax(logits, axis=-1)
         else:
             depth, width = beams.step + 1, cast(int, fan_out)
             children, is_open = trie.children(beams.nodes, width)  # [B, K, C]
             if excluded is not None:
                 # A node without a title that is left is closed at once, not its leaves alone: no beam walks into it.
                 is_open &= ~excluded.is_closed(trie, depth, beams.nodes, width)
-            scores = jnp.take_along_axis(logits, trie.token[children], axis=-1) - normaliser
-            scores = jnp.where(is_open, scores, -jnp.inf)
+            scores = jnp.take_along_axis(logits, trie.token[children], axis=-1)
+            rivals = jnp.where(trie.are_children(beams.nodes, width), scores, -jnp.inf) if within_catalogue else logits
+            scores = jnp.where(is_open, scores - jax.nn.logsumexp(rivals, axis=-1, keepdims=True), -jnp.inf)
             mass = None if prior is None else prior.log_mass(trie, depth, beams.nodes, children)
         # A finished beam goes on as itself, through its first candidate, at no cost.
         itself = jnp.where(jnp.arange(scores.shape[-1]) == 0, 0.0, -jnp.inf)

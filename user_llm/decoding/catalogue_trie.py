@@ -97,10 +97,13 @@ class CatalogueTrie:
 
     def children(self, nodes: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
         """The first `width` children of nodes int32 `[…]`: int32 `[…, width]`, and which of them are open, bool."""
-        places = jnp.arange(width)
-        children = jnp.minimum(self.first_child[nodes][..., None] + places, len(self.token) - 1)
-        real = places < self.num_children[nodes][..., None]
+        children = jnp.minimum(self.first_child[nodes][..., None] + jnp.arange(width), len(self.token) - 1)
+        real = self.are_children(nodes, width)
         return children, real if self.open_nodes is None else real & self.open_nodes[children]
+
+    def are_children(self, nodes: jax.Array, width: int) -> jax.Array:
+        """Which of `children` there are, open or not: bool `[…, width]`."""
+        return jnp.arange(width) < self.num_children[nodes][..., None]
 
     def only(self, items: np.ndarray) -> "CatalogueTrie":
         """The same tree with some of its items left; nodes without any are closed.

@@ -5,6 +5,7 @@ computed once.
 """
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from user_llm.decoding.tree_chunks import read_chunk, tree_chunks
 from user_llm.models.attention import Cache
 
 
-@functools.partial(jax.jit, static_argnames=("nodes_per_chunk",))
+@functools.partial(jax.jit, static_argnames=("nodes_per_chunk", "within_catalogue"))
 def rank_catalogue(
     model: DecodingModel[Context],
     prompt_tokens: jax.Array,
@@ -27,6 +28,7 @@ def rank_catalogue(
     eos_id: int,
     nodes_per_chunk: int = 256,
     states: TextStates | None = None,
+    within_catalogue: bool = False,
 ) -> jax.Array:
     """log p(title, EOS | prompt, context) of every item.
 
@@ -38,6 +40,7 @@ def rank_catalogue(
         context: what the model attends to besides the text (`UserLLM.encode`), or None.
         nodes_per_chunk: how many nodes of the trie one call of the model reads; memory against calls.
         states: of these prompts and this trie; only the layers above are run then, of a `UserLLM`.
+        within_catalogue: see `beam_search`.
 
     Returns:
         float32 `[B, I+1]`; -inf for item 0. Items with equal title tokens have equal scores.
@@ -52,7 +55,7 @@ def rank_catalogue(
     prompt = prefill(reader, prompts, prompt_lengths, context, free_slots=free_slots)
     batch = prompt_tokens.shape[0]
 
-    def score_chunk(cache: Cache, nodes: jax.Array) -> tuple[Cache, jax.Array]:
+    def score_chunk(cache: Cache, nodes: jax.Array) -> tuple[Cache, tuple[jax.Array, ...]]:
         chunk = read_chunk(trie.tree, nodes)
         hidden, cache = extend(
             reader,
@@ -64,13 +67,31 @@ def rank_catalogue(
         )
         # The prompt's end stands before the chunk: it is the root's state.
         logits = model.logits(jnp.concatenate([prompt.hidden, hidden], axis=1))
+        edge, end = logits[:, chunk.parent, chunk.token], logits[:, 1:, eos_id]
+        if within_catalogue:  # what follows a node may stand in other chunks
+            return cache, (edge[:, -nodes_per_chunk:], end[:, -nodes_per_chunk:])
         normaliser = jax.nn.logsumexp(logits, axis=-1)
-        edge = logits[:, chunk.parent, chunk.token] - normaliser[:, chunk.parent]
+        edge -= normaliser[:, chunk.parent]
         prefix = jnp.sum(jnp.where(chunk.lineage, edge[:, None, :], 0.0), axis=-1)
-        titles = prefix + logits[:, 1:, eos_id] - normaliser[:, 1:]
-        return cache, titles[:, -nodes_per_chunk:]
+        titles = prefix + end - normaliser[:, 1:]
+        return cache, (titles[:, -nodes_per_chunk:],)
 
-    _, titles = jax.lax.scan(score_chunk, prompt.cache, tree_chunks(trie.tree, nodes_per_chunk))
-    by_node = jnp.moveaxis(titles, 0, 1).reshape(batch, -1)
-    scores = by_node[:, trie.tree.last[trie.title_of_item]]
-    return scores.at[:, 0].set(-jnp.inf)
+    _, found = jax.lax.scan(score_chunk, prompt.cache, tree_chunks(trie.tree, nodes_per_chunk))
+    by_node = [jnp.moveaxis(values, 0, 1).reshape(batch, -1) for values in found]
+    titles = _within(trie, *by_node) if within_catalogue else by_node[0][:, trie.tree.last]
+    return titles[:, trie.title_of_item].at[:, 0].set(-jnp.inf)
+
+
+def _within(trie: CatalogueTrie, edges: jax.Array, ends: jax.Array) -> jax.Array:
+    """Log-probabilities `[B, R]` of titles, by logits `[B, tree nodes]` of each node's token, and of EOS behind it."""
+    is_leaf = trie.tree_node < 0
+    logits = jnp.where(is_leaf, ends[:, trie.tree_node[trie.parent]], edges[:, trie.tree_node])
+    logits = jnp.where(trie.end_title > trie.first_title, logits, -jnp.inf).T  # room for more is no node
+    levels = [jnp.zeros((1, len(edges)))]
+    for above, (start, end) in zip((0, *trie.level_ends), itertools.pairwise(trie.level_ends), strict=False):
+        own, parents = logits[start:end], trie.parent[start:end] - above
+        most = jax.ops.segment_max(own, parents, start - above, indices_are_sorted=True)
+        most = jnp.where(most > -jnp.inf, most, 0.0)
+        sums = jax.ops.segment_sum(jnp.exp(own - most[parents]), parents, start - above, indices_are_sorted=True)
+        levels.append((levels[-1] - most - jnp.log(sums))[parents] + own)
+    return jnp.concatenate(levels)[trie.leaf_of_title].T

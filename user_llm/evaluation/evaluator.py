@@ -145,7 +145,7 @@ def _but(seen: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.where(seen == labels[:, None], 0, seen)
 
 
-_BEAM_OPTIONS = ("num_beams", "max_steps", "num_best", "eos_id", "constrained", "with_context")
+_BEAM_OPTIONS = ("num_beams", "max_steps", "num_best", "eos_id", "within_catalogue", "constrained", "with_context")
 
 
 @functools.partial(jax.jit, static_argnames=_BEAM_OPTIONS)
@@ -191,15 +191,17 @@ def user_llm_beams(
     prior: LogPrior | None = None,
     weight: float = 1.0,
     num_best: int | None = None,
+    within_catalogue: bool = False,
 ) -> Beams:
     """Beams of the contextualised LLM, or with `with_context=False` of its LLM alone, on the prompt and no user.
 
     `constrained` beams answer titles of the catalogue and nothing else; `states` (see `beam_search`) speed them up.
     A `prior` is a second opinion on the items, which counts `1 - weight`; it needs constrained beams.
     Where the best `num_best` are all that is asked for, the search ends with them.
+    `within_catalogue`: see `beam_search`.
     """
     options = dict(num_beams=num_beams, max_steps=max_steps, num_best=num_best, eos_id=eos_id)
-    options |= dict(constrained=constrained, with_context=with_context)
+    options |= dict(within_catalogue=within_catalogue, constrained=constrained, with_context=with_context)
 
     def beams(batch: Mapping[str, np.ndarray]) -> tuple[BeamResult, np.ndarray]:
         seen = seen_items(batch)
@@ -214,22 +216,28 @@ def user_llm_beams(
     return beams
 
 
-@functools.partial(jax.jit, static_argnames=("eos_id", "with_context"))
-def _catalogue_scores(model: Model, trie: CatalogueTrie, batch, states, *, eos_id: int, with_context: bool):
+@functools.partial(jax.jit, static_argnames=("with_context", "eos_id", "within_catalogue"))
+def _catalogue_scores(model: Model, trie: CatalogueTrie, batch, states, *, with_context: bool, **options):
     llm = cast(UserLLM, model.module())
     context = context_of(llm, batch) if with_context else None
     prompt = batch["prompt_tokens"], batch["prompt_lengths"]
-    return rank_catalogue(llm, *prompt, context, trie, eos_id=eos_id, states=states)
+    return rank_catalogue(llm, *prompt, context, trie, states=states, **options)
 
 
 def user_llm_scores(
-    model: Model, *, trie: CatalogueTrie, eos_id: int, with_context: bool = True, states: TextStates | None = None
+    model: Model,
+    *,
+    trie: CatalogueTrie,
+    eos_id: int,
+    with_context: bool = True,
+    states: TextStates | None = None,
+    within_catalogue: bool = False,
 ) -> Scores:
     """Log-probability of every name of the trie: exact, and affordable for categories and small catalogues.
 
-    `states` (see `rank_catalogue`) speed it up.
+    `states` (see `rank_catalogue`) speed it up. `within_catalogue`: see `beam_search`.
     """
-    options = dict(eos_id=eos_id, with_context=with_context)
+    options = dict(eos_id=eos_id, with_context=with_context, within_catalogue=within_catalogue)
     return lambda batch: ItemScores.dense(
         _catalogue_scores(model, trie, put_batch(inputs_of(batch), model.mesh), states, **options)
     )

@@ -46,7 +46,8 @@ def export_run(
     trie = model.study.answer_trie(TASK)
     prompt, _, _ = model.study.prompts(TASK).build(np.zeros((1, 1), np.int32))
     weights, columns = weights_of(model.contextualised), trie.columns()
-    programs = Programs(model.contextualised, trie, model.tokenizer.eos_id)
+    within = model.config.integration.within_catalogue
+    programs = Programs(model.contextualised, trie, model.tokenizer.eos_id, within_catalogue=within)
     of_program = {name: sorted(path for path in weights if reads(name, path)) for name in ("encode", "recommend")}
     events = [name for name, is_read in _features(model).items() if is_read]
     facts = {

@@ -32,10 +32,11 @@ class Programs:
       model: of the run.
       trie: of the titles.
       eos_id: of its vocabulary.
+      within_catalogue: see `beam_search`.
     """
 
-    def __init__(self, model: Model, trie: CatalogueTrie, eos_id: int):
-        self._model, self._trie, self._eos_id = model, trie, eos_id
+    def __init__(self, model: Model, trie: CatalogueTrie, eos_id: int, *, within_catalogue: bool = False):
+        self._model, self._trie, self._eos_id, self._within_catalogue = model, trie, eos_id, within_catalogue
 
     def encode(self, weights: Arrays, history: Arrays) -> dict[str, jax.Array]:
         """`embeddings` float `[B, N, U]` and `mask` bool `[B, N]` of events int32 `[B, S]` by name."""
@@ -64,6 +65,7 @@ class Programs:
             eos_id=self._eos_id,
             trie=titles,
             excluded_items=excluded,
+            within_catalogue=self._within_catalogue,
         )
         return {"items": found.items, "scores": found.scores}
 

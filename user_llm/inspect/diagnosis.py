@@ -19,7 +19,7 @@ from rich.table import Table
 
 from user_llm.arguments import whole
 from user_llm.errors import UserError, show
-from user_llm.evaluation.evaluator import Subset, rank_by_scores, user_llm_scores
+from user_llm.evaluation.evaluator import Subset, rank_by_scores
 from user_llm.evaluation.metrics import bootstrap_interval, ranking_metrics
 from user_llm.evaluation.title_losses import TitleLosses, title_losses
 from user_llm.experiment.experiment import Experiment
@@ -28,7 +28,7 @@ from user_llm.experiment.training import RestoredStages
 from user_llm.experiment.workdir import read_config
 from user_llm.files import replacing
 from user_llm.parallel.mesh import one_device
-from user_llm.tasks.fused_items import rank_items
+from user_llm.tasks.fused_items import rank_items, title_scores
 from user_llm.tasks.rows import ENCODER, encoder_row
 
 TASK = "next_item"
@@ -56,8 +56,7 @@ def diagnose(workdir: Path, *, users: int, split: str) -> dict[str, Any]:
     ranks = {"beams": rank_items(experiment, TASK, model, source, "beams")[0]}
     by_scores = dict(batch_size=size, exclude_seen=exclude)
     if trie.num_titles <= MOST_EXACT:
-        states = experiment.text_states(TASK, model)
-        scores = user_llm_scores(model, trie=trie, eos_id=experiment.vocabulary.eos_id, states=states)
+        scores = title_scores(experiment, TASK, model)
         ranks["every title"] = rank_by_scores(scores, source, description="every title", **by_scores)[0]
     if encoder is not None:
         ranks[ENCODER] = rank_by_scores(encoder, source, description=ENCODER, **by_scores)[0]

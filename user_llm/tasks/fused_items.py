@@ -6,9 +6,10 @@ import numpy as np
 
 from user_llm.data.pipeline import Source
 from user_llm.errors import UserError
-from user_llm.evaluation.evaluator import Beams, Subset, rank_by_beams, user_llm_beams
+from user_llm.evaluation.evaluator import Beams, Subset, rank_by_beams, user_llm_beams, user_llm_scores
 from user_llm.evaluation.fusion import Fusion, LogPrior, best_weight, log_prior, share_of
 from user_llm.evaluation.metrics import DEEPEST_CUT, METRICS
+from user_llm.evaluation.scores import Scores
 from user_llm.evaluation.users import encoder_scores
 from user_llm.models.model import Model
 from user_llm.tasks.base import Study
@@ -30,7 +31,20 @@ def item_beams(study: Study, task: str, model: Model, *, num_beams: int, **optio
         num_beams=num_beams,
         max_steps=len(trie.fan_out),
         states=study.text_states(task, model),
+        within_catalogue=study.config.integration.within_catalogue,
         **{"exclude_seen": True, **options},
+    )
+
+
+def title_scores(study: Study, task: str, model: Model, **options: Any) -> Scores:
+    """Of every title of a task, with the options of `user_llm_scores`."""
+    return user_llm_scores(
+        model,
+        trie=study.answer_trie(task),
+        eos_id=study.vocabulary.eos_id,
+        states=study.text_states(task, model),
+        within_catalogue=study.config.integration.within_catalogue,
+        **options,
     )
 
 

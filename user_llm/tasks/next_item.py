@@ -12,7 +12,7 @@ from user_llm.data.prompts import Piece, Wording
 from user_llm.errors import UserError
 from user_llm.evaluation.baselines import category_popularity_scores, popularity_scores
 from user_llm.evaluation.blocks import label_blocks
-from user_llm.evaluation.evaluator import Subset, rank_by_beams, rank_by_scores, seen_items, user_llm_scores
+from user_llm.evaluation.evaluator import Subset, rank_by_beams, rank_by_scores, seen_items
 from user_llm.evaluation.fusion import LogPrior, fused_scores, mean_of
 from user_llm.evaluation.metrics import DEEPEST_CUT, ranking_metrics
 from user_llm.evaluation.neighbours import followers, neighbour_scores, similar_items
@@ -24,7 +24,7 @@ from user_llm.models.model import Model
 from user_llm.parallel.processes import fetch
 from user_llm.tasks.base import Answer, Asker, Batch, Evaluation, Study, Task, best_answers
 from user_llm.tasks.cold_items import cold_protocols
-from user_llm.tasks.fused_items import fused_rows, item_beams, mix_of, not_fitted
+from user_llm.tasks.fused_items import fused_rows, item_beams, mix_of, not_fitted, title_scores
 from user_llm.tasks.rows import (
     ENCODER,
     FUSED,
@@ -219,8 +219,7 @@ class NextItem(Task):
         self, study: Study, model: Model, k: int, *, prior: LogPrior | None = None, weight: float = 1.0
     ) -> Asker:
         titles, trie = study.catalogue.titles, study.answer_trie(self.name)
-        states = study.text_states(self.name, model)
-        scores = user_llm_scores(model, trie=trie, eos_id=study.vocabulary.eos_id, states=states)
+        scores = title_scores(study, self.name, model)
         mix = None if prior is None else fused_scores(scores, prior, weight, trie)
 
         def ask(batch: Batch) -> list[list[Answer]]:
@@ -238,8 +237,7 @@ class NextItem(Task):
         config, trie = study.config.evaluation, study.answer_trie(self.name)
         shown = dict(batch_size=config.batch_size, mesh=study.mesh, description=row.name)
         if config.answers == "exact":
-            eos_id, states = study.vocabulary.eos_id, study.text_states(self.name, model)
-            scores = user_llm_scores(model, trie=trie, eos_id=eos_id, with_context=row.with_context, states=states)
+            scores = title_scores(study, self.name, model, with_context=row.with_context)
             return rank_by_scores(scores, row.source, exclude_seen=config.exclude != "nothing", **shown)
         beams = item_beams(
             study,

@@ -1,7 +1,8 @@
-"""The encoder as a teacher of every token of an answer.
+"""The catalogue and the encoder as teachers of every token of an answer.
 
 A label says which of a title's tokens came, once. The encoder says of every title how likely it is, and so, summed over
 the titles below, of every token that may follow a prefix of the label: the language model learns from all of them.
+The catalogue says which tokens may follow at all.
 """
 
 import itertools
@@ -26,10 +27,11 @@ _WIDE_LEVELS = 3  # the root, and titles' first and second words: each has a wid
 
 
 class SoftTargets(NamedTuple):
-    """What may stand at the positions from `start` on, int [b, A', C], with its probability, float [b, A', C]."""
+    """What may stand at the positions from `start` on, int [b, A', C], if it is real, bool, and how likely, float."""
 
     start: int
     tokens: jax.Array
+    real: jax.Array
     shares: jax.Array
 
 
@@ -41,38 +43,57 @@ class Teacher:
       share: of the encoder's distribution in the targets; the rest is the label's.
       dropped: bool [I + 1], items that the encoder has learnt nothing of; None: none.
       learns: whether the encoder moves while it teaches.
+      within_catalogue: whether a token is weighed against those that go on with a title, not against all.
     """
 
-    def __init__(self, trie: CatalogueTrie, share: float, dropped: np.ndarray | None = None, learns: bool = True):
-        self._trie, self._share, self.dropped, self.learns = trie, share, dropped, learns
+    def __init__(
+        self,
+        trie: CatalogueTrie,
+        share: float,
+        dropped: np.ndarray | None = None,
+        learns: bool = True,
+        within_catalogue: bool = False,
+    ):
+        self._trie = trie if dropped is None else trie.only(~dropped)
+        self.share, self.dropped, self.learns = share, dropped, learns
+        self.within_catalogue = within_catalogue
 
-    def targets(self, logits: jax.Array, labels: jax.Array, taught: jax.Array) -> list[SoftTargets]:
+    def of_labels(self, labels: jax.Array) -> "Taught | None":
+        """What it says of texts for `labels` int [b] without the encoder; None: nothing."""
+        return Taught(self, None, labels, jnp.zeros(labels.shape, bool)) if self.within_catalogue else None
+
+    def targets(self, logits: jax.Array | None, labels: jax.Array, taught: jax.Array) -> list[SoftTargets]:
         """Soft targets of texts whose answers are the titles of `labels` int [b].
 
         The root and the levels below it, which branch far less, stand apart: each is as wide as it must be.
 
         Args:
-          logits: float [b, I + 1], the encoder's.
+          logits: float [b, I + 1], the encoder's; None: it says nothing.
           taught: bool [b]; else the label is the whole target.
         """
-        trie = self._trie
-        logits = logits.at[:, 0].set(-jnp.inf)
-        if self.dropped is not None:
-            logits = jnp.where(self.dropped, -jnp.inf, logits)
-        log_prior = jax.nn.log_softmax(logits, axis=-1)
-        masses = DensePrior.build(trie, log_prior).masses
+        trie, masses = self._trie, None
+        if logits is not None:
+            logits = logits.at[:, 0].set(-jnp.inf)
+            if self.dropped is not None:
+                logits = jnp.where(self.dropped, -jnp.inf, logits)
+            log_prior = jax.nn.log_softmax(logits, axis=-1)
+            masses = DensePrior.build(trie, log_prior).masses
         paths = nodes_above(trie, trie.title_of_item[labels])
         bounds = [*range(min(_WIDE_LEVELS, paths.shape[1])), paths.shape[1]]
         return [self._level(masses, paths, taught, *span) for span in itertools.pairwise(bounds)]
 
-    def _level(self, masses: jax.Array, paths: jax.Array, taught: jax.Array, start: int, end: int) -> SoftTargets:
+    def _level(
+        self, masses: jax.Array | None, paths: jax.Array, taught: jax.Array, start: int, end: int
+    ) -> SoftTargets:
         trie, nodes = self._trie, paths[:, start:end]
         width = max(trie.fan_out[start:end])
         children, real = trie.children(nodes, width)
         real &= (nodes >= 0)[..., None]
+        if masses is None:
+            return SoftTargets(start, trie.token[children], real, jnp.zeros(real.shape))
         rows = jnp.arange(len(nodes))[:, None, None]
         shares = jax.nn.softmax(jnp.where(real, masses[children, rows], attention.MASKED), axis=-1) * real
-        return SoftTargets(start, trie.token[children], self._share * taught[:, None, None] * shares)
+        return SoftTargets(start, trie.token[children], real, self.share * taught[:, None, None] * shares)
 
 
 class Taught(NamedTuple):
@@ -80,13 +101,13 @@ class Taught(NamedTuple):
 
     Attributes:
       teacher: who says it.
-      logits: float [b, I + 1], the encoder's.
+      logits: float [b, I + 1], the encoder's; None: it says nothing.
       labels: int [b].
       rows: bool [b], which texts are taught; the others learn their label alone.
     """
 
     teacher: Teacher
-    logits: jax.Array
+    logits: jax.Array | None
     labels: jax.Array
     rows: jax.Array
 
@@ -95,7 +116,9 @@ class Taught(NamedTuple):
     ) -> tuple[jax.Array, jax.Array]:
         """The sums of losses and of weights of groups of texts, to which rows are dealt (`sharding.deal`)."""
         loss = weight = jnp.zeros(())
-        of_groups = zip(*(deal(x, sizes) for x in (self.logits, self.labels, self.rows)), strict=True)
+        logits = [None] * len(sizes) if self.logits is None else deal(self.logits, sizes)
+        of_groups = zip(logits, deal(self.labels, sizes), deal(self.rows, sizes), strict=True)
+        options["within_catalogue"] = self.teacher.within_catalogue
         for part, group in zip(parts, of_groups, strict=True):
             for soft in self.teacher.targets(*group):
                 if soft.start < part[0].shape[1]:
@@ -113,6 +136,7 @@ def taught_cross_entropy(
     *,
     chunk_rows: int,
     softcap: float | None = None,
+    within_catalogue: bool = False,
 ) -> jax.Array:
     """The sum of weights times the cross-entropy against soft targets, and against the label with what these leave.
 
@@ -122,10 +146,11 @@ def taught_cross_entropy(
       targets: int [b, A], the labels' tokens.
       weights: float [b, A].
       chunk_rows: most rows whose logits exist at once.
+      within_catalogue: see `Teacher`. Where nothing is real there has to be no weight.
     """
     end = min(soft.start + soft.tokens.shape[1], hidden.shape[1])
     parts = [x[:, soft.start : end] for x in (hidden, targets, weights)]
-    parts += [x[:, : end - soft.start] for x in (soft.tokens, soft.shares)]
+    parts += [x[:, : end - soft.start] for x in (soft.tokens, soft.real, soft.shares)]
     rows = [x.reshape(-1, *x.shape[2:]) for x in parts]
     padding = -len(rows[0]) % chunk_rows
     chunks = [jnp.pad(x, ((0, padding), *((0, 0),) * (x.ndim - 1))).reshape(-1, chunk_rows, *x.shape[1:]) for x in rows]
@@ -133,13 +158,15 @@ def taught_cross_entropy(
 
     @jax.checkpoint
     def loss(chunk: list[jax.Array]) -> jax.Array:
-        hidden, target, weight, tokens, shares = chunk
+        hidden, target, weight, tokens, real, shares = chunk
         logits = jnp.einsum("ru,vu->rv", hidden, table, preferred_element_type=jnp.float32)
         if softcap is not None:
             logits = attention.softcap(logits, softcap)
         own = jnp.take_along_axis(logits, target[:, None], axis=1)[:, 0]
-        others = jnp.sum(jnp.take_along_axis(logits, tokens, axis=1) * shares, axis=1)
+        following = jnp.take_along_axis(logits, tokens, axis=1)
+        others = jnp.sum(following * shares, axis=1)
         left = 1 - shares.sum(axis=1)
-        return jnp.sum(weight * (jax.nn.logsumexp(logits, axis=1) - left * own - others))
+        rivals = jnp.where(real, following, attention.MASKED) if within_catalogue else logits
+        return jnp.sum(weight * (jax.nn.logsumexp(rivals, axis=1) - left * own - others))
 
     return jax.lax.map(loss, chunks).sum()

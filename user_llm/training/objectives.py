@@ -267,15 +267,18 @@ def contextualised_objective(
       chunk_rows: of the softmax.
       label_contexts: share of the examples that, in training, read one embedding that asks for their label and nothing
         else: how a title is spelt is learnt beside what a user wants. Drawn from the key.
-      teacher: in training, makes soft targets of what the encoder thinks comes next. The own loss of an encoder that
-        moves is then added, so that it stays somebody to learn from.
+      teacher: says which tokens may follow, where it is to weigh them within the catalogue. In training it makes soft
+        targets of what the encoder thinks comes next; the own loss of an encoder that moves is then added, so that it
+        stays somebody to learn from.
       encoder_dropout: whether, in training, dropout disturbs the embeddings that are read.
     """
 
     def objective(model, batch: Batch, key: jax.Array | None):
         if "history/item" not in batch:
             context = model.item_context(batch["label/item"])
-            return _text_loss(model, model.language_model, batch, chunk_rows, answers=True, context=context)
+            taught = None if teacher is None else teacher.of_labels(batch["label/item"])
+            options: dict[str, Any] = dict(context=context, taught=taught)
+            return _text_loss(model, model.language_model, batch, chunk_rows, answers=True, **options)
         features, mask = history(batch)
         texts, items = batch["target/item"].shape[1] if "target/item" in batch else 1, None
         labels = _labels(batch) if label_contexts or teacher else jnp.zeros(0, jnp.int32)  # not read
@@ -289,11 +292,11 @@ def contextualised_objective(
             batch = {name: batch[name].reshape(-1, *batch[name].shape[2:]) for name in of_texts}
             batch = _first_and_whole(batch) if first_tokens else batch
         metrics: Metrics = {}
-        taught = None
-        if teacher is not None and key is not None:
+        taught = None if teacher is None else teacher.of_labels(labels)
+        if teacher is not None and teacher.share and key is not None:
             asked = jnp.zeros(labels.shape, bool) if items is None else items > 0
             taught, metrics = _lesson(teacher, model.encoder, features, mask, labels, asked, chunk_rows)
-        options: dict[str, Any] = dict(context=context, taught=taught, first_tokens=first_tokens)
+        options = dict(context=context, taught=taught, first_tokens=first_tokens)
         loss, weight, of_text = _text_loss(model, model.language_model, batch, chunk_rows, answers=True, **options)
         loss += sum(own for own, _ in metrics.values())
         rows = _example_weights(batch)

@@ -138,17 +138,17 @@ class UserLLMStage(Stage):
     def objective(self, experiment):
         """See `Stage`."""
         config = experiment.config
-        teacher = None
-        if share := config.integration.distillation:
+        teacher, own = None, config.integration
+        if own.distillation or own.within_catalogue:
             (task,) = experiment.tasks
-            if experiment.catalogue.num_items > MOST_DENSE:
+            if own.distillation and experiment.catalogue.num_items > MOST_DENSE:
                 raise ConfigError(
-                    f"config.integration.distillation={share} asks the encoder about all titles, at most "
+                    f"config.integration.distillation={own.distillation} asks the encoder about all titles, at most "
                     f"{MOST_DENSE:,}, and {config.data.dataset} has {experiment.catalogue.num_items:,}: set 0"
                 )
-            learns = config.strategy != "proj" and config.integration.rates.encoder > 0
-            teacher = Teacher(experiment.answer_trie(task.name), share, experiment.cold_items, learns)
-        own = config.integration
+            learns = config.strategy != "proj" and own.rates.encoder > 0
+            asked = own.distillation, experiment.cold_items, learns, own.within_catalogue
+            teacher = Teacher(experiment.answer_trie(task.name), *asked)
         return contextualised_objective(config.encoder.chunk_rows, own.label_contexts, teacher, own.encoder_dropout)
 
     def paces(self, config):
@@ -238,6 +238,12 @@ class UserLLMStage(Stage):
         if config.integration.spelling_steps >= config.training.user_llm.steps:
             steps = says(config, "training.user_llm.steps")
             yield f"{says(config, 'integration.spelling_steps')}: expected fewer than {steps}, whose first they are"
+        if config.integration.within_catalogue:
+            within = says(config, "integration.within_catalogue")
+            if task_names(config) != ("next_item",):
+                yield f"{within} is for answers that are items: set --config.task=next_item"
+            if not config.evaluation.constrained:
+                yield f"{within}: free beams know no catalogue; set --config.evaluation.constrained=true"
         llm_rests = config.strategy != "full" or not config.integration.rates.llm
         if llm_rests and not config.llm.checkpoint and "llm" not in config.stages:
             why = says(config, "strategy" if config.strategy != "full" else "integration.rates.llm")
