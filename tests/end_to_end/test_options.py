@@ -149,6 +149,15 @@ def test_a_variant_runs_to_its_results(name, data_dir, pretrained, tmp_path, mon
     rows = [json.loads(line) for line in (tmp_path / "run" / config.stages[-1] / "metrics.jsonl").open()]
     assert np.isfinite([row["loss"] for row in rows]).all()
     assert any(row["kind"] == "validation" for row in rows) == config.data.validation
+    if config.integration.within_catalogue:
+        model = user_llm.load(tmp_path / "run")
+        events = [{"item": model.catalogue.titles[1], "rating": 4}]
+        by_beams, of_all = (
+            {answer.text: answer.score for answer in model.recommend(events, k=k, answers=answers)}
+            for k, answers in ((10, "beams"), (len(model.catalogue.titles), "exact"))
+        )
+        assert 0.9 < sum(np.exp(list(of_all.values()))) < 1  # but for what was met
+        assert by_beams == pytest.approx({title: of_all[title] for title in by_beams}, abs=1e-4)
 
 
 def opened(model):

@@ -146,9 +146,13 @@ class UserLLMStage(Stage):
                     f"config.integration.distillation={own.distillation} asks the encoder about all titles, at most "
                     f"{MOST_DENSE:,}, and {config.data.dataset} has {experiment.catalogue.num_items:,}: set 0"
                 )
-            learns = config.strategy != "proj" and own.rates.encoder > 0
-            asked = own.distillation, experiment.cold_items, learns, own.within_catalogue
-            teacher = Teacher(experiment.answer_trie(task.name), *asked)
+            teacher = Teacher(
+                experiment.answer_trie(task.name),
+                own.distillation,
+                experiment.cold_items,
+                learns=config.strategy != "proj" and own.rates.encoder > 0,
+                within_catalogue=own.within_catalogue,
+            )
         return contextualised_objective(config.encoder.chunk_rows, own.label_contexts, teacher, own.encoder_dropout)
 
     def paces(self, config):
