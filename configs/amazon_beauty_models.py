@@ -2,8 +2,8 @@
 
     user-llm sweep --tables=2,5,8,7 --scale=workstation --datasets=amazon_reviews --jobs=2 --out=runs/workstation
 
-Encoder and language model are those of `amazon_beauty`. For the next item the LLM learns as in `ml_1m_models`, in half
-of the steps, whose texts are twice as long: it spells titles first, then reads the encoder's last state.
+Encoder and language model are those of `amazon_beauty`. The LLM rows have two fifths of its steps, as in
+`ml_1m_models`, and move the encoder too.
 """
 
 from user_llm import schema
@@ -14,10 +14,11 @@ def get_config(task="next_item"):
     config = load(f"amazon_beauty:{task}").unlock()
     config.name = "amazon_beauty_models"
     learnt = load(f"ml_1m_models:{task}")
-    config.integration = learnt.integration
-    config.training.user_llm = learnt.training.user_llm
     if task == "next_item":
-        schema.shorten(config, 1, of=2)
+        schema.shorten(config, 2, of=5)
+        config.integration.rates.encoder = learnt.integration.rates.encoder
+    else:
+        config.training.user_llm = learnt.training.user_llm
     config.evaluation.update({key: learnt.evaluation[key] for key in ("max_users", "max_validation", "max_fit")})
     config.evaluation.num_beams = 20  # titles are long, and so is each beam
     return config
