@@ -118,6 +118,11 @@ def test_the_best_are_the_same_wherever_the_search_ends(truth, trie, num_beams, 
         np.testing.assert_array_equal(found, whole[:, :num_best], err_msg=field)
 
 
+def test_what_is_weighed_by_titles_needs_titles(truth):
+    with pytest.raises(ValueError, match="within_catalogue needs trie="):
+        search(truth, num_beams=4, max_steps=5, within_catalogue=True)
+
+
 def test_more_than_all_beams_are_no_answer(truth, trie):
     with pytest.raises(ValueError, match="num_best=5 is more than num_beams=4"):
         search(truth, num_beams=4, max_steps=5, trie=trie, num_best=5)

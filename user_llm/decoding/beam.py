@@ -103,8 +103,10 @@ def beam_search(
         raise UserError(f"num_best={num_best} is more than num_beams={num_beams}.")
     if excluded_items is not None and trie is None:
         raise ValueError("excluded_items needs trie=: free beams know no items")
-    if (states is not None or prior is not None or within_catalogue) and trie is None:
-        raise ValueError("states, prior and within_catalogue need trie=: they are those of its nodes")
+    if (states is not None or prior is not None) and trie is None:
+        raise ValueError("states and prior need trie=: they are those of its nodes")
+    if within_catalogue and trie is None:
+        raise ValueError("within_catalogue needs trie=: the titles that tokens are weighed by")
     steps = max_steps if trie is None else min(max_steps, len(trie.fan_out))
     excluded = None  # with a prior it is that which closes
     if trie is not None and excluded_items is not None and prior is None:
