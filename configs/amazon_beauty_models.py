@@ -20,5 +20,4 @@ def get_config(task="next_item"):
     else:
         config.training.user_llm = learnt.training.user_llm
     config.evaluation.update({key: learnt.evaluation[key] for key in ("max_users", "max_validation", "max_fit")})
-    config.evaluation.num_beams = 20  # titles are long, and so is each beam
     return config
