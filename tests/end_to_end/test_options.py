@@ -76,6 +76,7 @@ VARIANTS = {
     },
     "TextPrompt with adapters": {
         "integration.kind": "none",
+        "integration.within_catalogue": True,
         "strategy": "lora",
         "stages": ("llm", "user_llm"),
         "data.text_history": 20,

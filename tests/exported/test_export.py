@@ -58,7 +58,9 @@ def _answered(python, folder, users, blocked, env=None):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return made_up(tmp_path_factory.mktemp("user_model"))
+    run = made_up(tmp_path_factory.mktemp("user_model"))
+    run.config.integration.within_catalogue = True
+    return run
 
 
 @pytest.fixture(scope="module")

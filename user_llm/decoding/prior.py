@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from user_llm.decoding.catalogue_trie import CatalogueTrie
 from user_llm.decoding.paths import Excluded, paths_to, places_among
+from user_llm.decoding.segments import segment_logsumexp
 
 MOST_DENSE = 100_000  # items up to which the mass of every node is computed
 TOP = 4096  # items that are told apart where there are more
@@ -162,8 +163,4 @@ def of_items_left(trie: CatalogueTrie, log_prior: jax.Array) -> jax.Array:
 
 def title_masses(trie: CatalogueTrie, log_prior: jax.Array) -> jax.Array:
     """What items of equal titles have together: logarithms float32 `[R, B]`, -inf where none is open."""
-    titles, by_item = trie.title_of_item[1:], log_prior[:, 1:].T
-    most = jax.ops.segment_max(by_item, titles, trie.num_titles)
-    finite = jnp.where(most > -jnp.inf, most, 0.0)
-    sums = jax.ops.segment_sum(jnp.exp(by_item - finite[titles]), titles, trie.num_titles)
-    return jnp.where(most > -jnp.inf, jnp.log(sums) + finite, -jnp.inf)
+    return segment_logsumexp(log_prior[:, 1:].T, trie.title_of_item[1:], trie.num_titles)

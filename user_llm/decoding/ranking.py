@@ -5,13 +5,13 @@ computed once.
 """
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
 
 from user_llm.decoding.catalogue_trie import CatalogueTrie
 from user_llm.decoding.prefill import Context, DecodingModel, extend, prefill
+from user_llm.decoding.segments import segment_logsumexp
 from user_llm.decoding.text_states import TextStates, reading
 from user_llm.decoding.tree_chunks import read_chunk, tree_chunks
 from user_llm.models.attention import Cache
@@ -88,10 +88,9 @@ def _within(trie: CatalogueTrie, edges: jax.Array, ends: jax.Array) -> jax.Array
     logits = jnp.where(is_leaf, ends[:, trie.tree_node[trie.parent]], edges[:, trie.tree_node])
     logits = jnp.where(trie.end_title > trie.first_title, logits, -jnp.inf).T  # room for more is no node
     levels = [jnp.zeros((1, len(edges)))]
-    for above, (start, end) in zip((0, *trie.level_ends), itertools.pairwise(trie.level_ends), strict=False):
+    bounds = (0, *trie.level_ends)
+    for above, start, end in zip(bounds, bounds[1:], bounds[2:], strict=False):
         own, parents = logits[start:end], trie.parent[start:end] - above
-        most = jax.ops.segment_max(own, parents, start - above, indices_are_sorted=True)
-        most = jnp.where(most > -jnp.inf, most, 0.0)
-        sums = jax.ops.segment_sum(jnp.exp(own - most[parents]), parents, start - above, indices_are_sorted=True)
-        levels.append((levels[-1] - most - jnp.log(sums))[parents] + own)
+        normaliser = segment_logsumexp(own, parents, start - above, are_sorted=True)
+        levels.append((levels[-1] - normaliser)[parents] + own)
     return jnp.concatenate(levels)[trie.leaf_of_title].T

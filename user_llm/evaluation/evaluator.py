@@ -34,6 +34,7 @@ from user_llm.training.objectives import Objective
 
 AnySource = TypeVar("AnySource", bound=Source)
 Beams = Callable[[Mapping[str, np.ndarray]], tuple[BeamResult, np.ndarray]]
+TitleReader = Callable[[np.ndarray], np.ndarray]
 
 
 def rank_by_scores(
@@ -89,7 +90,7 @@ def rank_by_beams(
     batch_size: int,
     description: str,
     mesh: Mesh | None = None,
-    read: Callable[[np.ndarray], np.ndarray] | None = None,
+    read: TitleReader | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ranks `[n]` (inf: none of the beams that came back is the label) and the items `[n, K]` of the beams, best first.
 

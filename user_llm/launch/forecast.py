@@ -7,8 +7,8 @@ from user_llm.launch.board import duration
 from user_llm.launch.runs import Run
 
 # (scale, pattern of a run's label, seconds of one core of an AMD EPYC); the first that matches counts. Kinds of runs of
-# which no step was measured have the figure of the nearest that was. Measured with 1,200 steps of four targets, before
-# `ml_1m` had fewer steps of more.
+# which no step was measured have the figure of the nearest that was. Measured with 1,200 steps of 128 windows with four
+# targets, before `ml_1m` had more steps of fewer windows.
 SECONDS = (
     ("workstation", "movielens.next_item.llm.*", 400),
     ("workstation", "movielens.next_item.*.alone.*", 1200),

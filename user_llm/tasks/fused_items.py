@@ -6,7 +6,14 @@ import numpy as np
 
 from user_llm.data.pipeline import Source
 from user_llm.errors import UserError
-from user_llm.evaluation.evaluator import Beams, Subset, rank_by_beams, user_llm_beams, user_llm_scores
+from user_llm.evaluation.evaluator import (
+    Beams,
+    Subset,
+    TitleReader,
+    rank_by_beams,
+    user_llm_beams,
+    user_llm_scores,
+)
 from user_llm.evaluation.fusion import Fusion, LogPrior, best_weight, log_prior, share_of
 from user_llm.evaluation.metrics import DEEPEST_CUT, METRICS
 from user_llm.evaluation.scores import Scores
@@ -48,14 +55,20 @@ def title_scores(study: Study, task: str, model: Model, **options: Any) -> Score
     )
 
 
-def rank_items(study: Study, task: str, model: Model, source: Source, row: str, **options: Any) -> Ranks:
-    """Ranks labels by `item_beams`, as the config says."""
+def rank_items(
+    study: Study, task: str, model: Model, source: Source, row: str, read: TitleReader | None = None, **options: Any
+) -> Ranks:
+    """Ranks labels by `item_beams`, as the config says.
+
+    With `read` they are free, and may spell a title more than once.
+    """
     config = study.config.evaluation
-    exclude = config.exclude != "nothing"
-    options = {"num_beams": config.num_beams, "num_best": DEEPEST_CUT, "exclude_seen": exclude, **options}
-    beams = item_beams(study, task, model, **options)
-    trie = study.answer_trie(task)
-    return rank_by_beams(beams, source, trie=trie, batch_size=config.batch_size, mesh=study.mesh, description=row)
+    options |= {"constrained": read is None, "num_best": DEEPEST_CUT if read is None else None}
+    beams = item_beams(
+        study, task, model, num_beams=config.num_beams, exclude_seen=config.exclude != "nothing", **options
+    )
+    shown = dict(batch_size=config.batch_size, mesh=study.mesh, description=row)
+    return rank_by_beams(beams, source, trie=study.answer_trie(task), read=read, **shown)
 
 
 def prior_of(encoder: Model, fusion: Fusion, **options: int) -> LogPrior:

@@ -2,7 +2,7 @@
 
 import logging
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -12,9 +12,9 @@ from user_llm.data.prompts import Piece, Wording
 from user_llm.errors import UserError
 from user_llm.evaluation.baselines import category_popularity_scores, popularity_scores
 from user_llm.evaluation.blocks import label_blocks
-from user_llm.evaluation.evaluator import Subset, rank_by_beams, rank_by_scores, seen_items
+from user_llm.evaluation.evaluator import Subset, TitleReader, rank_by_scores, seen_items
 from user_llm.evaluation.fusion import LogPrior, fused_scores, mean_of
-from user_llm.evaluation.metrics import DEEPEST_CUT, ranking_metrics
+from user_llm.evaluation.metrics import ranking_metrics
 from user_llm.evaluation.neighbours import followers, neighbour_scores, similar_items
 from user_llm.evaluation.places import Places
 from user_llm.evaluation.report import ranking_predictions
@@ -24,7 +24,7 @@ from user_llm.models.model import Model
 from user_llm.parallel.processes import fetch
 from user_llm.tasks.base import Answer, Asker, Batch, Evaluation, Study, Task, best_answers
 from user_llm.tasks.cold_items import cold_protocols
-from user_llm.tasks.fused_items import fused_rows, item_beams, mix_of, not_fitted, title_scores
+from user_llm.tasks.fused_items import fused_rows, item_beams, mix_of, not_fitted, rank_items, title_scores
 from user_llm.tasks.rows import (
     ENCODER,
     FUSED,
@@ -54,8 +54,6 @@ MOST_BEAMS = 100  # of an answer; their memory grows with their number
 MOST_COUNTED = 50_000_000  # events whose pairs are counted: some minutes, and gigabytes
 
 _logger = logging.getLogger(__name__)
-
-TitleReader = Callable[[np.ndarray], np.ndarray]
 
 COMPARED = (
     (ENCODER, POPULARITY),
@@ -234,22 +232,12 @@ class NextItem(Task):
 
     def _rank(self, study: Study, model: Model, row: LLMRow, read: TitleReader | None) -> tuple[np.ndarray, np.ndarray]:
         """Ranks `[n]` and items `[n, K]` by beams (free ones are read with `read`), or by every title's probability."""
-        config, trie = study.config.evaluation, study.answer_trie(self.name)
+        config = study.config.evaluation
+        if config.answers != "exact":
+            return rank_items(study, self.name, model, row.source, row.name, read, with_context=row.with_context)
+        scores = title_scores(study, self.name, model, with_context=row.with_context)
         shown = dict(batch_size=config.batch_size, mesh=study.mesh, description=row.name)
-        if config.answers == "exact":
-            scores = title_scores(study, self.name, model, with_context=row.with_context)
-            return rank_by_scores(scores, row.source, exclude_seen=config.exclude != "nothing", **shown)
-        beams = item_beams(
-            study,
-            self.name,
-            model,
-            num_beams=config.num_beams,
-            num_best=DEEPEST_CUT if read is None else None,  # free beams may spell a title more than once
-            constrained=read is None,
-            exclude_seen=config.exclude != "nothing",
-            with_context=row.with_context,
-        )
-        return rank_by_beams(beams, row.source, trie=trie, read=read, **shown)
+        return rank_by_scores(scores, row.source, exclude_seen=config.exclude != "nothing", **shown)
 
 
 def _neighbour_rows(study: Study) -> dict[str, Scores]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from user_llm.decoding.catalogue_trie import CatalogueTrie
 from user_llm.decoding.paths import nodes_above
-from user_llm.decoding.prior import DensePrior
+from user_llm.decoding.prior import DensePrior, of_items_left
 from user_llm.models import attention
 from user_llm.models.sharding import deal
 
@@ -73,10 +73,7 @@ class Teacher:
         """
         trie, masses = self._trie, None
         if logits is not None:
-            logits = logits.at[:, 0].set(-jnp.inf)
-            if self.dropped is not None:
-                logits = jnp.where(self.dropped, -jnp.inf, logits)
-            log_prior = jax.nn.log_softmax(logits, axis=-1)
+            log_prior = of_items_left(trie, jax.nn.log_softmax(logits.at[:, 0].set(-jnp.inf), axis=-1))
             masses = DensePrior.build(trie, log_prior).masses
         paths = nodes_above(trie, trie.title_of_item[labels])
         bounds = [*range(min(_WIDE_LEVELS, paths.shape[1])), paths.shape[1]]

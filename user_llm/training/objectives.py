@@ -277,8 +277,8 @@ def contextualised_objective(
         if "history/item" not in batch:
             context = model.item_context(batch["label/item"])
             taught = None if teacher is None else teacher.of_labels(batch["label/item"])
-            options: dict[str, Any] = dict(context=context, taught=taught)
-            return _text_loss(model, model.language_model, batch, chunk_rows, answers=True, **options)
+            llm = model.language_model
+            return _text_loss(model, llm, batch, chunk_rows, answers=True, context=context, taught=taught)
         features, mask = history(batch)
         texts, items = batch["target/item"].shape[1] if "target/item" in batch else 1, None
         labels = _labels(batch) if label_contexts or teacher else jnp.zeros(0, jnp.int32)  # not read
@@ -296,7 +296,7 @@ def contextualised_objective(
         if teacher is not None and teacher.share and key is not None:
             asked = jnp.zeros(labels.shape, bool) if items is None else items > 0
             taught, metrics = _lesson(teacher, model.encoder, features, mask, labels, asked, chunk_rows)
-        options = dict(context=context, taught=taught, first_tokens=first_tokens)
+        options: dict[str, Any] = dict(context=context, taught=taught, first_tokens=first_tokens)
         loss, weight, of_text = _text_loss(model, model.language_model, batch, chunk_rows, answers=True, **options)
         loss += sum(own for own, _ in metrics.values())
         rows = _example_weights(batch)
