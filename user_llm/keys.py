@@ -4,7 +4,7 @@ Whatever a config comes from (a file, flags, a launcher's settings, a workdir's 
 """
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -48,6 +48,18 @@ def parsed(key: str, text: str) -> object:
         return _KINDS[type(DEFAULTS[key])][2].parse(text)
     except ValueError:
         return text
+
+
+def completed(values: Mapping) -> tuple[ConfigDict, list[str]]:
+    """A config of these nested values, with the default of each key that they lack, and which keys those are."""
+    config = ConfigDict(_over(schema.get_config().to_dict(), values))
+    given = dict(flatten(ConfigDict(values)))
+    return config, [key for key, _ in flatten(config) if key not in given]
+
+
+def _over(defaults: Mapping, values: Mapping) -> dict[str, object]:
+    both = {key for key in values if isinstance(values[key], Mapping) and isinstance(defaults.get(key), Mapping)}
+    return {**defaults, **values, **{key: _over(defaults[key], values[key]) for key in both}}
 
 
 def wrong_keys(config: ConfigDict) -> Iterator[str]:

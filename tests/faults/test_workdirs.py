@@ -10,8 +10,10 @@ import pytest
 
 import user_llm
 from tests.faults.harness import REPOSITORY, results, train
+from user_llm.checksums import checksum, write_signed
 from user_llm.columns import Texts
 from user_llm.errors import UserError
+from user_llm.experiment.workdir import read_config
 from user_llm.locks import owned
 
 
@@ -167,6 +169,20 @@ def test_a_damaged_run_is_named_and_not_used(fault, mini, copied, tmp_path):
     if not fault.startswith(ONLY_THE_COMMAND):
         with pytest.raises(UserError):
             user_llm.load(copied)
+
+
+def test_a_run_of_before_a_key_was_there_has_its_default(mini, finished, copied, tmp_path):
+    for key in ("integration.within_catalogue", "integration.rates"):
+        set_key(key, None)(copied)
+    signed = json.loads((copied / "checksums.json").read_text())
+    signed.pop("digest")
+    signed["files"]["config.json"] = checksum(copied / "config.json")
+    write_signed(copied / "checksums.json", signed)
+    assert read_config(copied) == read_config(finished)
+    assert user_llm.load(copied).config == user_llm.load(finished).config
+    before = (copied / "results.json").read_bytes()
+    train(*mini, f"--workdir={copied}", folder=tmp_path).check(0)
+    assert (copied / "results.json").read_bytes() == before
 
 
 def test_g4r_cfg_del_otherseed_a_lost_config_is_not_replaced_by_another_seed_s(mini, copied, tmp_path):

@@ -4,14 +4,17 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from user_llm.config import refuse
 from user_llm.errors import MissingFile, UserError
 from user_llm.files import read_json
-from user_llm.keys import wrong_keys
+from user_llm.keys import completed, wrong_keys
 
-FORMAT = 5  # raised when what a workdir holds is no longer read as before
+FORMAT = 5
+"""Raised when what a workdir holds is no longer read as before: so, too, where a new key of the config has a default
+that is not what the code did without it."""
 
 CONFIG, ENVIRONMENT, VOCABULARY, CATALOGUE = "config.json", "environment.json", "vocabulary", "catalogue"
 FACTS = f"{CATALOGUE}/facts.json"
@@ -45,7 +48,7 @@ def config_text(config: ConfigDict) -> str:
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """The config of a run.
+    """The config of a run. A key that came after it has its default, which is what the code did before (`FORMAT`).
 
     Raises:
       NoRun: there is none.
@@ -63,8 +66,11 @@ def read_config(workdir: Path) -> ConfigDict:
             f"{workdir} was made by {age} version of user_llm (format {found} of a workdir, this is {FORMAT}): "
             "run its config again in another --workdir, or take the version that environment.json names"
         )
-    config = ConfigDict(values)
+    config, newer = completed(values)
     refuse(wrong_keys(config), f"{path}: ")
+    if newer:
+        keys = ", ".join(f"config.{key}" for key in newer)
+        logging.info("%s was written before there was %s: taken as the default", path, keys)
     return config
 
 
