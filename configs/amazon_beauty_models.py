@@ -3,7 +3,7 @@
     user-llm sweep --tables=2,5,8,7 --scale=workstation --datasets=amazon_reviews --jobs=2 --out=runs/workstation
 
 Encoder and language model are those of `amazon_beauty`. The LLM rows have two fifths of its steps, as in
-`ml_1m_models`, and move the encoder too.
+`ml_1m_models`, and move the encoder too. The language model reads every product three times, not ten: its texts are long.
 """
 
 from user_llm import schema
@@ -13,6 +13,7 @@ from user_llm.command_line import load
 def get_config(task="next_item"):
     config = load(f"amazon_beauty:{task}").unlock()
     config.name = "amazon_beauty_models"
+    config.training.llm.update(steps=300, eval_every=100, checkpoint_every=100)
     learnt = load(f"ml_1m_models:{task}")
     if task == "next_item":
         schema.shorten(config, 2, of=5)
