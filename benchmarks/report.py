@@ -162,7 +162,7 @@ def _costs(row: dict[str, Any]) -> list[str]:
 
 _TRIE = (
     *("titles", "million nodes", "built in s", "peak GB", "a title added in s", "most children, level by level"),
-    *("step ms", "free step ms", "over free", "a dictionary's mask, ms a step"),
+    *("step ms", "free step ms", "over free", "fused, over that", "a dictionary's mask, ms a step"),
 )
 
 
@@ -175,7 +175,12 @@ def _of_trie(row: dict[str, Any]) -> list[str]:
         f"{row['add_seconds']:.2f}",
     ]
     cells.append(", ".join(f"{width:,}" for width in row["widest"]))
-    cells += [f"{row['step_ms']:,.1f}", f"{row['free_step_ms']:,.1f}", f"{row['over_free']:+.0%}"]
+    cells += [
+        f"{row['step_ms']:,.1f}",
+        f"{row['free_step_ms']:,.1f}",
+        f"{row['over_free']:+.0%}",
+        f"{row['fused_over']:+.0%}",
+    ]
     return [*cells, number(row.get("dictionary_step_ms"), 0)]
 
 

@@ -9,7 +9,8 @@ A second table has as many items, named by semantic IDs, beside STATIC (`static_
 model, prompts and cache, and the same answers. A semantic ID needs no EOS: ours stops at its last code too, and each
 takes 8 steps.
 
-How long a title more takes is told too: `GrowingTrie.add`, and the arrays that a search reads.
+How long a title more takes is told too: `GrowingTrie.add`, and the arrays that a search reads; and what fused answers
+add to a step: a recommender's mass of every prefix, from its logits on.
 """
 
 import dataclasses
@@ -31,6 +32,7 @@ from user_llm.checkpoints.huggingface import load_language_model
 from user_llm.decoding.beam import beam_search
 from user_llm.decoding.catalogue_trie import CatalogueTrie
 from user_llm.decoding.growing_trie import GrowingTrie
+from user_llm.decoding.prior import build_prior, open_log_prior
 from user_llm.models import parameters
 
 _WORDS = 1.05  # the exponent of Zipf's law for words
@@ -71,9 +73,12 @@ def _beside_free(sizes: Sequence[int], rounds: int) -> list[dict[str, Any]]:
     graphdef, values, buffers, prompts, lengths = _loaded(workload)
 
     @jax.jit
-    def search(values, trie, excluded):
+    def search(values, trie, excluded, scores=None):
         model = parameters.merge(graphdef, values, buffers)
         options = dict(num_beams=workload.num_beams, max_steps=steps, trie=trie, excluded_items=excluded)
+        if scores is not None:
+            log_prior = open_log_prior(scores, excluded, jnp.zeros(scores.shape[1], bool), jnp.float32(0))
+            options |= dict(prior=build_prior(trie, log_prior, excluded), weight=0.5)
         # Free beams end nowhere: as many steps as the longest title has.
         return beam_search(model, prompts, lengths, eos_id=EOS if trie is not None else -1, **options)
 
@@ -84,16 +89,21 @@ def _beside_free(sizes: Sequence[int], rounds: int) -> list[dict[str, Any]]:
         trie = jax.block_until_ready(CatalogueTrie.build(tokens, of_title, EOS))  # its copies are memory, too
         built, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
         seen = np.random.default_rng(0).integers(1, size + 1, (workload.users, _HISTORY)).astype(np.int32)
-        ours, free = _in_turns(
-            [lambda trie=trie, seen=seen: search(values, trie, seen), lambda: search(values, None, None)], rounds
-        )
+        scores = jax.random.normal(jax.random.key(0), (workload.users, size + 1))
+        searches = [
+            lambda trie=trie, seen=seen: search(values, trie, seen),
+            lambda: search(values, None, None),
+            lambda trie=trie, seen=seen, scores=scores: search(values, trie, seen, scores),
+        ]
+        ours, free, fused = _in_turns(searches, rounds)
         row = {"titles": size, "nodes": trie.level_ends[-1], "build_seconds": built, "peak_gb": peak}
         row |= {"step_ms": ours / steps * 1e3, "free_step_ms": free / steps * 1e3, "over_free": ours / free - 1}
+        row["fused_over"] = fused / ours - 1
         row["widest"] = list(trie.fan_out[:3])
         if size <= _IN_DICTIONARIES:
             row["dictionary_step_ms"] = _dictionary_step(tokens, of_title, workload) * 1e3
         rows.append(row)
-        del trie
+        del trie, scores, searches
     return rows
 
 

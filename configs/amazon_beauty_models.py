@@ -3,7 +3,8 @@
     user-llm sweep --tables=2,5,8,7 --scale=workstation --datasets=amazon_reviews --jobs=2 --out=runs/workstation
 
 Encoder and language model are those of `amazon_beauty`. The LLM rows have two fifths of its steps, as in
-`ml_1m_models`, and move the encoder too. The language model reads every product three times, not ten: its texts are long.
+`ml_1m_models`, and move the encoder too. The language model reads every product three times, not ten, as its texts are
+long.
 """
 
 from user_llm import schema
