@@ -43,12 +43,10 @@ def get_config(task="next_item"):
     )
     config.training.user_llm = schema.training(steps=3000, batch_size=128, keep_best="loss", **often)
     if task == "next_item":
-        # As in `ml_1m`, with four products of a window, as most users have few. Titles are too long to be spelt by so
-        # small an LLM: it learns to choose among them.
+        # As in `ml_1m`, with four products of a window, as most users have few.
         learnt = load("ml_1m")
         config.integration, config.training.user_llm = learnt.integration, learnt.training.user_llm
         config.integration.targets = 4
-        config.integration.within_catalogue = True
         config.integration.spelling_steps = 3000
         config.training.user_llm.update(steps=9000, batch_size=32, eval_every=1500, checkpoint_every=1500)
     config.evaluation.batch_size = 256
