@@ -41,8 +41,8 @@ def get_config(task="next_item"):
     if task == "next_item":
         # The LLM learns to spell the movies first, then reads the encoder's last state as it is, for eight movies a
         # window, two of them whole. What it learns is what the encoder says of all of them. Small batches: targets that
-        # are opinions, not labels, are little noise, and steps count. So small an LLM does better to choose among titles
-        # than to spell them.
+        # are opinions, not labels, are little noise, and steps count. So small an LLM does better to choose among
+        # titles than to spell them.
         config.integration.newest = 1
         config.integration.spelling_steps = 2500
         config.integration.within_catalogue = True
