@@ -105,7 +105,7 @@ class Step:
     by: str
 
 
-BEAM_EVENT = 3.7e-6
+BEAM_EVENT = 2.2e-6
 """Core seconds of a row by Beam itself, its workers' steps included (docs/data.md, one worker)."""
 _RAW_EVENT = 27.0  # bytes of a row of MovieLens' ratings
 _SPILLED_EVENT = 40.0
@@ -173,7 +173,7 @@ def plan(rates: Mapping[str, float], job: Job, machine: Machine) -> list[Step]:
              "build_event, as if one core did it; build_disk_event, and 40 bytes a row of a sort that spills"),
         Step("build, Beam: workers", hosts, BEAM_EVENT * events / min(cores, SIZES.most_groups) / HOUR,
              rates["shuffle_event"] * events, "shuffled",
-             "3.7 µs of a core a row (docs/data.md), shuffle_event; as many cores as groups of users"),
+             "2.2 µs of a core a row (docs/data.md), shuffle_event; as many cores as groups of users"),
         Step("build, Beam: columns by one process", 1, rates["columns_event"] * events / HOUR,
              (4 + 1 + 8) * events + 26.0 * size.users, "columns", "columns_event"),
         Step("count items, by every process", hosts, rates["count_event"] * events / HOUR, 5 * events,
