@@ -3,8 +3,10 @@
     python -m user_llm.main --config=configs/ml20m.py --workdir=runs/ml20m \
         --config.llm.checkpoint=FOLDER_OF_A_LLAMA [--config.data.raw_path=ml-20m.zip]
 
-The next movie; `--config=configs/ml20m.py:favorite_category` predicts the favourite genre. Without `raw_path` the
-official zip is downloaded. Written for a TPU or GPU host; look first at what it needs:
+The next movie; `--config=configs/ml20m.py:favorite_category` predicts the favourite genre. With `+learnt` behind the
+task (`configs/ml20m.py:next_item+learnt`) it has what did better on MovieLens-1M than the paper's values:
+docs/reproduce.md names each. Without `raw_path` the official zip is downloaded. Written for a TPU or GPU host; look
+first at what it needs:
 
     python -m user_llm.main --config=configs/ml20m.py --dry_run --config.compute.mesh.fsdp=8
 
@@ -29,4 +31,5 @@ def get_config(task="next_item"):
             "next_item": dict(weight_decay=1e-3, batch_size=8192, steps=10_000),
             "favorite_category": dict(weight_decay=1e-3, batch_size=1024, steps=5_000),
         },
+        learnt=paper.DENSE,
     )

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from user_llm.experiment.stages import STAGES
 from user_llm.experiment.validation import problems, validate
 from user_llm.keys import DEFAULTS, flatten
 from user_llm.models import event_embedding, layers
+from user_llm.paper import LEARNT
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -72,6 +74,43 @@ def test_the_papers_experiments_have_its_hyperparameters(name, task):
     assert found == TABLE_9[name][task]
     assert config.training[stage].warmup_fraction == 0.1
     assert config.task == ("next_item" if task == "encoder" else task)
+
+
+@pytest.mark.parametrize(("name", "task"), [(name, task) for name in TABLE_9 for task in list(TABLE_9[name])[1:]])
+def test_what_was_learnt_is_valid_and_each_difference_to_the_paper_is_documented(name, task):
+    paper, learnt = (command_line.load(f"{name}:{task}{suffix}") for suffix in ("", LEARNT))
+    validate(learnt)
+    found = {}
+    for (key, old), (_, new) in zip(flatten(paper), flatten(learnt), strict=True):
+        if old != new:
+            found[key] = [", ".join(value) if isinstance(value, tuple) else str(value) for value in (old, new)]
+    steps = found.get("integration.spelling_steps")
+    if steps:
+        assert int(steps[1]) == paper.training.user_llm.steps // 4
+        steps[1] = "a quarter of the steps"
+    section = (ROOT / "docs" / "reproduce.md").read_text().split("## The paper's values, and what was learnt")[1]
+    every_task, next_item = section.split("\n## ")[0].split("and for the next item")
+    rows = every_task + next_item if task == "next_item" else every_task
+    documented = {}
+    for key, old, *new in re.findall(r"^\| `(\S+)` \| (.+?) \| (.+?) \| (.+?) \|", rows, re.M):
+        each = old.split(", ")  # one value for all, or one a config
+        one_each = key.startswith("training") and len(each) > 1
+        documented[key] = [each[list(TABLE_9).index(name)] if one_each else old, new[name != "ml20m"]]
+    assert found == documented
+
+
+@pytest.mark.parametrize(("name", "source"), [("ml20m", "ml_1m"), ("amazon", "amazon_beauty")])
+def test_what_was_learnt_is_as_in_the_run_that_taught_it(name, source):
+    learnt, source = command_line.load(f"{name}:next_item{LEARNT}"), command_line.load(source)
+    for part, keys in {
+        "encoder": ("features", "dropout"),
+        "training.encoder": ("learning_rate", "weight_decay"),
+        "integration": ("newest", "targets", "whole_every", "label_contexts", "distillation", "within_catalogue"),
+        "integration.rates": ("encoder", "llm"),
+        "evaluation": ("exclude",),
+    }.items():
+        for key in (f"{part}.{key}" for key in keys):
+            assert dict(flatten(learnt))[key] == dict(flatten(source))[key], key
 
 
 def test_a_task_that_a_dataset_has_not_is_refused_with_those_it_has():
