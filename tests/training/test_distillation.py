@@ -10,7 +10,7 @@ import pytest
 from user_llm.decoding.catalogue_trie import CatalogueTrie
 from user_llm.models import sharding
 from user_llm.models.language_model import causal_mask
-from user_llm.training.distillation import Teacher
+from user_llm.training.distillation import SoftTargets, Teacher, taught_cross_entropy
 from user_llm.training.objectives import contextualised_objective
 
 EOS, CHUNK, SHARE = 2, 5, 0.7
@@ -52,7 +52,8 @@ def test_soft_targets_are_what_the_encoder_says_of_all_titles_below(trie):
                     continue
                 expected = opinion(logits[row].astype(np.float64), title[:place])
                 found: dict[int, float] = {}
-                for token, share in zip(level.tokens[row, step], level.shares[row, step], strict=True):
+                tokens = np.broadcast_to(level.tokens, level.shares.shape)[row, step]
+                for token, share in zip(tokens, level.shares[row, step], strict=True):
                     if share > 0:
                         found[int(token)] = found.get(int(token), 0.0) + float(share)
                 wanted = {token: SHARE * share for token, share in expected.items()} if taught[row] else {}
@@ -142,6 +143,38 @@ def test_within_the_catalogue_a_token_is_weighed_against_those_that_may_follow(t
     assert float(objective(model, batch, jax.random.key(0))[0]) == pytest.approx(taught, rel=1e-4)
     assert float(objective(model, batch, None)[0]) == pytest.approx(of_labels, rel=1e-4)
     assert of_labels < float(jax.jit(contextualised_objective(CHUNK))(model, batch, None)[0])
+
+
+@pytest.mark.parametrize("vocabulary", [11, 200], ids=["wider than the vocabulary", "narrower"])
+@pytest.mark.parametrize("shared", [True, False], ids=["the same tokens for all", "tokens of each"])
+@pytest.mark.parametrize("within_catalogue", [True, False], ids=["within", "among all"])
+def test_the_loss_of_soft_targets_and_its_gradient_are_those_of_dense_logits(vocabulary, shared, within_catalogue):
+    texts, places, dim, following, start, cap = 3, 4, 6, 5, 1, 2.0
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(texts, places + start, dim)).astype(np.float32)
+    table = rng.normal(size=(vocabulary, dim)).astype(np.float32)
+    each = (1, 1) if shared else (texts, places)
+    tokens = np.stack([rng.permutation(vocabulary)[:following] for _ in range(np.prod(each))]).reshape(*each, following)
+    real = np.arange(following) < rng.integers(1, following + 1, (texts, places))[..., None]
+    shares = 0.7 * real * rng.dirichlet(np.ones(following), (texts, places)).astype(np.float32)
+    shares *= (rng.random((texts, places)) < 0.7)[..., None]  # the others are taught nothing
+    targets = np.pad(np.broadcast_to(tokens[..., 0], (texts, places)), ((0, 0), (start, 0)))
+    weights = rng.random((texts, places + start)).astype(np.float32)
+    soft = SoftTargets(start, jnp.array(tokens), jnp.array(real), jnp.array(shares))
+    options = dict(chunk_rows=CHUNK, softcap=cap, within_catalogue=within_catalogue)
+    found = jax.value_and_grad(lambda h, t: taught_cross_entropy(h, t, targets, weights, soft, **options), (0, 1))
+
+    def dense(hidden, table):
+        logits = cap * jnp.tanh(hidden[:, start:] @ table.T / cap)
+        one_hot = jax.nn.one_hot(tokens, vocabulary)  # [b, A', C, V]
+        may_follow = (one_hot * real[..., None]).sum(2) > 0
+        log_probs = jax.nn.log_softmax(jnp.where(may_follow, logits, -jnp.inf) if within_catalogue else logits)
+        own = 1 - shares.sum(-1, keepdims=True)
+        wanted = (one_hot * shares[..., None]).sum(2) + own * jax.nn.one_hot(targets[:, start:], vocabulary)
+        return -jnp.sum(weights[:, start:, None] * wanted * jnp.where(wanted > 0, log_probs, 0.0))
+
+    expected = jax.value_and_grad(dense, (0, 1))(hidden, table)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found(hidden, table), expected)
 
 
 def test_texts_learnt_up_to_one_token_are_taught_that_token(trie, lesson, with_first_tokens):

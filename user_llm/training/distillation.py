@@ -27,7 +27,10 @@ _WIDE_LEVELS = 3  # the root, and titles' first and second words: each has a wid
 
 
 class SoftTargets(NamedTuple):
-    """What may stand at the positions from `start` on, int [b, A', C], if it is real, bool, and how likely, float."""
+    """What may stand at the positions from `start` on, if it is real, bool [b, A', C], and how likely, float.
+
+    `tokens` are int [b, A', C], or [1, 1, C] where they are those of all texts.
+    """
 
     start: int
     tokens: jax.Array
@@ -84,8 +87,8 @@ class Teacher:
     ) -> SoftTargets:
         trie, nodes = self._trie, paths[:, start:end]
         width = max(trie.fan_out[start:end])
-        children, real = trie.children(nodes, width)
-        real &= (nodes >= 0)[..., None]
+        children, real = trie.children(nodes if start else jnp.zeros((1, 1), int), width)  # all texts begin at the root
+        real = real & (nodes >= 0)[..., None]
         if masses is None:
             return SoftTargets(start, trie.token[children], real, jnp.zeros(real.shape))
         rows = jnp.arange(len(nodes))[:, None, None]
@@ -145,25 +148,35 @@ def taught_cross_entropy(
       chunk_rows: most rows whose logits exist at once.
       within_catalogue: see `Teacher`. Where nothing is real there has to be no weight.
     """
-    end = min(soft.start + soft.tokens.shape[1], hidden.shape[1])
+    end = min(soft.start + soft.real.shape[1], hidden.shape[1])
+    shared, wide = soft.tokens.shape[:2] == (1, 1), soft.tokens.shape[2] * table.shape[1] > table.shape[0]
     parts = [x[:, soft.start : end] for x in (hidden, targets, weights)]
-    parts += [x[:, : end - soft.start] for x in (soft.tokens, soft.real, soft.shares)]
+    parts += [x[:, : end - soft.start] for x in (soft.real, soft.shares, *(() if shared else (soft.tokens,)))]
     rows = [x.reshape(-1, *x.shape[2:]) for x in parts]
     padding = -len(rows[0]) % chunk_rows
     chunks = [jnp.pad(x, ((0, padding), *((0, 0),) * (x.ndim - 1))).reshape(-1, chunk_rows, *x.shape[1:]) for x in rows]
     table = table.astype(hidden.dtype)
 
+    def logits(hidden: jax.Array, vectors: jax.Array) -> jax.Array:
+        """Of hidden [r, D] for vectors [C, D], the same for all rows, or [r, C, D]."""
+        terms = "ru,vu->rv" if vectors.ndim == 2 else "ru,rvu->rv"
+        found = jnp.einsum(terms, hidden, vectors, preferred_element_type=jnp.float32)
+        return found if softcap is None else attention.softcap(found, softcap)
+
     @jax.checkpoint
     def loss(chunk: list[jax.Array]) -> jax.Array:
-        hidden, target, weight, tokens, real, shares = chunk
-        logits = jnp.einsum("ru,vu->rv", hidden, table, preferred_element_type=jnp.float32)
-        if softcap is not None:
-            logits = attention.softcap(logits, softcap)
-        own = jnp.take_along_axis(logits, target[:, None], axis=1)[:, 0]
-        following = jnp.take_along_axis(logits, tokens, axis=1)
+        hidden, target, weight, real, shares = chunk[:5]
+        tokens = soft.tokens[0, 0] if shared else chunk[5]
+        if within_catalogue and (shared or not wide):  # no other logits are asked for
+            following, own = logits(hidden, table[tokens]), logits(hidden, table[target[:, None]])[:, 0]
+            rivals = jnp.where(real, following, attention.MASKED)
+        else:
+            every = logits(hidden, table)
+            following = every[:, tokens] if shared else jnp.take_along_axis(every, tokens, axis=1)
+            own = jnp.take_along_axis(every, target[:, None], axis=1)[:, 0]
+            rivals = jnp.where(real, following, attention.MASKED) if within_catalogue else every
         others = jnp.sum(following * shares, axis=1)
         left = 1 - shares.sum(axis=1)
-        rivals = jnp.where(real, following, attention.MASKED) if within_catalogue else logits
         return jnp.sum(weight * (jax.nn.logsumexp(rivals, axis=1) - left * own - others))
 
     return jax.lax.map(loss, chunks).sum()
