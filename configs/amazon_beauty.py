@@ -49,6 +49,8 @@ def get_config(task="next_item"):
         config.integration.targets = 4
         config.integration.spelling_steps = 3000
         config.training.user_llm.update(steps=9000, batch_size=32, eval_every=1500, checkpoint_every=1500)
+        # The loss on labels rises as the LLM comes to say what the encoder says; its ranking goes on getting better.
+        config.training.user_llm.keep_best = ""
     config.evaluation.batch_size = 256
     config.evaluation.exclude = "timeline"
     config.evaluation.num_beams = 20

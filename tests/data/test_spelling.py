@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from user_llm.data.answers import TellingAnswers
 from user_llm.data.pipeline import TrainBatches
 from user_llm.data.prompts import Prompts
 from user_llm.data.sources import UserLLMSource
@@ -30,6 +31,21 @@ def test_an_item_is_spelt_as_in_the_window_that_asks_for_it(texts):
     assert not any(name.startswith("history/") for name in spelt)
     for name, values in spelt.items():
         np.testing.assert_array_equal(values, windows[name], err_msg=name)
+
+
+def test_an_answer_that_tells_a_name_is_its_beginning(texts):
+    rows = np.arange(len(texts))
+    tokens = np.arange(len(texts.answers.names.lengths)) % 4  # of item 0 none, as of no other
+    tokens[1:] = np.maximum(tokens[1:], 1)
+    telling = UserLLMSource(texts.windows, texts.prompts, TellingAnswers(texts.answers, tokens))
+    assert telling.length == texts.length - texts.answer_width + 3
+    whole, found = texts.read(rows), telling.read(rows)
+    for row, item in enumerate(found.label):
+        asked, length = found.prompt_lengths[row], found.lengths[row]
+        assert length == min(asked + tokens[item], whole.lengths[row])
+        np.testing.assert_array_equal(found.tokens[row, :length], whole.tokens[row, :length])
+        assert not found.tokens[row, length:].any()
+    assert telling.references(rows) == texts.references(rows)
 
 
 @pytest.mark.parametrize("start", [0, 2, 3, 5])

@@ -103,7 +103,29 @@ def test_within_the_catalogue_a_token_without_rivals_costs_nothing(truth, catalo
         ranking = sorted(
             {(truth.log_prob(row, (*t, truth.eos_id), titles), (*t, truth.eos_id)) for t in left}, reverse=True
         )
-        assert_same(result, row, ranking)
+        assert_same(result, row, [(score, telling(title, titles)) for score, title in ranking])
+        found = [(*catalogue.titles[item], truth.eos_id) for item in result.items[row] if item]
+        assert found == [title for _, title in ranking]
+
+
+def test_how_many_tokens_tell_a_title_from_all_others(truth, catalogue, trie):
+    titles = [(*title, truth.eos_id) for title in catalogue.titles.values()]
+    tokens = trie.telling_tokens()
+    assert tokens[0] == 0
+    assert {item: tokens[item] for item in catalogue.titles} == {
+        item: len(telling((*title, truth.eos_id), titles)) for item, title in catalogue.titles.items()
+    }
+    alone = CatalogueTrie.build(np.array([[0, 0], [3, 4]]), np.array([0, 2]), truth.eos_id)
+    assert alone.telling_tokens().tolist() == [0, 1]
+
+
+def telling(title, titles):
+    """The shortest beginning of a title that no other one has."""
+    return next(
+        title[:length]
+        for length in range(1, len(title) + 1)
+        if all(other == title for other in titles if other[:length] == title[:length])
+    )
 
 
 @pytest.mark.parametrize(("num_beams", "num_best"), [(4, 1), (12, 3), (12, 12), (50, 7)])

@@ -65,6 +65,7 @@ def test_they_are_those_of_every_text_by_itself(model, catalogue, trie, states):
         length = len(PROMPT) + len(title)
         np.testing.assert_allclose(states.table[rows[item]][:length], expected[item, :length], atol=1e-5)
         assert not rows[item][length:].any()
+    np.testing.assert_array_equal(name_rows(trie, len(PROMPT), len(PROMPT) + 2), rows[:, : len(PROMPT) + 2])
 
 
 def test_the_layers_above_go_on_from_them(model, context, prompts):

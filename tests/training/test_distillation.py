@@ -145,6 +145,19 @@ def test_within_the_catalogue_a_token_is_weighed_against_those_that_may_follow(t
     assert of_labels < float(jax.jit(contextualised_objective(CHUNK))(model, batch, None)[0])
 
 
+def test_within_the_catalogue_nothing_is_learnt_behind_what_tells_a_title(trie, lesson):
+    model, batch = lesson
+    objective = jax.jit(contextualised_objective(CHUNK, 0.0, Teacher(trie, SHARE, learns=False, within_catalogue=True)))
+    weights = batch["decoder_loss_weights"]
+    ends = batch["prompt_lengths"] - 1 + trie.telling_tokens()[batch["label/item"]]
+    fewer = weights * (np.arange(weights.shape[1]) < ends[:, None])
+    whole, cut = (
+        objective(model, {**batch, "decoder_loss_weights": own}, jax.random.key(0)) for own in (weights, fewer)
+    )
+    assert float(cut[1]) == fewer.sum() < float(whole[1])
+    assert float(cut[0]) == pytest.approx(float(whole[0]), rel=1e-5)
+
+
 @pytest.mark.parametrize("vocabulary", [11, 200], ids=["wider than the vocabulary", "narrower"])
 @pytest.mark.parametrize("shared", [True, False], ids=["the same tokens for all", "tokens of each"])
 @pytest.mark.parametrize("within_catalogue", [True, False], ids=["within", "among all"])

@@ -70,3 +70,31 @@ class NameAnswers:
         """See `Answers`: `NameTokens` has counted the names that are cut."""
         del events
         return 0
+
+
+class TellingAnswers:
+    """Answers as far as they tell a name from all others: no rival of what is left to say is in the catalogue.
+
+    Args:
+        answers: whole.
+        tokens: int [n], by the name's number: how many tells it (`CatalogueTrie.telling_tokens`).
+    """
+
+    def __init__(self, answers: Answers, tokens: np.ndarray):
+        self._answers, self._tokens = answers, tokens
+        self.width = int(tokens.max())
+
+    def gather(self, batch: Mapping[str, np.ndarray], events: np.ndarray) -> AnswerTokens:
+        """See `Answers`."""
+        label, answers, lengths = self._answers.gather(batch, events)
+        lengths = np.minimum(lengths, self._tokens[label])
+        told = np.arange(self.width) < lengths[:, None]
+        return AnswerTokens(label, np.where(told, answers[:, : self.width], 0), lengths)
+
+    def texts(self, batch: Mapping[str, np.ndarray], events: np.ndarray) -> list[str]:
+        """See `Answers`."""
+        return self._answers.texts(batch, events)
+
+    def count_cut(self, events: np.ndarray) -> int:
+        """See `Answers`."""
+        return self._answers.count_cut(events)

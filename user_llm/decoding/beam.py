@@ -89,7 +89,7 @@ def beam_search(
         weight: w, 0 to 1: a score is w times the log-probability of the tokens so far, and 1 - w times the log-mass of
             the node that they lead to.
         within_catalogue: each token is weighed against those that go on with a title of the trie, whoever may be
-            answered: where one alone does, it costs nothing.
+            answered. Where one title alone is left the rest costs nothing, and is neither computed nor in `tokens`.
         num_best: K, how many hypotheses are asked for; None: J. The long titles of a wide beam then cost nothing.
 
     Raises:
@@ -138,7 +138,8 @@ def beam_search(
             alive = (log_probs > -jnp.inf) & (mass > -jnp.inf)  # before they are mixed: 0 * inf is no number
             mixed = jnp.where(alive, weight * log_probs + (1 - weight) * mass, -jnp.inf)
             scores = jnp.where(finished, beams.scores[..., None] + itself, mixed)
-        return _select(beams, scores, log_probs, children, trie, num_beams, eos_id, pad_id)
+        beams = _select(beams, scores, log_probs, children, trie, num_beams, eos_id, pad_id)
+        return _at_its_end(beams, cast(CatalogueTrie, trie)) if within_catalogue else beams
 
     root = None if trie is None else trie.fan_out[0]
     widths, width_of_level = ([None], [0] * steps) if trie is None else _widths(trie.fan_out[1:])
@@ -228,6 +229,13 @@ def _select(beams, scores, log_probs, children, trie, num_beams, eos_id, pad_id)
         nodes=nodes,
         finished=finished | (token == eos_id),
     )
+
+
+def _at_its_end(beams: _Beams, trie: CatalogueTrie) -> _Beams:
+    """The beams, those that have one title before them at its leaf."""
+    told = trie.is_told(beams.nodes)
+    leaves = trie.leaf_of_title[trie.first_title[beams.nodes]]
+    return beams._replace(nodes=jnp.where(told, leaves, beams.nodes), finished=beams.finished | told)
 
 
 def _result(beams: _Beams, trie: CatalogueTrie | None, excluded_items: jax.Array | None, pad_id: int) -> BeamResult:

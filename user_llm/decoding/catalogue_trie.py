@@ -95,6 +95,21 @@ class CatalogueTrie:
     def num_titles(self) -> int:
         return self.tree.last.shape[0]
 
+    def is_told(self, nodes: jax.Array) -> jax.Array:
+        """Whether one title alone lies under nodes int32 `[…]`, what is left of items or not: bool `[…]`."""
+        return self.end_title[nodes] - self.first_title[nodes] == 1
+
+    def telling_tokens(self) -> np.ndarray:
+        """How many tokens of an item's title, EOS included, tell it from all others: int32 `[I+1]`, 0 for item 0."""
+        parent, many = np.asarray(self.parent), ~np.asarray(self.is_told(jnp.arange(len(self.token))))
+        nodes = parent[np.asarray(self.leaf_of_title)]
+        tokens = np.zeros(self.num_titles, np.int32)
+        for _ in self.fan_out:  # each token that is read where several titles may still come
+            tokens += many[nodes] & (nodes >= 0)
+            nodes = np.where(nodes >= 0, parent[nodes], -1)
+        tokens = np.maximum(tokens, 1)  # of the only title there is
+        return np.append(tokens, np.int32(0))[np.asarray(self.title_of_item)]
+
     def children(self, nodes: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
         """The first `width` children of nodes int32 `[…]`: int32 `[…, width]`, and which of them are open, bool."""
         children = jnp.minimum(self.first_child[nodes][..., None] + jnp.arange(width), len(self.token) - 1)

@@ -130,7 +130,7 @@ def _read_nodes(model: LanguageModel, prompt: Prompt, trie: CatalogueTrie, nodes
 def name_rows(trie: CatalogueTrie, prompt_length: int, length: int) -> np.ndarray:
     """Rows int32 `[I+1, length]` of `TextStates.table`: of the prompt, then of each item's title; 0 behind its end.
 
-    A text of the prompt and a title, without EOS, thus is `table[rows[item]]`.
+    A text of the prompt and a title, without EOS and as far as it fits, thus is `table[rows[item]]`.
     """
     tree = trie.tree
     parent, depth, last = (np.asarray(column) for column in (tree.parent, tree.depth, tree.last))
@@ -139,7 +139,8 @@ def name_rows(trie: CatalogueTrie, prompt_length: int, length: int) -> np.ndarra
     items = np.arange(1, len(rows))
     nodes = last[np.asarray(trie.title_of_item)[1:]]
     while len(items):
-        rows[items, prompt_length + depth[nodes] - 1] = prompt_length + nodes
+        fits = prompt_length + depth[nodes] <= length
+        rows[items[fits], prompt_length + depth[nodes[fits]] - 1] = prompt_length + nodes[fits]
         nodes = parent[nodes]
         items, nodes = items[nodes >= 0], nodes[nodes >= 0]
     return rows

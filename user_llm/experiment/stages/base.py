@@ -162,13 +162,16 @@ class Stage(abc.ABC):
 
     def denser_batches(self, experiment: Experiment, reader: Reader) -> Batches:
         """What it trains on, with less padding where that pays: here, texts grouped by their length."""
-        batches, training = self.batches(experiment, reader), experiment.config.training[self.name]
-        mesh = experiment.mesh
+        batches = self.batches(experiment, reader)
+        return self.grouped(experiment, batches) if self.reads_text else batches
+
+    def grouped(self, experiment: Experiment, batches: Batches) -> Batches:
+        """Batches of texts in groups by their length, where that pays."""
+        training, mesh = experiment.config.training[self.name], experiment.mesh
         # Microbatches would cut the groups. Of several processes none sees the whole batch, and where weights are cut
         # (fsdp), every group would gather them anew. A short training takes less time than what groups cost to compile.
         plain = training.accumulate > 1 or several() or mesh.shape["fsdp"] > 1 or training.steps < _WORTH_COMPILING
-        plain |= experiment.config.integration.targets > 1  # texts in rows of their own
-        return by_length(batches, batch_shards(mesh)) if self.reads_text and not plain else batches
+        return batches if plain else by_length(batches, batch_shards(mesh))
 
     def seqio_batches(self, experiment: Experiment, batch_size: int, rows: np.ndarray) -> Batches:
         """The same through SeqIO: the `rows` of batches of `batch_size`. A source of windows is read as it is."""

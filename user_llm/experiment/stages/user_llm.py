@@ -10,13 +10,16 @@ from user_llm.checkpoints import huggingface
 from user_llm.checkpoints.adapters import load_adapters, save_adapters
 from user_llm.checkpoints.transfer import with_prefix, without_prefix
 from user_llm.config import ConfigError, reads_pretrained_encoder, says, task_names, task_rates, whole_titles
+from user_llm.data.answers import Answers, TellingAnswers
 from user_llm.data.pipeline import TrainBatches
+from user_llm.data.prompts import Prompts
 from user_llm.data.sources import UserLLMSource
 from user_llm.data.spelling import OneAfterTheOther, Spelling
 from user_llm.data.targets import SeveralTargets
 from user_llm.decoding.prior import MOST_DENSE
 from user_llm.encoders import ENCODERS
 from user_llm.evaluation.evaluator import Subset, mean_metrics
+from user_llm.experiment.experiment import Experiment
 from user_llm.experiment.stages.base import Stage, on_hosts
 from user_llm.experiment.text_states import make_states, with_states
 from user_llm.files import replacing
@@ -70,6 +73,15 @@ def _at_rest(config: ConfigDict) -> Rules:
     )
 
 
+def _words(experiment: Experiment) -> tuple[Prompts, Answers]:
+    """Prompts and answers of the one task, the answers as far as there is anything to learn of them."""
+    (task,) = experiment.tasks
+    answers = experiment.answers(task.name)
+    if experiment.config.integration.within_catalogue:
+        answers = TellingAnswers(answers, experiment.answer_trie(task.name).telling_tokens())
+    return experiment.prompts(task.name), answers
+
+
 class UserLLMStage(Stage):
     """The contextualised LLM. Its adapters, if any, are left in PEFT's layout, `<workdir>/user_llm/adapters`."""
 
@@ -107,26 +119,27 @@ class UserLLMStage(Stage):
         """See `Stage`."""
         integration = experiment.config.integration
         targets = integration.targets
-        if split != "train" or targets == 1:
-            return experiment.answered_prompts(split)
-        (task,) = experiment.tasks
-        windows = experiment.windows("train", stride=targets)
-        words = experiment.prompts(task.name), experiment.answers(task.name)
-        return SeveralTargets(windows, *words, targets, integration.whole_every)
+        if split == "train" and targets > 1:
+            windows = experiment.windows("train", stride=targets)
+            return SeveralTargets(windows, *_words(experiment), targets, integration.whole_every)
+        if integration.within_catalogue:
+            return UserLLMSource(experiment.windows(split), *_words(experiment))
+        return experiment.answered_prompts(split)
 
     def denser_batches(self, experiment, reader):
         """See `Stage`; items to spell come first."""
-        batches, integration = super().denser_batches(experiment, reader), experiment.config.integration
+        batches, integration = self.batches(experiment, reader), experiment.config.integration
+        if integration.targets == 1:  # else texts stand in rows of their own
+            batches = self.grouped(experiment, batches)
         if not integration.spelling_steps:
             return batches
-        (task,) = experiment.tasks
         # Of an item without events the encoder knows nothing.
         items = np.flatnonzero(experiment.item_counts[1:]) + 1
-        texts = UserLLMSource(experiment.windows("train"), experiment.prompts(task.name), experiment.answers(task.name))
+        texts = UserLLMSource(experiment.windows("train"), *_words(experiment))
         size = experiment.config.training.user_llm.batch_size * whole_titles(experiment.config)
         seed = experiment.config.seed
         spelling = TrainBatches(Spelling(texts, items), size, seed, rows=local_rows(experiment.mesh, size))
-        return OneAfterTheOther(spelling, batches, integration.spelling_steps)
+        return OneAfterTheOther(self.grouped(experiment, spelling), batches, integration.spelling_steps)
 
     def seqio_batches(self, experiment, batch_size, rows):
         """See `Stage`: the registered tasks, mixed where there are several."""
@@ -188,7 +201,7 @@ class UserLLMStage(Stage):
     def positions(self, experiment, sizes):
         """See `Stage`."""
         encoder = sum(size for path, size in sizes.items() if path.startswith("encoder/"))
-        texts, integration = experiment.answered_prompts("train"), experiment.config.integration
+        texts, integration = self.source(experiment, "train"), experiment.config.integration
         whole = whole_titles(experiment.config)
         first = integration.targets - whole
         tokens = whole * (texts.length - 1 + experiment.assembly.soft_prompt_length) + first * texts.prompt_length
