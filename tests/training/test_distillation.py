@@ -19,12 +19,17 @@ TITLES = [(3, 4), (5,), (3,), (5,), (7, 8, 9), (7, 8), (3, 4, 5, 6), (8,), (7, 9
 ITEMS, WIDEST = len(TITLES), 5
 
 
-@pytest.fixture(scope="module")
-def trie():
-    tokens = np.zeros((ITEMS + 1, 4), np.int32)
+def build(most=None):
+    """The trie of `TITLES`, of each as many tokens as int [I+1] `most` says."""
+    tokens, lengths = np.zeros((ITEMS + 1, 4), np.int32), np.array([0, *map(len, TITLES)])
     for item, title in enumerate(TITLES, start=1):
         tokens[item, : len(title)] = title
-    return CatalogueTrie.build(tokens, np.array([0, *map(len, TITLES)]), EOS)
+    return CatalogueTrie.build(tokens, lengths if most is None else np.minimum(lengths, most), EOS)
+
+
+@pytest.fixture(scope="module")
+def trie():
+    return build()
 
 
 def opinion(logits, prefix):
@@ -147,15 +152,22 @@ def test_within_the_catalogue_a_token_is_weighed_against_those_that_may_follow(t
 
 def test_within_the_catalogue_nothing_is_learnt_behind_what_tells_a_title(trie, lesson):
     model, batch = lesson
-    objective = jax.jit(contextualised_objective(CHUNK, 0.0, Teacher(trie, SHARE, learns=False, within_catalogue=True)))
+    short = build(trie.telling_tokens())
+    assert len(short.token) < len(trie.token)
+    options = dict(learns=False, within_catalogue=True)
+    of_all, of_short = (
+        jax.jit(contextualised_objective(CHUNK, 0.0, Teacher(own, SHARE, **options))) for own in (trie, short)
+    )
     weights = batch["decoder_loss_weights"]
     ends = batch["prompt_lengths"] - 1 + trie.telling_tokens()[batch["label/item"]]
     fewer = weights * (np.arange(weights.shape[1]) < ends[:, None])
-    whole, cut = (
-        objective(model, {**batch, "decoder_loss_weights": own}, jax.random.key(0)) for own in (weights, fewer)
+    whole, *others = (
+        objective(model, {**batch, "decoder_loss_weights": own}, jax.random.key(0))
+        for objective, own in ((of_all, weights), (of_all, fewer), (of_short, fewer))
     )
-    assert float(cut[1]) == fewer.sum() < float(whole[1])
-    assert float(cut[0]) == pytest.approx(float(whole[0]), rel=1e-5)
+    for cut in others:
+        assert float(cut[1]) == fewer.sum() < float(whole[1])
+        assert float(cut[0]) == pytest.approx(float(whole[0]), rel=1e-5)
 
 
 @pytest.mark.parametrize("vocabulary", [11, 200], ids=["wider than the vocabulary", "narrower"])

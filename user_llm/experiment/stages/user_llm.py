@@ -16,6 +16,7 @@ from user_llm.data.prompts import Prompts
 from user_llm.data.sources import UserLLMSource
 from user_llm.data.spelling import OneAfterTheOther, Spelling
 from user_llm.data.targets import SeveralTargets
+from user_llm.decoding.catalogue_trie import CatalogueTrie
 from user_llm.decoding.prior import MOST_DENSE
 from user_llm.encoders import ENCODERS
 from user_llm.evaluation.evaluator import Subset, mean_metrics
@@ -80,6 +81,16 @@ def _words(experiment: Experiment) -> tuple[Prompts, Answers]:
     if experiment.config.integration.within_catalogue:
         answers = TellingAnswers(answers, experiment.answer_trie(task.name).telling_tokens())
     return experiment.prompts(task.name), answers
+
+
+def _taught_trie(experiment: Experiment) -> CatalogueTrie:
+    """The trie of what is learnt of the titles: within the catalogue much smaller, with the same choices."""
+    (task,) = experiment.tasks
+    trie, names = experiment.answer_trie(task.name), experiment.names.titles
+    if not experiment.config.integration.within_catalogue:
+        return trie
+    lengths = np.minimum(names.lengths, trie.telling_tokens())
+    return CatalogueTrie.build(names.tokens, lengths, experiment.vocabulary.eos_id)
 
 
 class UserLLMStage(Stage):
@@ -153,14 +164,13 @@ class UserLLMStage(Stage):
         config = experiment.config
         teacher, own = None, config.integration
         if own.distillation or own.within_catalogue:
-            (task,) = experiment.tasks
             if own.distillation and experiment.catalogue.num_items > MOST_DENSE:
                 raise ConfigError(
                     f"config.integration.distillation={own.distillation} asks the encoder about all titles, at most "
                     f"{MOST_DENSE:,}, and {config.data.dataset} has {experiment.catalogue.num_items:,}: set 0"
                 )
             teacher = Teacher(
-                experiment.answer_trie(task.name),
+                _taught_trie(experiment),
                 own.distillation,
                 experiment.cold_items,
                 learns=config.strategy != "proj" and own.rates.encoder > 0,
