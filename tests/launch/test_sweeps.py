@@ -205,6 +205,16 @@ def test_what_the_paper_compares_has_seen_as_many_texts_but_for_long_prompts():
         assert all(len(numbers) == 1 for numbers in texts.values()), texts
 
 
+def test_what_learns_from_labels_keeps_the_least_loss_on_them():
+    """`amazon_beauty` keeps the last step of an LLM that learns from its encoder."""
+    kept = set()
+    for run in RUNS["workstation"]:
+        config = config_of(run)
+        if config.stages == ("user_llm",) and config.training.user_llm.learning_rate and run.dataset != "movielens":
+            kept.add((bool(config.integration.distillation), config.training.user_llm.keep_best))
+    assert kept == {(True, ""), (False, "loss")}
+
+
 def test_what_strategies_train_can_move():
     for scale, runs in RUNS.items():
         rates = {config.integration.rates.encoder for config in map(config_of, runs) if config.stages == ("user_llm",)}

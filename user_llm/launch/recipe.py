@@ -44,7 +44,8 @@ def learnable(config: ConfigDict, model: Model, events: int = 0) -> Overrides:
         for key in ("newest", *_ONE_BY_ONE)
         if key in unfit and own[key] != DEFAULTS[f"integration.{key}"]
     ]
-    if "integration.distillation" in dict(reset):  # labels teach it: their loss says when it has learnt enough
+    if "integration.distillation" in dict(reset) and not config.training.user_llm.keep_best:
+        # Labels teach it: their loss says when it has learnt enough.
         reset.append((f"{_TRAINING}.keep_best", "loss"))
     if "integration.targets" in dict(reset) and config.task == NEXT:
         reset.append((f"{_TRAINING}.batch_size", config.training.user_llm.batch_size * whole_titles(config)))
