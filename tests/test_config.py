@@ -83,7 +83,8 @@ def test_what_was_learnt_is_valid_and_each_difference_to_the_paper_is_documented
     found = {}
     for (key, old), (_, new) in zip(flatten(paper), flatten(learnt), strict=True):
         if old != new:
-            found[key] = [", ".join(value) if isinstance(value, tuple) else str(value) for value in (old, new)]
+            each = [", ".join(value) if isinstance(value, tuple) else str(value) for value in (old, new)]
+            found[key] = [value or "the last" for value in each]
     steps = found.get("integration.spelling_steps")
     if steps:
         assert int(steps[1]) == paper.training.user_llm.steps // 4

@@ -95,7 +95,7 @@ def _take_over(config: ConfigDict, dropout: float, learning_rate: float, targets
         config.integration.distillation = 1.0
         config.integration.encoder_dropout = False
         config.integration.rates.encoder = 0.0
-        config.training.user_llm.batch_size = 256
+        config.training.user_llm.update(batch_size=256, keep_best="")
         config.evaluation.answers = "fused"
         config.evaluation.exclude = "timeline"
         config.evaluation.num_beams = 50

@@ -77,6 +77,7 @@ VARIANTS = {
     "TextPrompt with adapters": {
         "integration.kind": "none",
         "integration.within_catalogue": True,
+        "data.reader": "seqio",
         "strategy": "lora",
         "stages": ("llm", "user_llm"),
         "data.text_history": 20,

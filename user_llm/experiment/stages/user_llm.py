@@ -74,11 +74,16 @@ def _at_rest(config: ConfigDict) -> Rules:
     )
 
 
+def _ends_early(config: ConfigDict) -> bool:
+    """Whether answers are learnt as far as they tell a title; SeqIO's registered tasks have them whole."""
+    return config.integration.within_catalogue and config.data.reader == "windows"
+
+
 def _words(experiment: Experiment) -> tuple[Prompts, Answers]:
     """Prompts and answers of the one task, the answers as far as there is anything to learn of them."""
     (task,) = experiment.tasks
     answers = experiment.answers(task.name)
-    if experiment.config.integration.within_catalogue:
+    if _ends_early(experiment.config):
         answers = TellingAnswers(answers, experiment.answer_trie(task.name).telling_tokens())
     return experiment.prompts(task.name), answers
 
@@ -87,7 +92,7 @@ def _taught_trie(experiment: Experiment) -> CatalogueTrie:
     """The trie of what is learnt of the titles: within the catalogue much smaller, with the same choices."""
     (task,) = experiment.tasks
     trie, names = experiment.answer_trie(task.name), experiment.names.titles
-    if not experiment.config.integration.within_catalogue:
+    if not _ends_early(experiment.config):
         return trie
     lengths = np.minimum(names.lengths, trie.telling_tokens())
     return CatalogueTrie.build(names.tokens, lengths, experiment.vocabulary.eos_id)
@@ -133,7 +138,7 @@ class UserLLMStage(Stage):
         if split == "train" and targets > 1:
             windows = experiment.windows("train", stride=targets)
             return SeveralTargets(windows, *_words(experiment), targets, integration.whole_every)
-        if integration.within_catalogue:
+        if _ends_early(experiment.config):
             return UserLLMSource(experiment.windows(split), *_words(experiment))
         return experiment.answered_prompts(split)
 
