@@ -77,17 +77,17 @@ class TellingAnswers:
 
     Args:
         answers: whole.
-        tokens: int [n], by the name's number: how many tells it (`CatalogueTrie.telling_tokens`).
+        tokens: int [n], by the name's number: how many tell it (`CatalogueTrie.telling_tokens`).
     """
 
     def __init__(self, answers: Answers, tokens: np.ndarray):
-        self._answers, self._tokens = answers, tokens
+        self._answers, self.tokens = answers, tokens
         self.width = int(tokens.max())
 
     def gather(self, batch: Mapping[str, np.ndarray], events: np.ndarray) -> AnswerTokens:
         """See `Answers`."""
         label, answers, lengths = self._answers.gather(batch, events)
-        lengths = np.minimum(lengths, self._tokens[label])
+        lengths = np.minimum(lengths, self.tokens[label])
         told = np.arange(self.width) < lengths[:, None]
         return AnswerTokens(label, np.where(told, answers[:, : self.width], 0), lengths)
 

@@ -28,7 +28,8 @@ class BeamResult(NamedTuple):
     """Hypotheses, best first.
 
     Attributes:
-        tokens: int32 `[B, K, steps]`, EOS included, `pad_id` behind it; unfinished when there is no EOS.
+        tokens: int32 `[B, K, steps]`, EOS included, `pad_id` behind it; unfinished when there is no EOS. Within the
+            catalogue they end where one title is left.
         scores: float32 `[B, K]`, log-probability of the tokens, mixed with the prior's where there is one; -inf where
             fewer than K hypotheses exist.
         items: int32 `[B, K]`, the lowest item of a finished title that is not excluded; 0 for none, and in free search.
@@ -89,7 +90,7 @@ def beam_search(
         weight: w, 0 to 1: a score is w times the log-probability of the tokens so far, and 1 - w times the log-mass of
             the node that they lead to.
         within_catalogue: each token is weighed against those that go on with a title of the trie, whoever may be
-            answered. Where one title alone is left the rest costs nothing, and is neither computed nor in `tokens`.
+            answered. Where one title alone is left the rest costs nothing, and is not computed.
         num_best: K, how many hypotheses are asked for; None: J. The long titles of a wide beam then cost nothing.
 
     Raises:

@@ -101,7 +101,7 @@ class CatalogueTrie:
 
     def telling_tokens(self) -> np.ndarray:
         """How many tokens of an item's title, EOS included, tell it from all others: int32 `[I+1]`, 0 for item 0."""
-        parent, many = np.asarray(self.parent), ~np.asarray(self.is_told(jnp.arange(len(self.token))))
+        parent, many = np.asarray(self.parent), np.asarray(self.end_title) - np.asarray(self.first_title) > 1
         nodes = parent[np.asarray(self.leaf_of_title)]
         tokens = np.zeros(self.num_titles, np.int32)
         for _ in self.fan_out:  # each token that is read where several titles may still come

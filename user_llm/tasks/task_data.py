@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from user_llm.data.answers import Answers
+from user_llm.data.answers import Answers, TellingAnswers
 from user_llm.data.prompts import Names, Prompts, catalogue_documents, category_noun_of, noun_of
 from user_llm.data.sources import UserLLMSource
 from user_llm.data.timelines import Catalogue, TimelineTable
@@ -57,6 +57,7 @@ class TaskData(abc.ABC):
     def __init__(self):
         self._prompts: dict[str, Prompts] = {}
         self._answers: dict[str, Answers] = {}
+        self._telling: dict[str, TellingAnswers] = {}
         self._tries: dict[str, CatalogueTrie] = {}
 
     def windows(self, split: str, **options: Any) -> Windows:
@@ -126,6 +127,12 @@ class TaskData(abc.ABC):
         if task not in self._answers:
             self._answers[task] = TASKS[task].answers(self)
         return self._answers[task]
+
+    def telling_answers(self, task: str) -> TellingAnswers:
+        """The same as far as each tells its name from all others."""
+        if task not in self._telling:
+            self._telling[task] = TellingAnswers(self.answers(task), self.answer_trie(task).telling_tokens())
+        return self._telling[task]
 
     def answer_trie(self, task: str) -> CatalogueTrie:
         """The names an answer of a task may be."""

@@ -169,12 +169,11 @@ def taught_cross_entropy(
         tokens = soft.tokens[0, 0] if shared else chunk[5]
         if within_catalogue and (shared or not wide):  # no other logits are asked for
             following, own = logits(hidden, table[tokens]), logits(hidden, table[target[:, None]])[:, 0]
-            rivals = jnp.where(real, following, attention.MASKED)
         else:
             every = logits(hidden, table)
             following = every[:, tokens] if shared else jnp.take_along_axis(every, tokens, axis=1)
             own = jnp.take_along_axis(every, target[:, None], axis=1)[:, 0]
-            rivals = jnp.where(real, following, attention.MASKED) if within_catalogue else every
+        rivals = jnp.where(real, following, attention.MASKED) if within_catalogue else every
         others = jnp.sum(following * shares, axis=1)
         left = 1 - shares.sum(axis=1)
         return jnp.sum(weight * (jax.nn.logsumexp(rivals, axis=1) - left * own - others))

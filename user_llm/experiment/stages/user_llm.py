@@ -10,7 +10,7 @@ from user_llm.checkpoints import huggingface
 from user_llm.checkpoints.adapters import load_adapters, save_adapters
 from user_llm.checkpoints.transfer import with_prefix, without_prefix
 from user_llm.config import ConfigError, reads_pretrained_encoder, says, task_names, task_rates, whole_titles
-from user_llm.data.answers import Answers, TellingAnswers
+from user_llm.data.answers import Answers
 from user_llm.data.pipeline import TrainBatches
 from user_llm.data.prompts import Prompts
 from user_llm.data.sources import UserLLMSource
@@ -82,19 +82,17 @@ def _ends_early(config: ConfigDict) -> bool:
 def _words(experiment: Experiment) -> tuple[Prompts, Answers]:
     """Prompts and answers of the one task, the answers as far as there is anything to learn of them."""
     (task,) = experiment.tasks
-    answers = experiment.answers(task.name)
-    if _ends_early(experiment.config):
-        answers = TellingAnswers(answers, experiment.answer_trie(task.name).telling_tokens())
-    return experiment.prompts(task.name), answers
+    of_task = experiment.telling_answers if _ends_early(experiment.config) else experiment.answers
+    return experiment.prompts(task.name), of_task(task.name)
 
 
 def _taught_trie(experiment: Experiment) -> CatalogueTrie:
     """The trie of what is learnt of the titles: within the catalogue much smaller, with the same choices."""
     (task,) = experiment.tasks
-    trie, names = experiment.answer_trie(task.name), experiment.names.titles
     if not _ends_early(experiment.config):
-        return trie
-    lengths = np.minimum(names.lengths, trie.telling_tokens())
+        return experiment.answer_trie(task.name)
+    names = experiment.names.titles
+    lengths = np.minimum(names.lengths, experiment.telling_answers(task.name).tokens)
     return CatalogueTrie.build(names.tokens, lengths, experiment.vocabulary.eos_id)
 
 
