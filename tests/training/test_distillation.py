@@ -70,7 +70,7 @@ def lesson(request, lively, build_user_llm, batch):
     """A model of items alone, its table padded or not, and a batch whose answers are the titles of its labels."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "LARGE", request.param)
-        model = lively(functools.partial(build_user_llm, features=("item",)))
+        model = lively(functools.partial(build_user_llm, features=("item",), dropout=0.5))
     rows, length = batch["decoder_input_tokens"].shape
     prompts, tokens = batch["prompt_lengths"], np.zeros((rows, length + 1), np.int32)
     weights = np.zeros((rows, length), np.float32)
@@ -84,14 +84,15 @@ def lesson(request, lively, build_user_llm, batch):
 
 
 @jax.jit
-def predicted(model, batch):
-    """Logits of the texts' tokens [b, A, V], and of the items [b, I + 1]; of texts that ask for items, in place of
-    histories, the latter are 0."""
+def predicted(model, batch, key):
+    """Logits of the texts' tokens [b, A, V], and of the items [b, I + 1], of the very embeddings that dropout by `key`
+    leaves; of texts that ask for items, in place of histories, the latter are 0."""
     tokens, items = batch["decoder_input_tokens"], jnp.zeros((len(batch["label/item"]), ITEMS + 1))
     if "history/item" in batch:
         history = {name: batch[f"history/{name}"] for name in ("item", "rating")}
         mask = history["item"] > 0
-        context, items = model.encode(history, mask), model.encoder.query_logits(model.encoder.query(history, mask))
+        embeddings = model.encoder(history, mask, key=key)
+        context, items = model.context(embeddings, mask), model.encoder.query_logits(embeddings[:, -1])
     else:
         context = model.item_context(batch["label/item"])
     hidden, _ = model(tokens, batch["decoder_positions"], causal_mask(tokens > 0), context=context)
@@ -99,8 +100,8 @@ def predicted(model, batch):
 
 
 def test_the_loss_is_that_of_the_label_and_of_the_encoders_opinion(trie, lesson):
-    model, batch = lesson
-    logits, items = (np.asarray(x, np.float64) for x in predicted(model, batch))
+    (model, batch), key = lesson, jax.random.key(0)
+    logits, items = (np.asarray(x, np.float64) for x in predicted(model, batch, key))
     expected = own = 0.0
     for row, label in enumerate(batch["label/item"]):
         prompt, title = batch["prompt_lengths"][row], TITLES[label - 1]
@@ -111,20 +112,20 @@ def test_the_loss_is_that_of_the_label_and_of_the_encoders_opinion(trie, lesson)
             expected -= SHARE * sum(share * log_probs[token] for token, share in taught.items())
         own -= items[row, label] - np.log(np.exp(items[row, 1:]).sum())
     objective = jax.jit(contextualised_objective(CHUNK, 0.0, Teacher(trie, SHARE)))
-    loss, weight, metrics = objective(model, batch, jax.random.key(0))
+    loss, weight, metrics = objective(model, batch, key)
     assert float(metrics["loss"][0]) == pytest.approx(expected, rel=1e-4)
     assert float(metrics["loss/item"][0]) == pytest.approx(own, rel=1e-4)
     assert float(loss) == pytest.approx(expected + own, rel=1e-4)
     assert float(weight) == batch["decoder_loss_weights"].sum()
     frozen, _, metrics = jax.jit(contextualised_objective(CHUNK, 0.0, Teacher(trie, SHARE, learns=False)))(
-        model, batch, jax.random.key(0)
+        model, batch, key
     )
     assert "loss/item" not in metrics
     assert float(frozen) == pytest.approx(expected, rel=1e-4)
     plain = jax.jit(contextualised_objective(CHUNK))
     assert float(objective(model, batch, None)[0]) == float(plain(model, batch, None)[0])  # a validation is not taught
-    nothing = jax.jit(contextualised_objective(CHUNK, 0.0, Teacher(trie, 0.0)))(model, batch, jax.random.key(0))
-    assert float(nothing[2]["loss"][0]) == pytest.approx(float(plain(model, batch, None)[0]), rel=1e-5)
+    nothing = jax.jit(contextualised_objective(CHUNK, 0.0, Teacher(trie, 0.0)))(model, batch, key)
+    assert float(nothing[2]["loss"][0]) == pytest.approx(float(plain(model, batch, key)[0]), rel=1e-5)
 
 
 @pytest.mark.parametrize(("histories", "share"), [(True, SHARE), (True, 0.0), (False, SHARE)])
@@ -132,18 +133,23 @@ def test_within_the_catalogue_a_token_is_weighed_against_those_that_may_follow(t
     model, batch = lesson
     if not histories:
         batch = {name: values for name, values in batch.items() if not name.startswith("history/")}
-    logits, items = (np.asarray(x, np.float64) for x in predicted(model, batch))
+    (disturbed, items), (calm, _) = (
+        [np.asarray(x, np.float64) for x in predicted(model, batch, key)] for key in (jax.random.key(0), None)
+    )
     taught, of_labels = 0.0, 0.0
     for row, label in enumerate(batch["label/item"]):
         prompt, title = batch["prompt_lengths"][row], TITLES[label - 1]
         for place in np.flatnonzero(batch["decoder_loss_weights"][row]):
             said = opinion(items[row], title[: place - prompt + 1])
-            following = {token: logits[row, place, token] for token in said}
-            rivals = np.log(sum(np.exp(logit) for logit in following.values()))
-            own = rivals - following[batch["decoder_target_tokens"][row, place]]
-            opinions = sum(part * (rivals - following[token]) for token, part in said.items())
-            of_labels += own
-            taught += (1 - share) * own + share * opinions if histories else own
+            loss = {}
+            for name, logits in (("disturbed", disturbed), ("calm", calm)):
+                following = {token: logits[row, place, token] for token in said}
+                rivals = np.log(sum(np.exp(logit) for logit in following.values()))
+                loss[name] = {token: rivals - logit for token, logit in following.items()}
+            own = batch["decoder_target_tokens"][row, place]
+            opinions = sum(part * loss["disturbed"][token] for token, part in said.items())
+            of_labels += loss["calm"][own]
+            taught += (1 - share) * loss["disturbed"][own] + share * opinions if histories else loss["calm"][own]
     objective = jax.jit(contextualised_objective(CHUNK, 0.0, Teacher(trie, share, learns=False, within_catalogue=True)))
     assert float(objective(model, batch, jax.random.key(0))[0]) == pytest.approx(taught, rel=1e-4)
     assert float(objective(model, batch, None)[0]) == pytest.approx(of_labels, rel=1e-4)

@@ -270,7 +270,8 @@ def contextualised_objective(
       teacher: says which tokens may follow, where it is to weigh them within the catalogue. In training it makes soft
         targets of what the encoder thinks comes next; the own loss of an encoder that moves is then added, so that it
         stays somebody to learn from.
-      encoder_dropout: whether, in training, dropout disturbs the embeddings that are read.
+      encoder_dropout: whether, in training, dropout disturbs the embeddings that are read. The teacher says what the
+        encoder thinks with these very embeddings, so that every step asks it about users that no step had before.
     """
 
     def objective(model, batch: Batch, key: jax.Array | None):
@@ -285,7 +286,8 @@ def contextualised_objective(
         if label_contexts and key is not None:
             key, own = jax.random.split(key)
             items = jnp.where(jax.random.bernoulli(own, label_contexts, labels.shape), labels, 0)
-        context = model.encode(features, mask, key=key if encoder_dropout else None, texts=texts, items=items)
+        dropout = key if encoder_dropout else None
+        context = model.encode(features, mask, key=dropout, texts=texts, items=items)
         first_tokens = any(name.startswith(_FIRST) for name in batch)
         if "target/item" in batch:  # [B, K, …]
             of_texts = [name for name in batch if name.startswith(("decoder_", "prompt_", "dropped_", _FIRST))]
@@ -295,7 +297,7 @@ def contextualised_objective(
         taught = None if teacher is None else teacher.of_labels(labels)
         if teacher is not None and teacher.share and key is not None:
             asked = jnp.zeros(labels.shape, bool) if items is None else items > 0
-            taught, metrics = _lesson(teacher, model.encoder, features, mask, labels, asked, chunk_rows)
+            taught, metrics = _lesson(teacher, model.encoder, features, mask, labels, asked, chunk_rows, dropout)
         options: dict[str, Any] = dict(context=context, taught=taught, first_tokens=first_tokens)
         loss, weight, of_text = _text_loss(model, model.language_model, batch, chunk_rows, answers=True, **options)
         loss += sum(own for own, _ in metrics.values())
@@ -311,14 +313,15 @@ def _labels(batch: Batch) -> jax.Array:
     return batch["target/item"].reshape(-1) if "target/item" in batch else batch["label/item"]
 
 
-def _lesson(teacher: Teacher, encoder, features, mask, labels, asked, chunk_rows: int) -> tuple[Taught, Metrics]:
+def _lesson(teacher: Teacher, encoder, features, mask, labels, asked, chunk_rows: int, key) -> tuple[Taught, Metrics]:
     """What the encoder has to say of texts whose `labels` int [B · K] follow the newest events of histories [B, S].
 
     Args:
       asked: bool [B · K], texts that read their label and are taught nothing.
+      key: of the encoder's dropout, that of the embeddings which are read; None: there is none.
     """
     count = len(labels) // len(mask)
-    states = encoder(features, mask)[:, -count:].reshape(len(labels), -1)
+    states = encoder(features, mask, key=key)[:, -count:].reshape(len(labels), -1)
     taught = Taught(teacher, jax.lax.stop_gradient(encoder.item_logits(states)), labels, ~asked)
     if not teacher.learns:
         return taught, {}
