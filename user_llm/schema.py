@@ -132,7 +132,7 @@ def get_config() -> ConfigDict:
             newest=0,  # events whose embeddings the LLM reads, the latest ones, which know of those before; 0 = all
             targets=1,  # newest events of a training window whose titles are learnt, in one pass of the encoder
             whole_every=1,  # of these every k-th title is learnt whole, of the others the first token, which says most
-            encoder_dropout=True,  # disturbs what the LLM learns to read of users, and what the encoder says of them
+            encoder_dropout=True,  # in training, of what the LLM reads of a user and of what the encoder says of them
             within_catalogue=False,  # a title's token is weighed against those that go on with a title, not against all
             distillation=0.0,  # share of the targets that is the encoder's opinion of every next token, not the label
             spelling_steps=0,  # the stage's first, in which it reads no user, but embeddings that ask for an item each
