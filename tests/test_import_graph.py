@@ -228,10 +228,12 @@ MAY_IMPORT = {
     "user_llm.launch.forecast": ("user_llm.launch.runs", "user_llm.launch.board"),
     "user_llm.launch.progress": (),
     "user_llm.launch.starts": ("user_llm.files", "user_llm.launch.kept"),
+    "user_llm.launch.archive": ("user_llm.config", "user_llm.files", "user_llm.launch.kept"),
     "user_llm.launch.runner": (
         "user_llm.files",
         "user_llm.locks",
         "user_llm.launch.kept",
+        "user_llm.launch.archive",
         "user_llm.launch.malloc",
         "user_llm.launch.board",
         "user_llm.launch.progress",
@@ -247,6 +249,7 @@ MAY_IMPORT = {
         "user_llm.launch.plan",
         "user_llm.launch.board",
         "user_llm.launch.starts",
+        "user_llm.launch.archive",
         "user_llm.launch.runner",
     ),
     "user_llm.launch.local": (

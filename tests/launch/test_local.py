@@ -63,6 +63,23 @@ def test_runs_happen_once_over_tables_seeds_and_calls(tmp_path, capsys):
     assert {path.name for path in tmp_path.glob("report.*")} == {"report.md", "report.html"}
 
 
+def test_on_another_machine_only_models_that_are_read_are_trained_again(tmp_path, capsys):
+    """Of a sweep its results are kept: a new run that reads a finished run's model needs that one anew."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    assert sweep(here, tables="2") == 0
+    there.mkdir()
+    for name in ("sweep.json", "runs.json", "starts.json", "archive"):
+        (here / name).rename(there / name)
+    capsys.readouterr()
+    assert sweep(there, tables="2") == 0
+    assert not (there / "starts.txt").exists()
+    assert "Forecast: 0 runs" in capsys.readouterr().out
+    assert sweep(there, tables="6") == 0
+    again = {name.rsplit("-", 1)[0] for name in starts(there)} & {name.rsplit("-", 1)[0] for name in starts(here)}
+    assert {name.split(".", 2)[2] for name in again} == {"llm.seed0", "autoregressive.alone.n50.seed0"}
+    assert "2 are run again for their models, as only their results are here: " in capsys.readouterr().out
+
+
 def test_a_failure_is_told_and_the_rest_goes_on(tmp_path, capsys):
     does(tmp_path, "fail", "bert4rec")
     assert sweep(tmp_path, tables="2") == 1

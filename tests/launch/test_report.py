@@ -3,11 +3,13 @@
 import dataclasses
 import html.parser
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ import pytest
 
 from user_llm.config import ConfigError
 from user_llm.launch import local
+from user_llm.launch.archive import archive
 from user_llm.launch.arguments import sweep_parser
 from user_llm.launch.plan import Plan
 from user_llm.launch.report import orderings as ordering
@@ -129,13 +132,54 @@ def test_counts_and_measurements_are_read_where_they_are(plan, results):
     assert results.figure(train).value == 1234
 
 
-def test_a_finished_run_that_has_lost_its_config_is_named(out, plan, tmp_path):
-    cell = cell_of(plan, "1", dataset="movielens", column="Train examples")
+def test_a_finished_run_that_has_lost_its_predictions_is_named(out, plan, tmp_path):
+    cell = cell_of(plan, "2", dataset="movielens", column="USER-LLM", metric="recall@1")
     shutil.copytree(out, tmp_path / "copy")
-    for run in cell.runs:
-        (tmp_path / "copy" / run.name / "config.json").unlink(missing_ok=True)
-    with pytest.raises(ConfigError, match=r"config\.json is missing: delete "):
+    (tmp_path / "copy" / cell.runs[0].name / "predictions.jsonl").unlink()
+    with pytest.raises(ConfigError, match=r"predictions\.jsonl is missing: delete .*/copy/movielens[^/]+ and start"):
         Results(tmp_path / "copy").figure(cell)
+
+
+def test_the_archive_of_a_sweep_gives_the_report_of_its_runs(out, markdown, tmp_path):
+    kept = ["sweep.json", "runs.json", "starts.json", "archive"]
+    for name in kept:
+        (shutil.copytree if (out / name).is_dir() else shutil.copy)(out / name, tmp_path / name)
+    write_report(tmp_path)
+    assert (tmp_path / "report.md").read_text() == markdown
+    assert {path.name for path in tmp_path.glob("figures/*")} == {path.name for path in out.glob("figures/*")}
+    assert not [path for path in tmp_path.iterdir() if path.name not in (*kept, "figures", "report.md", "report.html")]
+
+
+def test_an_archive_holds_figures_but_no_answers_and_is_made_again_with_its_run(out, plan, tmp_path):
+    run = cell_of(plan, "4", dataset="amazon_reviews", task="review_generation", column="TP").runs[0]
+    shutil.copytree(out / run.name, tmp_path / run.name)
+    archive(tmp_path, [run.name, "not finished"])
+    (file,) = (tmp_path / "archive").iterdir()
+    assert file.read_bytes() == (out / "archive" / file.name).read_bytes()  # made at another time
+    with zipfile.ZipFile(file) as zipped:
+        predictions = [json.loads(line) for line in zipped.read("predictions.jsonl").splitlines()]
+    assert {json.dumps([*line, *line["written"]["TextPrompt"]]) for line in predictions} == {
+        '["user_id", "written", "rougeLsum"]'
+    }
+    results = tmp_path / run.name / "results.json"
+    before, text = file.stat().st_mtime_ns, results.read_text()
+    archive(tmp_path, [run.name])
+    assert file.stat().st_mtime_ns == before
+    results.write_text(text.replace("c0ffee", "c0cac0"))
+    os.utime(results, ns=(before + 1, before + 1))
+    archive(tmp_path, [run.name])
+    shutil.rmtree(tmp_path / run.name)
+    assert Results(tmp_path).of(run)["provenance"]["commit"] == "c0cac0"
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[:-100], lambda whole: whole[:200] + bytes(4) + whole[204:]])
+def test_a_damaged_archive_is_named(out, plan, tmp_path, damage):
+    run = cell_of(plan, "2", dataset="movielens", column="USER-LLM", metric="recall@1").runs[0]
+    file = tmp_path / "archive" / f"{run.name}.zip"
+    shutil.copytree(out / "archive", file.parent)
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(ConfigError, match=rf"{re.escape(str(file))}.* is damaged .*: delete {re.escape(str(file))} "):
+        Results(tmp_path).of(run)
 
 
 def test_cells_are_ours_and_the_paper_s(plan):

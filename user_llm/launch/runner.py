@@ -15,12 +15,12 @@ from rich.live import Live
 from user_llm import locks
 from user_llm.files import replacing
 from user_llm.launch import malloc
+from user_llm.launch.archive import RESULTS, archive_of
 from user_llm.launch.board import board, duration
 from user_llm.launch.kept import kept
 from user_llm.launch.progress import stage_progress
 
 RECORDS = "runs.json"
-RESULTS = "results.json"
 FINISHED, FAILED, SKIPPED, RUNNING = "finished", "failed", "skipped", "running"
 STOPPED, BUSY = "stopped", "busy"
 _NO_RESULTS = (FAILED, SKIPPED, STOPPED)  # which a job that needs them cannot do without
@@ -84,9 +84,10 @@ class Runner:
         self._active: dict[str, tuple[subprocess.Popen, float]] = {}
         self._busy: dict[str, float] = {}  # job → when it is tried again
         self.records = read_records(out)
+        unfinished = self._unfinished()
         for job in jobs:
             record = self.records.setdefault(job.name, {"state": "", "seconds": 0.0, "message": ""})
-            record |= {"state": FINISHED if self._has_results(job.name) else "", "command": list(job.command)}
+            record |= {"state": "" if job.name in unfinished else FINISHED, "command": list(job.command)}
 
     def execute(self, parallel: int, console: Console) -> None:
         """Runs what is not finished, `parallel` processes at a time.
@@ -100,6 +101,8 @@ class Runner:
         waiting = [name for name in self.jobs if self.state(name) != FINISHED]
         if len(waiting) < len(self.jobs):
             console.print(f"{len(self.jobs) - len(waiting)} of {len(self.jobs)} runs are finished already")
+        if again := [name for name in waiting if archive_of(self.out, name).is_file()]:
+            console.print(f"{len(again)} are run again for their models, as only their results are here: {again}")
         try:
             with Live(console=console, auto_refresh=False, transient=True) as live:
                 while waiting or self._active or self._busy:
@@ -155,6 +158,17 @@ class Runner:
         running = {name: (elapsed, stage_progress(self.out / name)) for name, elapsed in self._elapsed().items()}
         others = {name: (self.state(name), self.records[name]["message"]) for name in self.jobs if name not in running}
         return board(running, others, self.summary(parallel).split(" · "))
+
+    def _unfinished(self) -> set[str]:
+        """The jobs without results, and those of which only an archive is left where one of the former needs more."""
+        unfinished: set[str] = set()
+        needed: set[str] = set()
+        for name, job in reversed(self.jobs.items()):  # none before those that need it
+            archived = archive_of(self.out, name).is_file() and name not in needed
+            if not archived and not self._has_results(name):
+                unfinished.add(name)
+                needed.update(job.needs)
+        return unfinished
 
     def _has_results(self, name: str) -> bool:
         return (self.out / name / RESULTS).is_file()

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from user_llm.files import replacing
+from user_llm.launch.archive import archive
 from user_llm.launch.plan import Plan
 from user_llm.launch.report.document import compose
 from user_llm.launch.report.page import render
@@ -14,10 +15,14 @@ MARKDOWN, PAGE, FIGURES = "report.md", "report.html", "figures"
 def write_report(out: Path) -> list[Path]:
     """Writes `report.md` (with `figures/*.svg` beside it) and `report.html` into a sweep's folder; returns both paths.
 
+    What it reads of each run is kept in `archive/` (`archive.py`).
+
     Raises:
       ConfigError: the folder holds no sweep.
     """
-    document = compose(Plan.load(out), Results(out))
+    plan = Plan.load(out)
+    archive(out, (run.name for run in plan.runs()))
+    document = compose(plan, Results(out))
     (out / FIGURES).mkdir(exist_ok=True)
     for name, svg in document.figures.items():
         with replacing(out / FIGURES / name) as partial:

@@ -12,8 +12,10 @@ import numpy as np
 
 from user_llm.config import ConfigError
 from user_llm.evaluation.metrics import bootstrap_interval
-from user_llm.launch.kept import kept
-from user_llm.launch.runner import RESULTS, read_records
+from user_llm.launch.archive import ENVIRONMENT, METRICS, PREDICTIONS, RESULTS, anew, place_of
+from user_llm.launch.kept import Place, kept
+from user_llm.launch.resolve import resolve
+from user_llm.launch.runner import read_records
 from user_llm.launch.runs import EFFICIENCY, Run
 from user_llm.launch.starts import read_starts
 from user_llm.launch.sweeps import Cell
@@ -62,16 +64,13 @@ class Results:
 
     def of_finished(self, run: Run) -> dict[str, Any]:
         """The same of a run that is finished."""
-        return _there(self.of(run), self.out / run.name / RESULTS)
-
-    def environment(self, run: Run) -> dict[str, Any] | None:
-        """Its `environment.json`."""
-        return self._read(run.name, "environment.json")
+        return _there(self.of(run), self.out / run.name, RESULTS)
 
     def metrics(self, run: Run, stage: str, kind: str) -> list[dict[str, Any]]:
         """The lines of a stage's `metrics.jsonl` of a kind: `train` or `validation`."""
-        path = self.out / run.name / stage / "metrics.jsonl"
-        return [line for line in kept(path, _lines, _anew(path.parents[1])) or [] if line["kind"] == kind]
+        place = place_of(self.out, run.name)
+        lines = kept(place / stage / METRICS, _lines, anew(place)) if place else None
+        return [line for line in lines or [] if line["kind"] == kind]
 
     @functools.cached_property
     def records(self) -> dict[str, dict[str, Any]]:
@@ -105,8 +104,8 @@ class Results:
 
     def _count(self, run: Run, cell: Cell) -> Figure | None:
         """Table 1: windows of the dataset by the paper's rule, as the run noted them."""
-        config = _there(self._read(run.name, "config.json"), self.out / run.name / "config.json")
-        environment, history = self.environment(run), config["data"]["history_length"]
+        environment = self._read(run.name, ENVIRONMENT)
+        history = resolve(run.config, run.values(Path())).data.history_length
         counts = environment["summary"]["windows"].get(str(history)) if environment else None
         return Figure(counts[cell.source]) if counts else None
 
@@ -124,26 +123,20 @@ class Results:
     @functools.lru_cache(maxsize=1024)  # noqa: B019
     def _predictions(self, name: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Test users, sorted, and row → rank (inf: not found) or ROUGE-Lsum of each."""
-        path = self.out / name / "predictions.jsonl"
-        return _there(kept(path, _predictions, _anew(path.parent)), path)
+        place = place_of(self.out, name) or self.out / name
+        return _there(kept(place / PREDICTIONS, _predictions, anew(place)), place, PREDICTIONS)
 
     @functools.lru_cache(maxsize=4096)  # noqa: B019
     def _read(self, name: str, file: str) -> dict[str, Any] | None:
-        path = self.out / name / file
-        if not (self.out / name / RESULTS).is_file():
-            return None
-        return kept(path, lambda text: {**json.loads(text)}, _anew(path.parent))
+        place = place_of(self.out, name)
+        return kept(place / file, lambda text: {**json.loads(text)}, anew(place)) if place else None
 
 
-def _there(found: Found | None, path: Path) -> Found:
+def _there(found: Found | None, place: Place, file: str) -> Found:
     """What a file of a finished run holds, which every such run has."""
     if found is None:
-        raise ConfigError(f"{path} is missing: {_anew(path.parent)}")
+        raise ConfigError(f"{place / file} is missing: {anew(place)}")
     return found
-
-
-def _anew(workdir: Path) -> str:
-    return f"delete {workdir} and start the sweep again, which makes it anew"
 
 
 def _lines(text: str) -> list[dict[str, Any]]:
