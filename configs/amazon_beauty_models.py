@@ -2,9 +2,9 @@
 
     user-llm sweep --tables=2,5,8,7 --scale=workstation --datasets=amazon_reviews --jobs=2 --out=runs/workstation
 
-Encoder and language model are those of `amazon_beauty`. The LLM rows have two fifths of its steps, as in
-`ml_1m_models`, and move the encoder too. The language model reads every product three times, not ten, as its texts are
-long.
+Encoder and language model are those of `amazon_beauty`. Encoders have two fifths of its steps and the LLM rows, which move
+the encoder too, a quarter, as in `ml_1m_models`. The language model reads every product three times, not ten, as its
+texts are long.
 """
 
 from user_llm import schema
@@ -14,10 +14,11 @@ from user_llm.command_line import load
 def get_config(task="next_item"):
     config = load(f"amazon_beauty:{task}").unlock()
     config.name = "amazon_beauty_models"
+    config.training.encoder.steps = 1000
     config.training.llm.update(steps=300, eval_every=100, checkpoint_every=100)
     learnt = load(f"ml_1m_models:{task}")
     if task == "next_item":
-        schema.shorten(config, 2, of=5)
+        schema.shorten(config, 1, of=4)
         config.integration.rates.encoder = learnt.integration.rates.encoder
     else:
         config.training.user_llm = learnt.training.user_llm

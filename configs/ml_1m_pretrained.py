@@ -4,7 +4,7 @@
         --set llm.checkpoint=gemma-3-270m-q4_k_m.gguf llm.trim_vocabulary=true \
         integration.first_layer=12 integration.every=2
 
-Data and encoder are those of `ml_1m_models`; the language model sees a quarter of its steps, of a quarter of its texts,
+Data and encoder are those of `ml_1m_models`; the language model sees two fifths of its steps, of a quarter of its texts,
 and fewer users are asked. Not run by us to the end yet.
 """
 
@@ -15,7 +15,7 @@ from user_llm.command_line import load
 def get_config(task="next_item"):
     config = load(f"ml_1m_models:{task}").unlock()
     config.name = "ml_1m_pretrained"
-    schema.shorten(config, 1, of=4)
+    schema.shorten(config, 2, of=5)
     config.training.user_llm.batch_size //= 4
     config.evaluation.max_users = 500
     config.evaluation.max_validation = 200
