@@ -2,9 +2,9 @@
 
     user-llm sweep --tables=2,5,8,7 --scale=workstation --datasets=amazon_reviews --jobs=2 --out=runs/workstation
 
-Encoder and language model are those of `amazon_beauty`. Encoders have two fifths of its steps and the LLM rows, which move
-the encoder too, a quarter, as in `ml_1m_models`. The language model reads every product three times, not ten, as its
-texts are long.
+Encoder and language model are those of `amazon_beauty`. As in `ml_1m_models`, encoders have two fifths of its steps and
+the LLM rows, which move the encoder too, a quarter. The language model reads every product three times, not ten, as
+its texts are long.
 """
 
 from user_llm import schema

@@ -4,8 +4,8 @@
         --set llm.checkpoint=gemma-3-270m-q4_k_m.gguf llm.trim_vocabulary=true \
         integration.first_layer=12 integration.every=2
 
-Data and encoder are those of `ml_1m_models`; the language model sees two fifths of its steps, of a quarter of its texts,
-and fewer users are asked. Not run by us to the end yet.
+Data and encoder are those of `ml_1m_models`; the language model sees two fifths of its steps, of a quarter of its
+texts, and fewer users are asked. Not run by us to the end yet.
 """
 
 from user_llm import schema
