@@ -172,6 +172,15 @@ def test_an_archive_holds_figures_but_no_answers_and_is_made_again_with_its_run(
     assert Results(tmp_path).of(run)["provenance"]["commit"] == "c0cac0"
 
 
+def test_damaged_predictions_are_named_and_not_archived(out, plan, tmp_path):
+    run = cell_of(plan, "2", dataset="movielens", column="USER-LLM", metric="recall@1").runs[0]
+    shutil.copytree(out / run.name, tmp_path / run.name)
+    (tmp_path / run.name / "predictions.jsonl").write_text("{")
+    with pytest.raises(ConfigError, match=rf"predictions\.jsonl is damaged .*: delete .*{re.escape(run.name)} "):
+        archive(tmp_path, [run.name])
+    assert not [path for path in tmp_path.rglob("*") if path.suffix == ".zip"]
+
+
 @pytest.mark.parametrize("damage", [lambda whole: whole[:-100], lambda whole: whole[:200] + bytes(4) + whole[204:]])
 def test_a_damaged_archive_is_named(out, plan, tmp_path, damage):
     run = cell_of(plan, "2", dataset="movielens", column="USER-LLM", metric="recall@1").runs[0]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from user_llm.config import ConfigError
 from user_llm.files import replacing
-from user_llm.launch.kept import Place
+from user_llm.launch.kept import Place, kept
 
 RESULTS, PREDICTIONS, ENVIRONMENT, METRICS = "results.json", "predictions.jsonl", "environment.json", "metrics.jsonl"
 ARCHIVE = "archive"
@@ -45,6 +45,9 @@ def archive(out: Path, names: Iterable[str]) -> None:
 
     Of the predictions it keeps what a report counts: `user_id` and ranks or ROUGE-Lsum, no answers. Equal runs make
     equal files.
+
+    Raises:
+      ConfigError: a file of a run is damaged.
     """
     for name in names:
         results, file = out / name / RESULTS, archive_of(out, name)
@@ -58,18 +61,20 @@ def archive(out: Path, names: Iterable[str]) -> None:
 
 
 def _texts(workdir: Path) -> Iterator[tuple[str, str]]:
-    whole = [RESULTS, ENVIRONMENT, *sorted(str(path.relative_to(workdir)) for path in workdir.glob(f"*/{METRICS}"))]
-    for path in whole:
-        if (workdir / path).is_file():
-            yield path, (workdir / path).read_text(encoding="utf-8")
-    if (workdir / PREDICTIONS).is_file():
-        with (workdir / PREDICTIONS).open(encoding="utf-8") as lines:
-            yield PREDICTIONS, "".join(f"{json.dumps(_counted(json.loads(line)))}\n" for line in lines)
+    metrics = sorted(str(path.relative_to(workdir)) for path in workdir.glob(f"*/{METRICS}"))
+    for path in (RESULTS, ENVIRONMENT, *metrics, PREDICTIONS):
+        text = kept(workdir / path, _counts if path == PREDICTIONS else str, anew(workdir))
+        if text is not None:
+            yield path, text
+
+
+def _counts(predictions: str) -> str:
+    return "".join(f"{json.dumps(_counted(json.loads(line)))}\n" for line in predictions.splitlines())
 
 
 def _counted(prediction: dict) -> dict:
     """What of a user's prediction a report reads."""
-    kept = {key: prediction[key] for key in ("user_id", "ranks") if key in prediction}
+    counted = {key: prediction[key] for key in ("user_id", "ranks") if key in prediction}
     if written := prediction.get("written"):
-        kept["written"] = {row: {"rougeLsum": of["rougeLsum"]} for row, of in written.items()}
-    return kept
+        counted["written"] = {row: {"rougeLsum": of["rougeLsum"]} for row, of in written.items()}
+    return counted
