@@ -5,7 +5,9 @@
         integration.first_layer=12 integration.every=2
 
 Data and encoder are those of `ml_1m_models`; the language model sees two fifths of its steps, of a quarter of its
-texts, and fewer users are asked. Not run by us to the end yet.
+texts, and fewer users are asked. On two cores of an AMD EPYC, 500 users, Recall@10 (docs/results.md): encoder .314,
+User-LLM with LoRA .058 and frozen .054 after half an hour each, the text prompt without training .016; the text prompt
+with LoRA was not run.
 """
 
 from user_llm import schema
