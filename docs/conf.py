@@ -13,7 +13,7 @@ author = "the User-LLM contributors"
 release = user_llm.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "results/*/notes.md"]  # what a report tells its readers stands in the report
 suppress_warnings = ["mystnb.unknown_mime_type"]
 
 html_theme = "furo"
