@@ -29,7 +29,7 @@ from user_llm.launch.report.orderings import HOLDS, NOISE, REVERSED, Ordering, b
 from user_llm.launch.report.overview import overview
 from user_llm.launch.report.paper import paper_figure
 from user_llm.launch.report.results import Figure, Results, Sample
-from user_llm.launch.report.tables import cell_text, setting_note
+from user_llm.launch.report.tables import cell_text, setting_note, table
 from user_llm.launch.resolve import resolve
 from user_llm.launch.sweeps import TABLES
 
@@ -319,6 +319,9 @@ def test_rows_say_what_they_cost_and_who_has_seen_fewer_texts(plan, results):
     (run, _) = cell_of(plan, "2", dataset="movielens", column="USER-LLM", metric="recall@1").runs
     training = resolve(run.config, run.values(Path())).training.user_llm
     assert lines["USER-LLM"] == f"{training.steps * training.batch_size:,} | 20 s | 1e+12"  # as the stand-in leaves
+    *_, baselines, _, _ = costs(plan.cells("baselines"), results)
+    assert "| USER-LLM |" in baselines
+    assert not re.search("Popularity|shuffled", baselines)  # which the same runs have, and nothing learnt for
     assert cost_of(cell_of(plan, "3", row="FLOPs reduction", column="Len50").runs[0], results) is None
     (ours,) = {cell.runs for cell in cells if cell.column == "USER-LLM"}
     shorter = dataclasses.replace(ours[0], overrides=(*ours[0].overrides, ("training.user_llm.steps", 7)))
@@ -349,6 +352,22 @@ def test_a_row_that_only_some_runs_have_is_shown_where_it_is(plan, out, results,
             return super()._sample(name, "User-LLM" if "fused" in source else source, metric)
 
     assert "USER-LLM fused" in compose(plan, Fused(out)).markdown
+
+
+def test_a_figure_of_new_items_is_read_from_their_own_table(tmp_path):
+    plan = Plan("workstation", (0, 1), (), ("cold",), ("movielens",))
+    cells = plan.cells("cold", plan.datasets)
+    (run,) = {run for cell in cells for run in cell.runs}  # one seed: intervals over users are kept, no users
+    (protocol,) = {cell.protocol for cell in cells if cell.row == "among the cold"}
+    interval = {"value": 0.118, "low": 0.1, "high": 0.13}
+    (tmp_path / run.name).mkdir()
+    (tmp_path / run.name / "results.json").write_text(
+        json.dumps({"protocols": {protocol: {"rows": {"User-LLM": {"recall@10": interval}}}}})
+    )
+    results = Results(tmp_path)
+    known = {(cell.row, cell.column): figure for cell in cells if (figure := results.figure(cell))}
+    assert known == {("among the cold", "USER-LLM"): Figure(0.118, 0.1, 0.13)}
+    assert f"0.118{NO_BREAK}±0.015" in table(cells, results)
 
 
 def test_only_the_same_users_are_compared():

@@ -18,7 +18,7 @@ from user_llm.launch.runs import EFFICIENCY, MAIN, with_needs
 from user_llm.launch.scales import BUILDS, DATASETS, SCALES, STANDS_FOR
 from user_llm.launch.sweeps import TABLES, cells, most_informative_first, tables_of
 from user_llm.shipped import config_file
-from user_llm.tasks import favorite_category, next_item, review_generation, rows
+from user_llm.tasks import cold_items, favorite_category, next_item, review_generation, rows
 
 __all__ = ["make_table"]
 
@@ -55,7 +55,7 @@ def test_every_run_resolves_against_the_locked_config_and_is_valid(scale, somewh
         if run.program == MAIN:
             assert f"{run.dataset}." in run.name
             assert f".{config.task}." in run.name
-            assert len(config.stages) == 1
+            assert len(config.stages) == (3 if config.evaluation.cold_share else 1)
             if run.llm:
                 assert config.prompt.max_inputs + config.prompt.max_targets <= config.llm.max_length
 
@@ -248,7 +248,30 @@ def test_only_the_paper_s_user_llm_is_asked_with_its_encoder():
         f"{dataset}.next_item.autoregressive.cross_attention.full.n50.seed{seed}"
         for dataset in ("movielens", "amazon_reviews")
         for seed in (0, 1)
+    } | {
+        f"{dataset}.next_item.autoregressive.cross_attention.cold.full.n50.seed0"
+        for dataset in ("movielens", "amazon_reviews")
     }
+
+
+def test_what_is_asked_about_new_items_learns_as_user_llm_does_and_from_nothing_that_knows_them():
+    found = CELLS["workstation", "cold"]
+    assert {cell.row: cell.protocol for cell in found} == {
+        "among all": cold_items.AMONG_ALL,
+        "among the cold": cold_items.AMONG_COLD,
+    }
+    usual = {cell.dataset: cell.runs[0] for cell in CELLS["workstation", "2"] if cell.column == "USER-LLM"}
+    for run in {run for cell in found for run in cell.runs}:
+        assert not run.needs
+        config, other = config_of(run), config_of(usual[run.dataset])
+        assert config.stages == ("llm", "encoder", "user_llm")
+        assert config.evaluation.cold_share == 0.05
+        for parts in (config, other):
+            parts.evaluation.cold_share = 0.0
+            parts.encoder.checkpoint = parts.llm.checkpoint = ""
+            parts.stages = ()
+        assert config == other
+    assert "cold" not in tables_of("laptop")
 
 
 def test_a_zero_shot_prompt_moves_nothing():

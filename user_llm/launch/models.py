@@ -18,6 +18,7 @@ class Model:
         length: the paper's length of history where a table varies it (50, 100, 200); 0: the setting's own.
         features: what the encoder reads, where not what the config says.
         trained: whether anything learns; a text prompt with a language model as it came is zero-shot.
+        cold: whether a share of the items is kept from everything that learns, and asked about.
     """
 
     encoder: str | None = "autoregressive"
@@ -30,6 +31,7 @@ class Model:
     length: int = 0
     features: tuple[str, ...] = ()
     trained: bool = True
+    cold: bool = False
 
     @property
     def label(self) -> str:
@@ -42,6 +44,7 @@ class Model:
             parts += ["perceiver"] if self.perceiver else []
             parts += [f"text_{self.text}"] if self.text else []
             parts += self.features
+            parts += ["cold"] if self.cold else []
         parts += [self.strategy] if not self.alone else []
         return ".".join(parts)
 
@@ -54,6 +57,7 @@ TEXT_PROMPT = Model(encoder=None, text="all")
 ZERO_SHOT = Model(encoder=None, text="all", strategy="lora", trained=False)
 SHORT_TEXT_PROMPT = Model(encoder=None, text="short")
 WITH_SHORT_TEXT = Model(text="short")
+COLD = Model(cold=True)
 DUAL_ENCODER_LLM = Model(encoder="dual_encoder")
 DUAL_ENCODER_LLM_WITH_SHORT_TEXT = Model(encoder="dual_encoder", text="short")
 

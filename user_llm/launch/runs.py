@@ -15,6 +15,7 @@ from user_llm.launch.scales import FAVORITE, NEXT, REVIEW, Scale, Setting
 
 MAIN, EFFICIENCY = "user_llm.main", "user_llm.efficiency"
 SHORT = 10  # latest events as text, of TP10 and AR50TP10
+COLD_SHARE = 0.05  # of the items, of models that are asked about new ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Runs:
             *[("encoder.dual_encoder.label", FAVORITE), ("training.encoder.keep_best", "loss")],
             *self._pretraining(FAVORITE, DUAL_ENCODER),
         ]
-        return self._run(self._label(DUAL_ENCODER), FAVORITE, "encoder", overrides)
+        return self._run(self._label(DUAL_ENCODER), FAVORITE, ("encoder",), overrides)
 
     def _encoder(self, model: Model) -> Run:
         """The encoder of a model, pretrained on the next item, whatever the task."""
@@ -124,7 +125,7 @@ class Runs:
         alone = Model(model.encoder, alone=True, features=features, length=model.length)
         overrides: list[tuple[str, object]] = [("encoder.kind", model.encoder), *self._lengths(model)]
         overrides += [("encoder.features", features)] if features else []
-        return self._run(self._label(alone), NEXT, "encoder", [*overrides, *self._pretraining(NEXT, alone)])
+        return self._run(self._label(alone), NEXT, ("encoder",), [*overrides, *self._pretraining(NEXT, alone)])
 
     def _pretraining(self, task: str, alone: Model) -> Overrides:
         config = self._config(task)
@@ -150,18 +151,25 @@ class Runs:
         overrides += [] if model.trained else UNTRAINED
         if self._is_fused(model):
             overrides.append(("evaluation.answers", "fused"))
+        if model.cold:  # another run's encoder and language model know these items
+            stages = ("encoder", "user_llm") if self._borrows_llm else ("llm", "encoder", "user_llm")
+            overrides.append(("evaluation.cold_share", COLD_SHARE))
+            return self._run(self._label(model), self.task, stages, overrides, model=model)
         encoder = self._encoder(model) if model.encoder and model.pretrained else None
         llm = None if self._borrows_llm else self.llm()
-        return self._run(self._label(model), self.task, "user_llm", overrides, encoder, llm, model)
+        return self._run(self._label(model), self.task, ("user_llm",), overrides, encoder, llm, model)
 
     def _is_fused(self, model: Model) -> bool:
-        usual = dataclasses.replace(model, length=0) == USER_LLM and self._history(model) == self.setting.history
+        usual = (
+            dataclasses.replace(model, length=0, cold=False) == USER_LLM
+            and self._history(model) == self.setting.history
+        )
         wished = any(key == "evaluation.answers" for key, _ in self.settings)
-        return self.scale.fused and self.task == NEXT and usual and not wished
+        return self.scale.beyond and self.task == NEXT and usual and not wished
 
     def llm(self) -> Run:
         """The language model that all of the task's runs start from, where none is named."""
-        return self._run("llm", self.task, "llm", [])
+        return self._run("llm", self.task, ("llm",), [])
 
     @property
     def _borrows_llm(self) -> bool:
@@ -188,29 +196,29 @@ class Runs:
         self,
         label: str,
         task: str,
-        stage: str,
+        stages: tuple[str, ...],
         overrides: Overrides,
         encoder: Run | None = None,
         llm: Run | None = None,
         model: Model | None = None,
     ) -> Run:
-        common: list[tuple[str, object]] = [("seed", self.seed), ("stages", (stage,))]
+        common: list[tuple[str, object]] = [("seed", self.seed), ("stages", stages)]
         if self.setting.dataset:
             common.append(("data.dataset", self.setting.dataset))
-        if stage != "encoder" and not self._borrows_llm:
+        if stages != ("encoder",) and not self._borrows_llm:
             common.append(("llm.max_length", self.setting.max_length))
         return Run(
             label=f"{self.dataset}.{task}.{label}.seed{self.seed}",
             dataset=self.dataset,
             config=f"{self.setting.config}:{task}",
-            overrides=(*common, *overrides, *self._wished(stage, model, {key for key, _ in overrides})),
+            overrides=(*common, *overrides, *self._wished(stages, model, {key for key, _ in overrides})),
             encoder=encoder,
             llm=llm,
         )
 
-    def _wished(self, stage: str, model: Model | None, given: Collection[str]) -> Overrides:
+    def _wished(self, stages: tuple[str, ...], model: Model | None, given: Collection[str]) -> Overrides:
         """The user's settings, but for those that the run has no use for, and keys that are `given` their values."""
-        useless = ["llm."] if stage == "encoder" else []
+        useless = ["llm."] if stages == ("encoder",) else []
         if model is None or model.encoder is None:
             useless.append("integration.")
         elif model.integration != "cross_attention":

@@ -51,14 +51,15 @@ class Scale:
         lengths: the paper's 50, 100 and 200 events of Figure 3 → ours.
         efficiency: config of Table 3's measurement.
         tables: those it has; (): all of the paper's, and the baselines.
-        fused: whether the paper's User-LLM is asked together with its encoder, too, in the task of the next item.
+        beyond: whether it asks what the paper did not: User-LLM together with its encoder, in the task of the next
+            item, and items that nothing has learnt of (table `cold`).
     """
 
     settings: Mapping[str, Mapping[str, Setting]]
     lengths: Mapping[int, int]
     efficiency: str
     tables: tuple[str, ...] = ()
-    fused: bool = False
+    beyond: bool = False
 
 
 def _every_task(setting: Setting) -> Mapping[str, Setting]:
@@ -107,7 +108,7 @@ SCALES = {
         },
         lengths={50: 50, 100: 100, 200: 200},
         efficiency="efficiency",
-        fused=True,
+        beyond=True,
     ),
     "pretrained": Scale(
         settings={

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from user_llm.launch.models import (
     AUTOREGRESSIVE,
     BERT4REC,
+    COLD,
     DUAL_ENCODER,
     DUAL_ENCODER_LLM,
     DUAL_ENCODER_LLM_WITH_SHORT_TEXT,
@@ -42,6 +43,7 @@ class Cell:
         runs: one a seed.
         source: what is read: a row of the runs' results, or an approach of the efficiency measurement.
         optional: whether it is shown only where the runs' results have that row.
+        protocol: which of the results' tables is read, where not the first one.
     """
 
     table: str
@@ -53,6 +55,7 @@ class Cell:
     runs: tuple[Run, ...]
     source: str
     optional: bool = False
+    protocol: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +68,7 @@ class Block:
     datasets: tuple[str, ...] = DATASETS
     sources: Mapping[str, str] = dataclasses.field(default_factory=dict)  # column → row of results, if not its model's
     optional: tuple[str, ...] = ()  # columns that are shown where the results have them
+    protocols: Mapping[str, str] = dataclasses.field(default_factory=lambda: {"": ""})  # row → table of the results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +168,17 @@ _PRETRAINED = {
     "USER-LLM LoRA": dataclasses.replace(USER_LLM, strategy="lora"),
 }
 
+_COLD = {
+    "AR encoder alone": "Encoder alone",
+    "USER-LLM without user": "LLM without context",
+    "USER-LLM": "User-LLM",
+    "USER-LLM fused": "User-LLM fused with its encoder",
+}
+_COLD_PROTOCOLS = {
+    "among all": "events of cold items, among all items",
+    "among the cold": "events of cold items, among cold items",
+}
+
 _BY_LENGTH = (Block(NEXT, RECALLS, _lengths(), ("movielens",)),)
 
 TABLES: Mapping[str, Table] = {
@@ -257,6 +272,19 @@ TABLES: Mapping[str, Table] = {
             ),
         ),
     ),
+    "cold": Table(
+        "Not in the paper: items that nothing has learnt of",
+        (
+            Block(
+                NEXT,
+                RECALLS[-1:],
+                dict.fromkeys(_COLD, COLD),
+                sources=_COLD,
+                optional=("USER-LLM fused",),
+                protocols=_COLD_PROTOCOLS,
+            ),
+        ),
+    ),
     "pretrained": Table(
         "Not in the paper: a pretrained language model, frozen and with LoRA",
         (Block(NEXT, RECALLS, _PRETRAINED, ("movielens",)),),
@@ -269,12 +297,18 @@ _MOST_INFORMATIVE = ("2", "5", "8", "7", "fig3")
 
 def tables_of(scale: str) -> tuple[str, ...]:
     """The tables that a scale has."""
-    return SCALES[scale].tables or tuple(name for name in TABLES if name != "pretrained")
+    size = SCALES[scale]
+    others = {"pretrained"} if size.beyond else {"pretrained", "cold"}
+    return size.tables or tuple(name for name in TABLES if name not in others)
 
 
 def most_informative_first(tables: Sequence[str]) -> list[str]:
     """Tables in the order in which they are run."""
     return sorted(tables, key=lambda name: [*_MOST_INFORMATIVE, *TABLES].index(name))
+
+
+TRAINED = frozenset({"Dual encoder", "Encoder alone", "TextPrompt", "User-LLM"})
+"""The rows of results that are a trained model's own (`source_of`)."""
 
 
 def source_of(model: Model, task: str) -> str:
@@ -324,15 +358,17 @@ def cells(
             table=name,
             dataset=dataset,
             task=block.task,
-            row="",
+            row=row,
             column=column,
             metric=metric,
-            runs=runs(dataset, block.task, model),
+            runs=runs(dataset, block.task, model)[: 1 if protocol else None],  # no interval over seeds is known of it
             source=block.sources.get(column, source_of(model, block.task)),
             optional=column in block.optional,
+            protocol=protocol,
         )
         for block in TABLES[name].blocks
         for dataset in places(block.task, block.datasets)
+        for row, protocol in block.protocols.items()
         for metric in block.metrics
         for column, model in block.columns.items()
     ]

@@ -10,7 +10,7 @@ from user_llm.launch.report.names import DATASETS, TASKS
 from user_llm.launch.report.results import Results
 from user_llm.launch.resolve import resolve
 from user_llm.launch.runs import EFFICIENCY, Run
-from user_llm.launch.sweeps import Cell
+from user_llm.launch.sweeps import TRAINED, Cell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ def cost_of(run: Run, results: Results) -> Cost | None:
 def examples_of(run: Run) -> int:
     """Windows that an encoder is trained on, or texts with whole answers that a language model is."""
     config = resolve(run.config, run.values(Path()))
-    (stage,) = config.stages
+    stage = config.stages[-1]
     texts = whole_titles(config) if stage == "user_llm" else 1
     return config.training[stage].steps * config.training[stage].batch_size * texts
 
@@ -50,7 +50,7 @@ def costs(cells: Sequence[Cell], results: Results) -> Iterator[str]:
     """A table of what each row of some cells cost, and who has seen fewer texts than others; Markdown."""
     groups: dict[tuple[str, str], dict[str, Run]] = {}
     for cell in cells:
-        if cell.task and cell.runs:
+        if cell.task and cell.runs and cell.source in TRAINED:  # counts cost nothing, other answers nothing more
             groups.setdefault((cell.dataset, cell.task), {}).setdefault(cell.column, cell.runs[0])
     lines, fewer = [], []
     for (dataset, task), runs in groups.items():

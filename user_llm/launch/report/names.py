@@ -16,7 +16,8 @@ METRICS = {"recall@1": "@1", "recall@5": "@5", "recall@10": "@10", "rougeLsum": 
 
 def table_name(table: str) -> str:
     """Of `sweeps.TABLES`, as the paper has it."""
-    return {"fig3": "Figure 3", "baselines": "Baselines", "pretrained": "Pretrained"}.get(table, f"Table {table}")
+    ours = {"baselines": "Baselines", "cold": "Items never seen", "pretrained": "Pretrained"}
+    return {"fig3": "Figure 3", **ours}.get(table, f"Table {table}")
 
 
 def row_name(cell: Cell) -> str:

@@ -12,7 +12,7 @@ from user_llm.launch.report.paper import paper_figure
 from user_llm.launch.report.results import Results, Sample
 from user_llm.launch.sweeps import Cell
 
-_NO_ORDER = ("1", "3", "baselines", "pretrained")  # counts, and what is not the paper's
+_NO_ORDER = ("1", "3", "baselines", "cold", "pretrained")  # counts, and what is not the paper's
 
 HOLDS, REVERSED, NOISE = "holds", "is reversed", "stays open"
 _CLOSE = 0.25  # of the interval's width

@@ -92,6 +92,8 @@ class Results:
             return Figure(_measured(self.of_finished(finished[0])["rows"], cell))
         if cell.metric == "count":
             return self._count(finished[0], cell)
+        if cell.protocol:
+            return self._of_protocol(finished[0], cell)
         samples = [sample for run in finished if (sample := self._sample(run.name, cell.source, cell.metric))]
         if not samples:
             return None
@@ -108,6 +110,11 @@ class Results:
         history = resolve(run.config, run.values(Path())).data.history_length
         counts = environment["summary"]["windows"].get(str(history)) if environment else None
         return Figure(counts[cell.source]) if counts else None
+
+    def _of_protocol(self, run: Run, cell: Cell) -> Figure | None:
+        """A figure of another table than the first of a run's results, which keep no predictions of it."""
+        rows = self.of_finished(run)["protocols"].get(cell.protocol, {}).get("rows", {})
+        return Figure(**rows[cell.source][cell.metric]) if cell.source in rows else None
 
     @functools.lru_cache(maxsize=1024)  # noqa: B019
     def _sample(self, name: str, source: str, metric: str) -> Sample | None:
