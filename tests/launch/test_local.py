@@ -109,7 +109,10 @@ def test_stopped_in_the_middle_it_lets_the_run_save_and_goes_on_from_there(tmp_p
     assert "The same command goes on" in stderr
     (llm,) = tmp_path.glob("*.llm.seed0-*")
     assert (llm / "saved").exists()
-    assert json.loads((tmp_path / "runs.json").read_text())[llm.name]["state"] == "stopped"
+    states = {name: record["state"] for name, record in json.loads((tmp_path / "runs.json").read_text()).items()}
+    assert states[llm.name] == "stopped"
+    finished = {name for name, state in states.items() if state == "finished"}
+    assert finished == {file.stem for file in (tmp_path / "archive").iterdir()} != set()
     again = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
     assert again.returncode == 0, again.stderr
     assert starts(tmp_path).count(llm.name) == 2

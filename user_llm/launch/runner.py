@@ -15,7 +15,7 @@ from rich.live import Live
 from user_llm import locks
 from user_llm.files import replacing
 from user_llm.launch import malloc
-from user_llm.launch.archive import RESULTS, archive_of
+from user_llm.launch.archive import RESULTS, archive, archive_of
 from user_llm.launch.board import board, duration
 from user_llm.launch.kept import kept
 from user_llm.launch.progress import stage_progress
@@ -199,6 +199,7 @@ class Runner:
         record = self.records[name]
         record["seconds"] = round(record["seconds"] + time.monotonic() - start, 1)
         if self._has_results(name):
+            archive(self.out, [name])
             self._note(name, FINISHED, "")
             console.print(f"{_clock()} {name} finished after {duration(record['seconds'])}", soft_wrap=True)
         elif process.returncode == locks.BUSY:
